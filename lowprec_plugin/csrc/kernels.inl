@@ -1,0 +1,509 @@
+// The kernels, compiled once per instruction set (LOWPREC_NAMESPACE) with that set's flags.
+//
+// A tensor is worked through in chunks that fit the first-level cache: one block of a row, or as many whole rows as
+// fill a block where rows are narrow. Per chunk: decode to floats, update, encode. Everything is `static` and free of
+// library templates, so that no function compiled for a newer machine can be linked into the path of an older one.
+// Compiled without contraction or reassociation: the results are those of reference.py, bit for bit.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "lowprec.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace LOWPREC_NAMESPACE {
+
+typedef float f8 __attribute__((vector_size(32)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+
+enum : uint32_t { INFINITE = 0x7F800000u };  // the bits of a float; a NaN's are above
+enum { MAX = LOWPREC_MAX_BLOCK, MIN_EXPONENT = -110, MAX_EXPONENT = 126, GROUP = 16 };
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t padded(int64_t n) { return (n + GROUP - 1) / GROUP * GROUP; }
+
+static inline float power_of_two(int32_t e) {
+    uint32_t bits = (uint32_t)(e + 127) << 23;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint32_t bits_of(float f) {
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    return b;
+}
+
+// ---------------------------------------------------------------------------------------------------- random bits
+
+struct key32 {
+    uint32_t first, second;
+};
+
+// The key with the upper half of a 64-bit counter folded in: random_bits.hash32.
+static inline key32 key_at(uint64_t key, uint64_t counter) {
+    return {(uint32_t)key + (uint32_t)(counter >> 32) * 0x9E3779B9u, (uint32_t)(key >> 32)};
+}
+
+static inline uint32_t hash(uint32_t x, key32 k) {
+    x ^= k.first;
+    x = (x ^ (x >> 16)) * 0x7FEB352Du + k.second;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    return x ^ (x >> 16);
+}
+
+static inline u8 hash(u8 x, key32 k) {
+    x ^= k.first;
+    x = (x ^ (x >> 16)) * 0x7FEB352Du + k.second;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    return x ^ (x >> 16);
+}
+
+// Where a block's random bits come from: given, or hashed from the counter of its first element.
+struct randomness {
+    const int32_t *given;
+    uint64_t key, counter;
+    bool stochastic;
+
+    uint32_t at(int64_t j) const {
+        if (given) return (uint32_t)given[j];
+        uint64_t c = counter + (uint64_t)(j / GROUP) * 8 + (uint64_t)(j % 8);
+        return hash((uint32_t)c, key_at(key, c)) >> (j / 8 % 2 * 16) & 0xFFFFu;
+    }
+};
+
+// ------------------------------------------------------------------------------------------------- floats in and out
+
+static inline float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7FFFu;
+    if (magnitude >= 0x7C00u) {
+        uint32_t b = sign | 0x7F800000u | (magnitude & 0x3FFu) << 13;
+        float f;
+        memcpy(&f, &b, 4);
+        return f;
+    }
+    uint32_t b = magnitude << 13;  // a float 2**112 too small, denormals included
+    float f;
+    memcpy(&f, &b, 4);
+    f *= 5192296858534827628530496329220096.0f;
+    return sign ? -f : f;
+}
+
+static void load_floats(const void *source, int32_t type, int64_t at, int64_t n, float *__restrict out) {
+    if (type == LOWPREC_FLOAT32) {
+        memcpy(out, (const float *)source + at, (size_t)n * 4);
+    } else if (type == LOWPREC_BFLOAT16) {
+        const uint16_t *__restrict s = (const uint16_t *)source + at;
+        uint32_t *__restrict o = (uint32_t *)out;
+        for (int64_t j = 0; j < n; j++) o[j] = (uint32_t)s[j] << 16;
+    } else {
+        const uint16_t *__restrict s = (const uint16_t *)source + at;
+        for (int64_t j = 0; j < n; j++) out[j] = half_to_float(s[j]);
+    }
+}
+
+// Rounds finite floats to bfloat16, ties to even.
+static void store_bfloat16(const float *__restrict x, int64_t n, uint16_t *__restrict out) {
+    for (int64_t j = 0; j < n; j++) {
+        uint32_t b = bits_of(x[j]);
+        out[j] = (uint16_t)((b + 0x7FFFu + (b >> 16 & 1u)) >> 16);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ decode
+
+static void decode_block(const lowprec_store &s, int64_t at, int64_t n, int32_t exponent, float *__restrict out) {
+    const float scale = power_of_two(exponent);
+    if (s.low) {
+        const int16_t *__restrict c = (const int16_t *)s.codes + at;
+        const uint8_t *__restrict l = s.low + at;
+        const int shift = 24 - s.word_length;
+        for (int64_t j = 0; j < n; j++) out[j] = (float)(((int32_t)c[j] * 256 + l[j]) >> shift) * scale;
+    } else if (s.word_length > 8) {
+        const int16_t *__restrict c = (const int16_t *)s.codes + at;
+        for (int64_t j = 0; j < n; j++) out[j] = (float)c[j] * scale;
+    } else {
+        const int8_t *__restrict c = (const int8_t *)s.codes + at;
+        for (int64_t j = 0; j < n; j++) out[j] = (float)c[j] * scale;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ encode
+
+static inline i8 round_to_int(f8 x) {
+#if defined(__AVX2__)
+    return (i8)_mm256_cvtps_epi32((__m256)x);
+#else
+    i8 r;
+    for (int j = 0; j < 8; j++) r[j] = (int32_t)lrintf(x[j]);
+    return r;
+#endif
+}
+
+static inline int32_t clamp(int32_t v, int32_t low, int32_t high) { return v < low ? low : v > high ? high : v; }
+
+// Codes of up to 16 bits for x[0 .. n), which must be in range; x and code are padded to whole groups.
+static void round_block(const float *__restrict x, int64_t n, int32_t exponent, const randomness &random,
+                        int32_t *__restrict code) {
+    if (!random.stochastic) {
+        const float scale = power_of_two(-exponent);
+        for (int64_t j = 0; j < n; j += 8) {
+            f8 v;
+            memcpy(&v, x + j, 32);
+            i8 c = round_to_int(v * scale);
+            memcpy(code + j, &c, 32);
+        }
+        return;
+    }
+    const float scale = power_of_two(16 - exponent);
+    if (random.given) {
+        for (int64_t j = 0; j < n; j++) code[j] = ((int32_t)lrintf(x[j] * scale) + random.given[j]) >> 16;
+        return;
+    }
+    const u8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int64_t j = 0; j < n; j += GROUP) {
+        const uint64_t c = random.counter + (uint64_t)j / 2;  // a multiple of 8: the lanes cannot carry
+        const u8 word = hash(lane + (uint32_t)c, key_at(random.key, c));
+        f8 a, b;
+        memcpy(&a, x + j, 32);
+        memcpy(&b, x + j + 8, 32);
+        i8 ca = (round_to_int(a * scale) + (i8)(word & 0xFFFFu)) >> 16;
+        i8 cb = (round_to_int(b * scale) + (i8)(word >> 16)) >> 16;
+        memcpy(code + j, &ca, 32);
+        memcpy(code + j + 8, &cb, 32);
+    }
+}
+
+// Codes of any width, saturating, in double precision. Returns how many were out of range.
+static int64_t round_block_wide(const float *x, int64_t n, int32_t exponent, int32_t low, int32_t high,
+                                const randomness &random, int32_t *code) {
+    const double scale = (double)power_of_two(-exponent);
+    int64_t saturated = 0;
+    for (int64_t j = 0; j < n; j++) {
+        double v = (double)x[j] * scale;
+        if (v < low || v > high) {
+            saturated++;
+            v = v < low ? low : high;
+        }
+        if (random.stochastic)
+            code[j] = (int32_t)(((int64_t)nearbyint(v * 65536.0) + random.at(j)) >> 16);
+        else
+            code[j] = (int32_t)nearbyint(v);
+    }
+    return saturated;
+}
+
+static uint32_t largest_bits(const float *__restrict x, int64_t n) {
+    const uint32_t *__restrict b = (const uint32_t *)x;
+    int32_t largest = 0;
+    for (int64_t j = 0; j < n; j++) {
+        int32_t m = (int32_t)(b[j] & 0x7FFFFFFFu);
+        largest = m > largest ? m : largest;
+    }
+    return (uint32_t)largest;
+}
+
+static int32_t largest_code(const int32_t *__restrict code, int64_t n) {
+    int32_t largest = 0;
+    for (int64_t j = 0; j < n; j++) {
+        int32_t m = code[j] < 0 ? -code[j] : code[j];
+        largest = m > largest ? m : largest;
+    }
+    return largest;
+}
+
+// The smallest exponent that holds a magnitude, and whether the magnitude lies above the largest code of the next
+// smaller one though in its binade. `magnitude` is the bits of a finite float other than zero.
+static inline int32_t exponent_for(uint32_t magnitude, int32_t word_length, bool &carry) {
+    const int shift = 25 - word_length;  // mantissa bits below the (word_length - 2) that a code keeps
+    const uint32_t full = ((1u << (word_length - 2)) - 1u) << shift;
+    carry = (magnitude & 0x7FFFFFu) > full;
+    int32_t e = (int32_t)(magnitude >> 23) - 127 - (word_length - 2) + (carry ? 1 : 0);
+    return clamp(e, MIN_EXPONENT, MAX_EXPONENT);
+}
+
+static void store_codes(const lowprec_store &s, int64_t at, int64_t n, const int32_t *__restrict code) {
+    if (s.low) {
+        int16_t *__restrict c = (int16_t *)s.codes + at;
+        uint8_t *__restrict l = s.low + at;
+        const int shift = 24 - s.word_length;
+        for (int64_t j = 0; j < n; j++) {
+            const int32_t wide = (int32_t)((uint32_t)code[j] << shift);
+            c[j] = (int16_t)(wide >> 8);
+            l[j] = (uint8_t)(wide & 255);
+        }
+    } else if (s.word_length > 8) {
+        int16_t *__restrict c = (int16_t *)s.codes + at;
+        for (int64_t j = 0; j < n; j++) c[j] = (int16_t)code[j];
+    } else {
+        int8_t *__restrict c = (int8_t *)s.codes + at;
+        for (int64_t j = 0; j < n; j++) c[j] = (int8_t)code[j];
+    }
+}
+
+// Rounds one block and writes it. x is padded to whole groups with zeros, and may be changed; `largest` is
+// largest_bits(x, n). Returns how many saturated.
+static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_t *exponent_out, float *x,
+                            uint32_t largest, const randomness &random) {
+    alignas(64) int32_t code[MAX];
+    const int32_t max_code = (1 << (s.word_length - 1)) - 1;
+    if (!exponent_out) {
+        const int64_t saturated = round_block_wide(x, n, s.exponent, -max_code - 1, max_code, random, code);
+        store_codes(s, at, n, code);
+        return saturated;
+    }
+    if (largest >= INFINITE) {  // an overflow saturates; the caller has refused NaN
+        for (int64_t j = 0; j < n; j++) x[j] = x[j] > 3.40282347e38f ? 3.40282347e38f : x[j] < -3.40282347e38f ? -3.40282347e38f : x[j];
+        largest = 0x7F7FFFFFu;
+    }
+    int32_t e = MIN_EXPONENT;
+    int64_t saturated = 0;
+    if (largest == 0) {
+        memset(code, 0, (size_t)n * 4);
+    } else {
+        bool carry;
+        e = exponent_for(largest, s.word_length, carry);
+        if (s.word_length > 16 || e == MAX_EXPONENT)
+            saturated = round_block_wide(x, n, e, -max_code, max_code, random, code);
+        else
+            round_block(x, n, e, random, code);
+        if (s.squared)
+            for (int64_t j = 0; j < n; j++) code[j] += (code[j] == 0) & (x[j] > 0);
+        if (carry || e == MIN_EXPONENT) {
+            const int32_t top = largest_code(code, n);
+            if (top == 0) {
+                e = MIN_EXPONENT;
+            } else if (top <= max_code >> 1 && e > MIN_EXPONENT) {
+                e--;
+                for (int64_t j = 0; j < n; j++) code[j] *= 2;
+            }
+        }
+    }
+    *exponent_out = (int8_t)e;
+    store_codes(s, at, n, code);
+    return saturated;
+}
+
+// Blocks of a single element in a format of up to 16 bits: one exponent per lane.
+static void encode_single_elements(const lowprec_store &s, int64_t at, int64_t n, const float *x, bool stochastic,
+                                   uint64_t counter) {
+    alignas(64) int32_t code[MAX];
+    const int32_t max_code = (1 << (s.word_length - 1)) - 1;
+    for (int64_t j = 0; j < n; j++) {
+        uint32_t magnitude = bits_of(x[j]) & 0x7FFFFFFFu;
+        magnitude = magnitude > 0x7F7FFFFFu ? 0x7F7FFFFFu : magnitude;
+        bool carry;
+        int32_t e = exponent_for(magnitude, s.word_length, carry);
+        float v;
+        memcpy(&v, &magnitude, 4);
+        v = x[j] < 0 ? -v : v;
+        int32_t c;
+        if (stochastic) {
+            const uint64_t at_counter = counter + (uint64_t)j * 8;
+            const uint32_t r = hash((uint32_t)at_counter, key_at(s.key, at_counter)) & 0xFFFFu;
+            c = ((int32_t)lrintf(v * power_of_two(16 - e)) + (int32_t)r) >> 16;
+        } else {
+            c = (int32_t)lrintf(v * power_of_two(-e));
+        }
+        c += s.squared && c == 0 && v > 0;
+        const int32_t top = c < 0 ? -c : c;
+        const bool spare = top != 0 && top <= max_code >> 1 && e > MIN_EXPONENT;
+        code[j] = spare ? c * 2 : c;
+        s.exponents[at + j] = (int8_t)(top == 0 ? MIN_EXPONENT : spare ? e - 1 : e);
+    }
+    store_codes(s, at, n, code);
+}
+
+// ------------------------------------------------------------------------------------------------------------ chunks
+
+// A run of whole blocks: either one block inside a row, or all blocks (one each) of consecutive narrow rows.
+struct chunk {
+    int64_t at, n;         // elements of the tensor
+    int64_t row, column;   // of its first element
+    int64_t block_length;  // n, unless it holds several rows
+};
+
+static inline int64_t rows_per_chunk(const lowprec_item &item, int32_t block_size) {
+    return item.row_length >= block_size ? 1 : block_size / (item.row_length > 0 ? item.row_length : 1);
+}
+
+static inline chunk chunk_at(const lowprec_item &item, int32_t block_size, int64_t index) {
+    chunk c;
+    if (item.row_length > block_size) {
+        const int64_t per_row = (item.row_length + block_size - 1) / block_size;
+        c.row = index / per_row;
+        c.column = index % per_row * block_size;
+        c.n = c.block_length = smaller(block_size, item.row_length - c.column);
+    } else {
+        const int64_t rows = rows_per_chunk(item, block_size);
+        c.row = index * rows;
+        c.column = 0;
+        c.block_length = item.row_length;
+        c.n = smaller(rows, item.rows - c.row) * item.row_length;
+    }
+    c.at = c.row * item.row_length + c.column;
+    return c;
+}
+
+// The index of the exponent of a chunk's first block.
+static inline int64_t first_block(const lowprec_item &item, const lowprec_store &s, const chunk &c) {
+    return c.row * ((item.row_length + s.block_size - 1) / s.block_size) + c.column / s.block_size;
+}
+
+static void decode(const lowprec_item &item, const lowprec_store &s, const chunk &c, float *out) {
+    if (!s.exponents) return decode_block(s, c.at, c.n, s.exponent, out);
+    const int8_t *e = s.exponents + first_block(item, s, c);
+    if (c.block_length == 1 && !s.low) {
+        if (s.word_length > 8)
+            for (int64_t j = 0; j < c.n; j++) out[j] = (float)((const int16_t *)s.codes)[c.at + j] * power_of_two(e[j]);
+        else
+            for (int64_t j = 0; j < c.n; j++) out[j] = (float)((const int8_t *)s.codes)[c.at + j] * power_of_two(e[j]);
+        return;
+    }
+    for (int64_t j = 0; j < c.n; j += c.block_length) decode_block(s, c.at + j, c.block_length, *e++, out + j);
+}
+
+static int64_t encode(const lowprec_item &item, const lowprec_store &s, const chunk &c, float *x, uint32_t largest,
+                      bool stochastic) {
+    const int64_t half_row = padded(item.row_length) / 2;
+    uint64_t counter = (uint64_t)((item.first_row + c.row) * half_row + c.column / 2);
+    int8_t *e = s.exponents ? s.exponents + first_block(item, s, c) : nullptr;
+    if (c.block_length == 1 && e && s.word_length > 2 && s.word_length <= 16 && !item.bits) {
+        encode_single_elements(s, c.at, c.n, x, stochastic, counter);
+        return 0;
+    }
+    if (c.block_length == c.n) {
+        for (int64_t j = c.n; j < padded(c.n); j++) x[j] = 0;
+        return encode_block(s, c.at, c.n, e, x, largest,
+                            {item.bits ? item.bits + c.at : nullptr, s.key, counter, stochastic});
+    }
+    int64_t saturated = 0;
+    alignas(64) float row[MAX];
+    for (int64_t j = 0; j < c.n; j += c.block_length, counter += (uint64_t)half_row) {
+        memcpy(row, x + j, (size_t)c.block_length * 4);
+        for (int64_t k = c.block_length; k < padded(c.block_length); k++) row[k] = 0;
+        const randomness random = {item.bits ? item.bits + c.at + j : nullptr, s.key, counter, stochastic};
+        saturated += encode_block(s, c.at + j, c.block_length, e, row, largest_bits(row, c.block_length), random);
+        if (e) e++;
+    }
+    return saturated;
+}
+
+// ----------------------------------------------------------------------------------------------------------- updates
+
+static void sgd(int64_t n, const float *h, float *__restrict p, const float *__restrict g) {
+    const float sign = h[0], l2 = h[1], lr = h[2];
+    for (int64_t j = 0; j < n; j++) {
+        const float d = g[j] * sign + p[j] * l2;
+        p[j] = p[j] - d * lr;
+    }
+}
+
+static void momentum(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m) {
+    const float sign = h[0], l2 = h[1], lr = h[2], mu = h[3], fresh = h[4], a = h[5], b = h[6];
+    for (int64_t j = 0; j < n; j++) {
+        const float d = g[j] * sign + p[j] * l2;
+        m[j] = m[j] * mu + d * fresh;
+        p[j] = p[j] - (d * a + m[j] * b) * lr;
+    }
+}
+
+static void adam(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
+                 float *__restrict r) {
+    const float sign = h[0], l2 = h[1], step_size = h[2], decay = h[3], one_minus_beta1 = h[4], beta2 = h[5],
+                one_minus_beta2 = h[6], correction = h[7], eps = h[8];
+    for (int64_t j = 0; j < n; j++) {
+        const float d = g[j] * sign + p[j] * l2;
+        m[j] = m[j] + (d - m[j]) * one_minus_beta1;
+        r[j] = sqrtf((r[j] * r[j]) * beta2 + (d * d) * one_minus_beta2);
+        p[j] = p[j] - ((m[j] / (r[j] * correction + eps)) * step_size + p[j] * decay);
+    }
+}
+
+static void lion(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m) {
+    const float sign = h[0], lr = h[1], decay = h[2], one_minus_beta1 = h[3], one_minus_beta2 = h[4];
+    for (int64_t j = 0; j < n; j++) {
+        const float d = g[j] * sign;
+        const float c = m[j] + (d - m[j]) * one_minus_beta1;
+        const float direction = (float)(c > 0) - (float)(c < 0);
+        p[j] = p[j] - (direction * lr + p[j] * decay);
+        m[j] = m[j] + (d - m[j]) * one_minus_beta2;
+    }
+}
+
+static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    static const int states_of[] = {0, 1, 2, 1};
+    const int states = states_of[algorithm];
+    alignas(64) float g[MAX], value[3][MAX];
+    int64_t saturated = 0;
+    for (int64_t index = begin; index < end; index++) {
+        const chunk c = chunk_at(item, item.stores[0].block_size, index);
+        load_floats(item.grad, item.grad_type, c.at, c.n, g);
+        for (int k = 0; k <= states; k++) decode(item, item.stores[k], c, value[k]);
+        switch (algorithm) {
+            case LOWPREC_SGD: sgd(c.n, item.hyper, value[0], g); break;
+            case LOWPREC_MOMENTUM: momentum(c.n, item.hyper, value[0], g, value[1]); break;
+            case LOWPREC_ADAM: adam(c.n, item.hyper, value[0], g, value[1], value[2]); break;
+            default: lion(c.n, item.hyper, value[0], g, value[1]); break;
+        }
+        uint32_t largest[3] = {0, 0, 0};
+        for (int k = 0; k <= states; k++) largest[k] = largest_bits(value[k], c.n);
+        if (largest[0] > INFINITE || largest[1] > INFINITE || largest[2] > INFINITE) {  // NaN
+            __atomic_store_n(&item.refused, 1, __ATOMIC_RELAXED);
+            continue;
+        }
+        for (int k = 0; k <= states; k++) saturated += encode(item, item.stores[k], c, value[k], largest[k], stochastic);
+    }
+    __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
+}
+
+static void quantize_chunks(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    const lowprec_store &s = item.stores[0];
+    alignas(64) float x[MAX];
+    int64_t saturated = 0;
+    for (int64_t index = begin; index < end; index++) {
+        const chunk c = chunk_at(item, s.block_size, index);
+        load_floats(item.grad, item.grad_type, c.at, c.n, x);
+        if (s.squared)
+            for (int64_t j = 0; j < c.n; j++) x[j] = sqrtf(x[j]);
+        saturated += encode(item, s, c, x, largest_bits(x, c.n), stochastic);
+    }
+    __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
+}
+
+static void dequantize_chunks(lowprec_item &item, int64_t begin, int64_t end) {
+    const lowprec_store &s = item.stores[0];
+    alignas(64) float x[MAX];
+    for (int64_t index = begin; index < end; index++) {
+        const chunk c = chunk_at(item, s.block_size, index);
+        float *out = item.out_type == LOWPREC_FLOAT32 ? (float *)item.out + c.at : x;
+        decode(item, s, c, out);
+        if (s.squared)
+            for (int64_t j = 0; j < c.n; j++) out[j] = out[j] * out[j];
+        if (item.out_type == LOWPREC_BFLOAT16) store_bfloat16(x, c.n, (uint16_t *)item.out + c.at);
+    }
+}
+
+static bool finite_chunks(const lowprec_item &item, int64_t begin, int64_t end) {
+    const int64_t from = begin * LOWPREC_MAX_BLOCK;
+    const int64_t n = smaller(end * LOWPREC_MAX_BLOCK, item.rows * item.row_length) - from;
+    if (item.grad_type == LOWPREC_FLOAT32) return largest_bits((const float *)item.grad + from, n) < INFINITE;
+    const uint16_t *__restrict h = (const uint16_t *)item.grad + from;
+    const int32_t infinity = item.grad_type == LOWPREC_BFLOAT16 ? 0x7F80 : 0x7C00;
+    int32_t largest = 0;
+    for (int64_t j = 0; j < n; j++) {
+        int32_t m = h[j] & 0x7FFF;
+        largest = m > largest ? m : largest;
+    }
+    return largest < infinity;
+}
+
+}  // namespace LOWPREC_NAMESPACE
+
+#define LOWPREC_TABLE(NAME) \
+    extern const lowprec_kernels lowprec_kernels_##NAME = {#NAME, LOWPREC_NAMESPACE::quantize_chunks, LOWPREC_NAMESPACE::dequantize_chunks, LOWPREC_NAMESPACE::update_chunks, LOWPREC_NAMESPACE::finite_chunks};

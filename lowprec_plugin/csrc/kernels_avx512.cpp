@@ -1,0 +1,3 @@
+#define LOWPREC_NAMESPACE lowprec_avx512
+#include "kernels.inl"
+LOWPREC_TABLE(avx512)

@@ -1,0 +1,3 @@
+#define LOWPREC_NAMESPACE lowprec_baseline
+#include "kernels.inl"
+LOWPREC_TABLE(baseline)

@@ -1,0 +1,167 @@
+// The door to the kernels: picks the instruction set, shares the work among threads.
+#include "lowprec.h"
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
+#endif
+
+extern const lowprec_kernels lowprec_kernels_baseline;
+#if defined(__x86_64__)
+extern const lowprec_kernels lowprec_kernels_avx2, lowprec_kernels_avx512;
+#endif
+
+namespace {
+
+const lowprec_kernels *best() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return &lowprec_kernels_avx512;
+    if (__builtin_cpu_supports("avx2")) return &lowprec_kernels_avx2;
+#endif
+    return &lowprec_kernels_baseline;
+}
+
+const lowprec_kernels *kernels = best();
+
+// Elements that one turn of a thread takes: large enough to hide the hand-over, small enough to share evenly.
+constexpr int64_t TURN = 1 << 14;
+
+// Work on many tensors as one queue of turns. A turn is a range of one tensor's chunks.
+struct job {
+    lowprec_item *items;
+    std::vector<int64_t> chunks;       // per item
+    std::vector<int64_t> chunks_turn;  // chunks in a turn, per item
+    std::vector<int64_t> first_turn;   // per item, and the total
+    std::atomic<int64_t> next{0};
+    void (*run)(const job &, int64_t item, int64_t begin, int64_t end) = nullptr;
+    int32_t algorithm = 0;
+    bool stochastic = false;
+    mutable std::atomic<int64_t> nonfinite{INT64_MAX};
+
+    job(const lowprec_item *list, int64_t count, bool flat) : items(const_cast<lowprec_item *>(list)) {
+        first_turn.push_back(0);
+        for (int64_t i = 0; i < count; i++) {
+            const lowprec_item &item = list[i];
+            const int64_t elements = item.rows * item.row_length;
+            const int64_t block = flat ? LOWPREC_MAX_BLOCK : item.stores[0].block_size;
+            int64_t number, length = block;
+            if (elements == 0) {
+                number = 0;
+            } else if (flat) {
+                number = (elements + block - 1) / block;
+            } else if (item.row_length > block) {
+                number = item.rows * ((item.row_length + block - 1) / block);
+            } else {
+                const int64_t rows = item.row_length >= block ? 1 : block / item.row_length;
+                number = (item.rows + rows - 1) / rows;
+                length = rows * item.row_length;
+            }
+            const int64_t turn = TURN / length > 0 ? TURN / length : 1;
+            chunks.push_back(number);
+            chunks_turn.push_back(turn);
+            first_turn.push_back(first_turn.back() + (number + turn - 1) / turn);
+        }
+    }
+
+    void work() {
+        size_t item = 0;
+        for (;;) {
+            const int64_t turn = next.fetch_add(1, std::memory_order_relaxed);
+            if (turn >= first_turn.back()) return;
+            while (turn >= first_turn[item + 1]) item++;  // turns only grow
+            const int64_t begin = (turn - first_turn[item]) * chunks_turn[item];
+            const int64_t end = begin + chunks_turn[item] < chunks[item] ? begin + chunks_turn[item] : chunks[item];
+            run(*this, (int64_t)item, begin, end);
+        }
+    }
+
+    static void enter(void *self) { static_cast<job *>(self)->work(); }
+
+    // Threads are torch's own where its OpenMP runtime can be found, so that no second pool competes with it for the
+    // cores between two kernels; else short-lived ones.
+    void start(int32_t threads) {
+        if (first_turn.back() < threads) threads = (int32_t)first_turn.back();
+        if (threads <= 1) return work();
+#if defined(__unix__) || defined(__APPLE__)
+        using parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
+        static const parallel gomp = reinterpret_cast<parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+        if (gomp) return gomp(enter, this, (unsigned)threads, 0);
+#endif
+        std::vector<std::thread> helpers;
+        for (int32_t i = 1; i < threads; i++) helpers.emplace_back(enter, this);
+        work();
+        for (auto &helper : helpers) helper.join();
+    }
+};
+
+}  // namespace
+
+int32_t lowprec_abi(void) { return LOWPREC_ABI; }
+
+const char *lowprec_isa(void) { return kernels->name; }
+
+int32_t lowprec_select(const char *isa) {
+    const lowprec_kernels *top = best();
+    if (!strcmp(isa, "baseline")) {
+        kernels = &lowprec_kernels_baseline;
+        return 0;
+    }
+#if defined(__x86_64__)
+    if (!strcmp(isa, "avx2") && top != &lowprec_kernels_baseline) {
+        kernels = &lowprec_kernels_avx2;
+        return 0;
+    }
+    if (!strcmp(isa, "avx512") && top == &lowprec_kernels_avx512) {
+        kernels = top;
+        return 0;
+    }
+#else
+    (void)top;
+#endif
+    return 1;
+}
+
+void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
+    job work(items, count, false);
+    work.stochastic = stochastic != 0;
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+        kernels->quantize(j.items[i], begin, end, j.stochastic);
+    };
+    work.start(threads);
+}
+
+void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads) {
+    job work(items, count, false);
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) { kernels->dequantize(j.items[i], begin, end); };
+    work.start(threads);
+}
+
+void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
+    job work(items, count, false);
+    work.algorithm = algorithm;
+    work.stochastic = stochastic != 0;
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+        kernels->update(j.algorithm, j.items[i], begin, end, j.stochastic);
+    };
+    work.start(threads);
+}
+
+int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads) {
+    job work(items, count, true);
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+        if (kernels->finite(j.items[i], begin, end)) return;
+        int64_t seen = j.nonfinite.load();
+        while (i < seen && !j.nonfinite.compare_exchange_weak(seen, i)) {
+        }
+    };
+    work.start(threads);
+    const int64_t first = work.nonfinite.load();
+    return first == INT64_MAX ? -1 : first;
+}

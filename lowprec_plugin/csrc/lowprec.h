@@ -1,0 +1,55 @@
+// The C interface of the native CPU kernels: pointers and sizes, no torch. Mirrored by lowprec_plugin/native.py.
+#pragma once
+#include <cstdint>
+
+#define LOWPREC_API __attribute__((visibility("default")))
+
+extern "C" {
+
+enum { LOWPREC_ABI = 1, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024 };
+enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2 };
+enum { LOWPREC_SGD = 0, LOWPREC_MOMENTUM = 1, LOWPREC_ADAM = 2, LOWPREC_LION = 3 };
+
+// One tensor's codes and exponents.
+struct lowprec_store {
+    void *codes;          // int8 up to 8 bits, else int16
+    uint8_t *low;         // 17 to 24 bits: the lower plane; else null
+    int8_t *exponents;    // one per block; null for a static format
+    uint64_t key;         // of the random bits
+    int32_t word_length;
+    int32_t exponent;     // of a static format
+    int32_t block_size;
+    int32_t squared;
+};
+
+// One tensor to convert, or one parameter to update.
+struct lowprec_item {
+    const void *grad;     // the gradient; or the floats to quantise; or null
+    void *out;            // where dequantised floats go; or null
+    const int32_t *bits;  // random bits to quantise with, in place of the key's; or null
+    int64_t rows, row_length, first_row;
+    int32_t grad_type, out_type;
+    int64_t saturated;    // out: elements that were out of range
+    int32_t refused;      // out: 1 if a NaN came up; the chunk it came up in was not written
+    int32_t reserved;
+    float hyper[LOWPREC_HYPERS];
+    lowprec_store stores[3];  // the parameter and its state
+};
+
+LOWPREC_API int32_t lowprec_abi(void);
+LOWPREC_API const char *lowprec_isa(void);
+LOWPREC_API int32_t lowprec_select(const char *isa);  // "baseline", "avx2", "avx512": 0 if this machine has it
+LOWPREC_API void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
+LOWPREC_API void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads);
+LOWPREC_API void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
+LOWPREC_API int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads);  // an index, or -1
+}
+
+// What one instruction set provides. `chunk` elements at a time; see kernels.inl.
+struct lowprec_kernels {
+    const char *name;
+    void (*quantize)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
+    void (*dequantize)(lowprec_item &, int64_t begin, int64_t end);
+    void (*update)(int32_t algorithm, lowprec_item &, int64_t begin, int64_t end, bool stochastic);
+    bool (*finite)(const lowprec_item &, int64_t begin, int64_t end);
+};

@@ -1,0 +1,180 @@
+"""The native CPU kernels: a shared library built from ``csrc`` at install, called through ctypes.
+
+The library knows nothing of torch: it is given pointers and sizes, so one build serves every torch version. Where it
+could not be built, :func:`available` says why and the reference backend serves instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.formats import FixedPointFormat, rows_of
+from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
+
+_ABI = 1
+_FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Store(ctypes.Structure):
+    """``lowprec_store`` of ``csrc/lowprec.h``."""
+
+    _fields_ = [
+        ("codes", ctypes.c_void_p),
+        ("low", ctypes.c_void_p),
+        ("exponents", ctypes.c_void_p),
+        ("key", ctypes.c_uint64),
+        ("word_length", ctypes.c_int32),
+        ("exponent", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("squared", ctypes.c_int32),
+    ]
+
+
+class Item(ctypes.Structure):
+    """``lowprec_item`` of ``csrc/lowprec.h``."""
+
+    _fields_ = [
+        ("grad", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("bits", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("row_length", ctypes.c_int64),
+        ("first_row", ctypes.c_int64),
+        ("grad_type", ctypes.c_int32),
+        ("out_type", ctypes.c_int32),
+        ("saturated", ctypes.c_int64),
+        ("refused", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("hyper", ctypes.c_float * HYPERS),
+        ("stores", Store * 3),
+    ]
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    path = Path(__file__).with_name("_native.so")
+    if not path.exists():
+        return None, "the native kernels were not built at install (is there a C++ compiler? reinstall with -v to see)"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"the native kernels do not load: {error}"
+    if library.lowprec_abi() != _ABI:
+        return None, f"the native kernels are of another version of this package: reinstall it (at {path})"
+    items, i32, i64 = ctypes.POINTER(Item), ctypes.c_int32, ctypes.c_int64
+    library.lowprec_isa.restype = ctypes.c_char_p
+    for name, arguments, result in (
+        ("lowprec_quantize", [items, i64, i32, i32], None),
+        ("lowprec_dequantize", [items, i64, i32], None),
+        ("lowprec_update", [i32, items, i64, i32, i32], None),
+        ("lowprec_first_nonfinite", [items, i64, i32], i64),
+    ):
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
+    return library, "native kernels"
+
+
+def available() -> tuple[bool, str]:
+    """Whether the native kernels can be used, and if not, why."""
+    library, reason = _load()
+    return library is not None, reason
+
+
+def instruction_set() -> str:
+    """The instruction set in use: ``"baseline"``, ``"avx2"`` or ``"avx512"``."""
+    return str(_library().lowprec_isa().decode())
+
+
+def select_instruction_set(name: str) -> None:
+    """Use the kernels of another instruction set. For tests: the best one is chosen at load.
+
+    Raises:
+        ValueError: if this machine does not have it.
+    """
+    if _library().lowprec_select(name.encode()) != 0:
+        raise ValueError(f"this machine has no {name!r}")
+
+
+def _library() -> ctypes.CDLL:
+    library, reason = _load()
+    assert library is not None, reason
+    return library
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _fill(store: Store, blocks: Blocks, format: FixedPointFormat, key: int) -> None:
+    store.codes = blocks.codes.data_ptr()
+    store.low = _pointer(blocks.low)
+    store.exponents = _pointer(blocks.exponents)
+    store.key = key
+    store.word_length = format.word_length
+    store.exponent = 0 if format.dynamic else format.static_exponent
+    store.block_size = format.block_size
+    store.squared = format.squared
+
+
+def quantize(
+    x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
+) -> int:
+    """Round ``x`` into ``out``; see :func:`lowprec_plugin.ops.quantize`. Returns the saturated elements."""
+    items = (Item * 1)()
+    item = items[0]
+    item.grad, item.grad_type, item.bits = x.data_ptr(), _FLOAT_TYPES[x.dtype], _pointer(bits)
+    item.rows, item.row_length = rows_of(x.shape)
+    item.first_row = first_row
+    _fill(item.stores[0], out, format, key)
+    _library().lowprec_quantize(items, 1, stochastic, torch.get_num_threads())
+    return int(item.saturated)
+
+
+def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
+    """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
+    items = (Item * 1)()
+    item = items[0]
+    item.out, item.out_type = out.data_ptr(), _FLOAT_TYPES[out.dtype]
+    item.rows, item.row_length = rows_of(blocks.codes.shape)
+    _fill(item.stores[0], blocks, format, 0)
+    _library().lowprec_dequantize(items, 1, torch.get_num_threads())
+
+
+def update(
+    algorithm: Algorithm,
+    grads: Sequence[Tensor],
+    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat, int]]],
+    hypers: Sequence[Hyper],
+    first_rows: Sequence[int],
+    *,
+    stochastic: bool,
+) -> tuple[int, int | None]:
+    """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
+    items = (Item * len(grads))()
+    for item, grad, tensors, hyper, first_row in zip(items, grads, stores, hypers, first_rows, strict=True):
+        item.grad, item.grad_type = grad.data_ptr(), _FLOAT_TYPES[grad.dtype]
+        item.rows, item.row_length = rows_of(grad.shape)
+        item.first_row = first_row
+        item.hyper[: len(hyper)] = hyper
+        for store, (blocks, format, key) in zip(item.stores, tensors, strict=False):
+            _fill(store, blocks, format, key)
+    _library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
+    refused = next((index for index, item in enumerate(items) if item.refused), None)
+    return sum(item.saturated for item in items), refused
+
+
+def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
+    """The index of the first tensor with a NaN or an infinity, or ``None``."""
+    items = (Item * len(tensors))()
+    for item, tensor in zip(items, tensors, strict=True):
+        item.grad, item.grad_type = tensor.data_ptr(), _FLOAT_TYPES[tensor.dtype]
+        item.rows, item.row_length = 1, tensor.numel()
+    first = _library().lowprec_first_nonfinite(items, len(tensors), torch.get_num_threads())
+    return None if first < 0 else int(first)

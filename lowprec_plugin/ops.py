@@ -1,0 +1,252 @@
+"""The only door to the arithmetic: argument checks, and the choice of a backend.
+
+Three backends do the same arithmetic bit for bit: the torch reference (any device, slow), the native CPU kernels and
+the Triton kernels. The device of the codes decides; :func:`use_backend` overrides it for tests.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin import native, reference
+from lowprec_plugin.blocks import Blocks, empty_blocks
+from lowprec_plugin.formats import FixedPointFormat, rows_of
+from lowprec_plugin.random_bits import random_bits
+from lowprec_plugin.updates import FORMULAS, Algorithm, Hyper
+
+ROUNDINGS = ("stochastic", "nearest")
+BACKENDS = ("reference", "native", "triton")
+
+_forced: ContextVar[str | None] = ContextVar("lowprec_backend", default=None)
+_said: set[str] = set()
+
+
+class Stored(NamedTuple):
+    """One tensor of an update: its planes, its format, and the key of this step's random bits."""
+
+    blocks: Blocks
+    format: FixedPointFormat
+    key: int
+
+
+def check_rounding(rounding: str) -> None:
+    """Raise ``ValueError`` unless ``rounding`` is ``"stochastic"`` or ``"nearest"``."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding!r} is not one of {ROUNDINGS}")
+
+
+def backend_for(device: torch.device) -> str:
+    """The backend that serves tensors on ``device``: one of ``BACKENDS``.
+
+    Warns once, with the reason, where the fast one is not to be had.
+    """
+    forced = _forced.get()
+    if forced is not None:
+        return forced
+    if device.type == "cpu":
+        fast, (able, reason) = "native", native.available()
+    elif device.type == "cuda":
+        fast, (able, reason) = "triton", _triton_available()
+    else:
+        return "reference"
+    if able:
+        return fast
+    if fast not in _said:
+        _said.add(fast)
+        warnings.warn(f"lowprec runs on its slow reference backend: {reason}", stacklevel=2)
+    return "reference"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the context, do all arithmetic on the backend called ``name``.
+
+    Raises:
+        ValueError: if there is no such backend, or it cannot run here.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is not one of {BACKENDS}")
+    able, reason = {"native": native.available, "triton": _triton_available}.get(name, lambda: (True, ""))()
+    if not able:
+        raise ValueError(f"backend {name!r} cannot run here: {reason}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _triton_available() -> tuple[bool, str]:
+    from lowprec_plugin import kernels
+
+    return kernels.available()
+
+
+def quantize(
+    x: Tensor,
+    format: FixedPointFormat,
+    *,
+    rounding: str = "nearest",
+    key: int = 0,
+    bits: Tensor | None = None,
+    first_row: int = 0,
+    out: Blocks | None = None,
+) -> tuple[Blocks, int]:
+    """Round a tensor into ``format``: see :func:`lowprec_plugin.reference.quantize` for the law.
+
+    Args:
+        x: floating point, any shape. Converted to float32 first.
+        rounding: ``"nearest"`` (ties to even) or ``"stochastic"``.
+        key: of the random bits, see :mod:`lowprec_plugin.random_bits`.
+        bits: int32 of shape ``(rows, row_length)``, 0 to 65535, to use in place of the key's.
+        first_row: the row of the whole tensor at which ``x`` starts, if it is a shard.
+        out: planes to write to, changed in place; made if ``None``.
+
+    Returns:
+        the planes, and how many elements were out of range and saturated.
+
+    Raises:
+        ValueError: for a NaN or an infinity, and for a negative number in a squared format. Nothing is written.
+    """
+    check_rounding(rounding)
+    if not x.is_floating_point():
+        raise ValueError(f"only floating-point tensors can be quantised, not {x.dtype}")
+    x = x.detach().to(torch.float32).contiguous()
+    if first_nonfinite([x]) is not None:
+        raise ValueError("a NaN or an infinity cannot be quantised")
+    if format.squared and bool((x < 0).any()):
+        raise ValueError(f"{format} holds square roots, and the tensor has negative elements")
+    stochastic = rounding == "stochastic"
+    backend = backend_for(x.device)
+    if out is None:
+        out = empty_blocks(x.shape, format, x.device)
+    if x.numel() == 0:
+        return out, 0
+    if backend == "native":
+        saturated = native.quantize(
+            x, format, out, stochastic=stochastic, key=key, bits=bits if stochastic else None, first_row=first_row
+        )
+        return out, saturated
+    if backend == "triton":
+        from lowprec_plugin import kernels
+
+        return out, kernels.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
+    if stochastic and bits is None:
+        bits = random_bits(key, *rows_of(x.shape), first_row, x.device)
+    blocks, saturated = reference.quantize(x, format, bits if stochastic else None)
+    out.copy_(blocks)
+    return out, saturated
+
+
+def dequantize(blocks: Blocks, format: FixedPointFormat, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The stored numbers as a new tensor of ``dtype``: exact in float32, else rounded to it once."""
+    codes = blocks.codes
+    backend = backend_for(codes.device)
+    if backend == "reference" or codes.numel() == 0:
+        return reference.dequantize(blocks, format).to(dtype)
+    direct = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+    out = torch.empty(codes.shape, dtype=direct, device=codes.device)
+    if backend == "native":
+        native.dequantize(blocks, format, out)
+    else:
+        from lowprec_plugin import kernels
+
+        kernels.dequantize(blocks, format, out)
+    return out.to(dtype)
+
+
+def update_(
+    algorithm: Algorithm,
+    grads: Sequence[Tensor],
+    stores: Sequence[Sequence[Stored]],
+    hypers: Sequence[Hyper],
+    *,
+    rounding: str = "stochastic",
+    first_rows: Sequence[int] | None = None,
+) -> tuple[int, int | None]:
+    """One optimizer step over many parameters of one device, in place: read codes, update in float32, round, write.
+
+    Every stored number is rounded once. Arithmetic that overflows float32 saturates.
+
+    Args:
+        algorithm: which formula of :mod:`lowprec_plugin.updates`.
+        grads: one per parameter, finite (:func:`first_nonfinite`); float32, bfloat16 or float16.
+        stores: per parameter, itself and then its state in the formula's order. Changed in place.
+        hypers: per parameter, the formula's hyperparameters.
+        first_rows: per parameter, the row of the whole tensor at which this shard starts; 0 if ``None``.
+
+    Returns:
+        how many elements saturated, and the index of the first parameter in which a NaN came up (whose blocks with
+        one were not written), or ``None``.
+    """
+    check_rounding(rounding)
+    for grad, tensors in zip(grads, stores, strict=True):
+        assert len(tensors) == 1 + algorithm.states, f"{algorithm!r} takes {algorithm.states} tensors of state"
+        for blocks, format, _ in tensors:
+            assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"
+            assert format.block_size == tensors[0].format.block_size, "one block size per parameter"
+    kept = [index for index, grad in enumerate(grads) if grad.numel() > 0]
+    if not kept:
+        return 0, None
+    offsets = [0] * len(grads) if first_rows is None else list(first_rows)
+    grads = [grads[i].contiguous() for i in kept]
+    stores, hypers, offsets = [stores[i] for i in kept], [hypers[i] for i in kept], [offsets[i] for i in kept]
+    stochastic = rounding == "stochastic"
+    backend = backend_for(grads[0].device)
+    if backend == "native":
+        saturated, refused = native.update(algorithm, grads, stores, hypers, offsets, stochastic=stochastic)
+    elif backend == "triton":
+        from lowprec_plugin import kernels
+
+        saturated, refused = kernels.update(algorithm, grads, stores, hypers, offsets, stochastic=stochastic)
+    else:
+        saturated, refused = _reference_update(algorithm, grads, stores, hypers, offsets, stochastic)
+    return saturated, None if refused is None else kept[refused]
+
+
+def _reference_update(
+    algorithm: Algorithm,
+    grads: Sequence[Tensor],
+    stores: Sequence[Sequence[Stored]],
+    hypers: Sequence[Hyper],
+    first_rows: Sequence[int],
+    stochastic: bool,
+) -> tuple[int, int | None]:
+    total, refused = 0, None
+    for index, (grad, tensors, hyper, first_row) in enumerate(zip(grads, stores, hypers, first_rows, strict=True)):
+        # A squared format's own numbers are the roots, which is what the formulas work on.
+        roots = [format_of_roots(format) for _, format, _ in tensors]
+        values = [reference.dequantize(stored.blocks, root) for stored, root in zip(tensors, roots, strict=True)]
+        values = list(FORMULAS[algorithm](values[0], grad.float(), *values[1:], hyper))
+        if any(bool(value.isnan().any()) for value in values):
+            refused = index if refused is None else refused
+            continue
+        for (blocks, format, key), value in zip(tensors, values, strict=True):
+            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device) if stochastic else None
+            rounded, saturated = reference.quantize_roots(value, format, bits)
+            blocks.copy_(rounded)
+            total += saturated
+    return total, refused
+
+
+def format_of_roots(format: FixedPointFormat) -> FixedPointFormat:
+    """The format of the numbers that ``format``'s codes stand for before any squaring."""
+    return FixedPointFormat(format.word_length, format.fraction_length, format.block_size)
+
+
+def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
+    """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
+    tensors = [tensor.contiguous() for tensor in tensors]
+    if tensors and backend_for(tensors[0].device) == "native":
+        return native.first_nonfinite(tensors)
+    for index, tensor in enumerate(tensors):
+        if not bool(torch.isfinite(tensor).all()):
+            return index
+    return None

@@ -1,0 +1,88 @@
+"""Stateless random bits for stochastic rounding.
+
+Every rounding takes 16 random bits that are a hash of *what* is rounded and *when*: the seed, the tensor's name, the
+step and the element's place in the whole tensor. There is no generator: nothing to checkpoint, nothing to advance in
+order, and the same bits on every device, any number of ranks, and after a resume.
+
+The chain, each link a 64-bit integer::
+
+    stream = stream_of(seed, "layer.weight")        once per tensor
+    key    = key_of(stream, step)                   once per rounding of the tensor
+    bits   = hash32(counter of the element, key)    once per two elements
+
+Elements are counted row by row, with every row's length rounded up to a multiple of 16. In each group of 16, word
+``j`` (``j < 8``) serves element ``j`` with its low half and element ``j + 8`` with its high half, which is the order
+in which vector units want them.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15
+#: Elements that share one group of eight random words.
+GROUP = 16
+
+
+def mix64(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64-bit integers that scatters them."""
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def stream_of(seed: int, name: str) -> int:
+    """The random stream of the tensor called ``name`` under ``seed``."""
+    return substream(mix64(seed + _GOLDEN), name)
+
+
+def substream(stream: int, name: str) -> int:
+    """A stream independent of ``stream`` and of its substreams with other names."""
+    return mix64(stream ^ int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
+
+
+def key_of(stream: int, step: int) -> int:
+    """The 64-bit key of one rounding of a whole tensor."""
+    return mix64(stream + (step + 1) * _GOLDEN)
+
+
+def padded_row(row_length: int) -> int:
+    """The length that a row counts for: ``row_length`` rounded up to whole groups of 16."""
+    return -(-row_length // GROUP) * GROUP
+
+
+def random_bits(key: int, rows: int, row_length: int, first_row: int = 0, device: torch.device | None = None) -> Tensor:
+    """Sixteen random bits for every element of a tensor.
+
+    Args:
+        key: from :func:`key_of`.
+        rows, row_length: the tensor's shape, see :func:`lowprec_plugin.formats.rows_of`.
+        first_row: the row of the whole tensor at which this shard of it starts.
+        device: where to make them.
+
+    Returns:
+        int32 of shape ``(rows, row_length)``, uniform on 0 to 65535.
+    """
+    row = torch.arange(first_row, first_row + rows, device=device, dtype=torch.int64).unsqueeze(1)
+    column = torch.arange(row_length, device=device, dtype=torch.int64)
+    counter = row * (padded_row(row_length) // 2) + (column // GROUP) * 8 + column % 8
+    word = hash32(counter, key)
+    return ((word >> ((column // 8) % 2 * 16)) & 0xFFFF).to(torch.int32)
+
+
+def hash32(counter: Tensor, key: int) -> Tensor:
+    """A keyed 32-bit hash of 64-bit counters, two rounds of multiply and xor-shift with a half of the key before each.
+
+    The multipliers and shifts are those of ``lowbias32`` (Wellons, "Prospecting for Hash Functions", 2018).
+    """
+    first, second = key & _MASK32, key >> 32
+    word = ((counter & _MASK32) ^ (first + (counter >> 32) * 0x9E3779B9)) & _MASK32
+    word = ((word ^ (word >> 16)) * 0x7FEB352D + second) & _MASK32
+    word = ((word ^ (word >> 15)) * 0x846CA68B) & _MASK32
+    return word ^ (word >> 16)
