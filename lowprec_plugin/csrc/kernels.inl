@@ -147,36 +147,62 @@ static inline i8 round_to_int(f8 x) {
 
 static inline int32_t clamp(int32_t v, int32_t low, int32_t high) { return v < low ? low : v > high ? high : v; }
 
-// Codes of up to 16 bits for x[0 .. n), which must be in range; x and code are padded to whole groups.
-static void round_block(const float *__restrict x, int64_t n, int32_t exponent, const randomness &random,
-                        int32_t *__restrict code) {
-    if (!random.stochastic) {
-        const float scale = power_of_two(-exponent);
-        for (int64_t j = 0; j < n; j += 8) {
-            f8 v;
-            memcpy(&v, x + j, 32);
-            i8 c = round_to_int(v * scale);
-            memcpy(code + j, &c, 32);
-        }
-        return;
-    }
-    const float scale = power_of_two(16 - exponent);
-    if (random.given) {
-        for (int64_t j = 0; j < n; j++) code[j] = ((int32_t)lrintf(x[j] * scale) + random.given[j]) >> 16;
-        return;
-    }
-    const u8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    for (int64_t j = 0; j < n; j += GROUP) {
-        const uint64_t c = random.counter + (uint64_t)j / 2;  // a multiple of 8: the lanes cannot carry
-        const u8 word = hash(lane + (uint32_t)c, key_at(random.key, c));
+#if defined(__AVX2__)
+static inline void store_group(i8 a, i8 b, int16_t *out) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xD8);
+    _mm256_storeu_si256((__m256i *)out, packed);
+}
+static inline void store_group(i8 a, i8 b, int8_t *out) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xD8);
+    _mm_storeu_si128((__m128i *)out,
+                     _mm_packs_epi16(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
+}
+#else
+template <typename T>
+static inline void store_group(i8 a, i8 b, T *out) {
+    for (int j = 0; j < 8; j++) out[j] = (T)a[j];
+    for (int j = 0; j < 8; j++) out[8 + j] = (T)b[j];
+}
+#endif
+
+// The common case of a block: codes of up to 16 bits in range, random bits hashed, straight into their container.
+template <typename T, bool STOCHASTIC, bool SQUARED>
+static void round_into(const float *__restrict x, int64_t n, int32_t exponent, const randomness &random, T *out) {
+    const float scale = power_of_two(STOCHASTIC ? 16 - exponent : -exponent);
+    u8 counter = u8{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)random.counter;
+    const key32 key = key_at(random.key, random.counter);
+    alignas(32) T last[GROUP];
+    for (int64_t j = 0; j < n; j += GROUP, counter += 8) {
         f8 a, b;
         memcpy(&a, x + j, 32);
         memcpy(&b, x + j + 8, 32);
-        i8 ca = (round_to_int(a * scale) + (i8)(word & 0xFFFFu)) >> 16;
-        i8 cb = (round_to_int(b * scale) + (i8)(word >> 16)) >> 16;
-        memcpy(code + j, &ca, 32);
-        memcpy(code + j + 8, &cb, 32);
+        i8 ca = round_to_int(a * scale), cb = round_to_int(b * scale);
+        if (STOCHASTIC) {
+            const u8 word = hash(counter, key);
+            ca = (ca + (i8)(word & 0xFFFFu)) >> 16;
+            cb = (cb + (i8)(word >> 16)) >> 16;
+        }
+        if (SQUARED) {  // a comparison is -1 where it holds
+            ca = ca - ((ca == 0) & (a > 0));
+            cb = cb - ((cb == 0) & (b > 0));
+        }
+        if (n - j >= GROUP) {
+            store_group(ca, cb, out + j);
+        } else {
+            store_group(ca, cb, last);
+            memcpy(out + j, last, (size_t)(n - j) * sizeof(T));
+        }
     }
+}
+
+template <typename T>
+static void round_into(const float *x, int64_t n, int32_t exponent, bool squared, const randomness &random, T *out) {
+    if (random.stochastic)
+        squared ? round_into<T, true, true>(x, n, exponent, random, out)
+                : round_into<T, true, false>(x, n, exponent, random, out);
+    else
+        squared ? round_into<T, false, true>(x, n, exponent, random, out)
+                : round_into<T, false, false>(x, n, exponent, random, out);
 }
 
 // Codes of any width, saturating, in double precision. Returns how many were out of range.
@@ -208,13 +234,18 @@ static uint32_t largest_bits(const float *__restrict x, int64_t n) {
     return (uint32_t)largest;
 }
 
-static int32_t largest_code(const int32_t *__restrict code, int64_t n) {
-    int32_t largest = 0;
+// After rounding, the exponent is still the smallest: where rounding down has left room, the codes are doubled.
+template <typename T>
+static int32_t normalize(T *__restrict code, int64_t n, int32_t max_code, int32_t exponent) {
+    int32_t top = 0;
     for (int64_t j = 0; j < n; j++) {
-        int32_t m = code[j] < 0 ? -code[j] : code[j];
-        largest = m > largest ? m : largest;
+        const int32_t m = code[j] < 0 ? -code[j] : code[j];
+        top = m > top ? m : top;
     }
-    return largest;
+    if (top == 0) return MIN_EXPONENT;
+    if (top > max_code >> 1 || exponent == MIN_EXPONENT) return exponent;
+    for (int64_t j = 0; j < n; j++) code[j] = (T)(code[j] * 2);
+    return exponent - 1;
 }
 
 // The smallest exponent that holds a magnitude, and whether the magnitude lies above the largest code of the next
@@ -261,31 +292,35 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
         for (int64_t j = 0; j < n; j++) x[j] = x[j] > 3.40282347e38f ? 3.40282347e38f : x[j] < -3.40282347e38f ? -3.40282347e38f : x[j];
         largest = 0x7F7FFFFFu;
     }
-    int32_t e = MIN_EXPONENT;
-    int64_t saturated = 0;
     if (largest == 0) {
+        *exponent_out = MIN_EXPONENT;
         memset(code, 0, (size_t)n * 4);
+        store_codes(s, at, n, code);
+        return 0;
+    }
+    bool carry;
+    int32_t e = exponent_for(largest, s.word_length, carry);
+    const bool doubtful = carry || e == MIN_EXPONENT;
+    int64_t saturated = 0;
+    const bool one_key = random.counter >> 32 == (random.counter + (uint64_t)n / 2) >> 32;
+    if (s.word_length <= 16 && e < MAX_EXPONENT && !random.given && one_key) {
+        if (s.word_length > 8) {
+            int16_t *out = (int16_t *)s.codes + at;
+            round_into(x, n, e, s.squared, random, out);
+            if (doubtful) e = normalize(out, n, max_code, e);
+        } else {
+            int8_t *out = (int8_t *)s.codes + at;
+            round_into(x, n, e, s.squared, random, out);
+            if (doubtful) e = normalize(out, n, max_code, e);
+        }
     } else {
-        bool carry;
-        e = exponent_for(largest, s.word_length, carry);
-        if (s.word_length > 16 || e == MAX_EXPONENT)
-            saturated = round_block_wide(x, n, e, -max_code, max_code, random, code);
-        else
-            round_block(x, n, e, random, code);
+        saturated = round_block_wide(x, n, e, -max_code, max_code, random, code);
         if (s.squared)
             for (int64_t j = 0; j < n; j++) code[j] += (code[j] == 0) & (x[j] > 0);
-        if (carry || e == MIN_EXPONENT) {
-            const int32_t top = largest_code(code, n);
-            if (top == 0) {
-                e = MIN_EXPONENT;
-            } else if (top <= max_code >> 1 && e > MIN_EXPONENT) {
-                e--;
-                for (int64_t j = 0; j < n; j++) code[j] *= 2;
-            }
-        }
+        if (doubtful) e = normalize(code, n, max_code, e);
+        store_codes(s, at, n, code);
     }
     *exponent_out = (int8_t)e;
-    store_codes(s, at, n, code);
     return saturated;
 }
 
@@ -396,63 +431,101 @@ static int64_t encode(const lowprec_item &item, const lowprec_store &s, const ch
 
 // ----------------------------------------------------------------------------------------------------------- updates
 
-static void sgd(int64_t n, const float *h, float *__restrict p, const float *__restrict g) {
+// Each formula of updates.py, and the bits of the largest magnitude of every result.
+static inline int32_t larger(int32_t seen, float x) {
+    const int32_t m = (int32_t)(bits_of(x) & 0x7FFFFFFFu);
+    return m > seen ? m : seen;
+}
+
+static void sgd(int64_t n, const float *h, float *__restrict p, const float *__restrict g, uint32_t *largest) {
     const float sign = h[0], l2 = h[1], lr = h[2];
+    int32_t top = 0;
     for (int64_t j = 0; j < n; j++) {
         const float d = g[j] * sign + p[j] * l2;
         p[j] = p[j] - d * lr;
+        top = larger(top, p[j]);
     }
+    largest[0] = (uint32_t)top;
 }
 
-static void momentum(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m) {
+static void momentum(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
+                     uint32_t *largest) {
     const float sign = h[0], l2 = h[1], lr = h[2], mu = h[3], fresh = h[4], a = h[5], b = h[6];
+    int32_t top_p = 0, top_m = 0;
     for (int64_t j = 0; j < n; j++) {
         const float d = g[j] * sign + p[j] * l2;
-        m[j] = m[j] * mu + d * fresh;
-        p[j] = p[j] - (d * a + m[j] * b) * lr;
+        const float new_m = m[j] * mu + d * fresh;
+        const float new_p = p[j] - (d * a + new_m * b) * lr;
+        m[j] = new_m;
+        p[j] = new_p;
+        top_p = larger(top_p, new_p);
+        top_m = larger(top_m, new_m);
     }
+    largest[0] = (uint32_t)top_p;
+    largest[1] = (uint32_t)top_m;
 }
 
 static void adam(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
-                 float *__restrict r) {
+                 float *__restrict r, uint32_t *largest) {
     const float sign = h[0], l2 = h[1], step_size = h[2], decay = h[3], one_minus_beta1 = h[4], beta2 = h[5],
                 one_minus_beta2 = h[6], correction = h[7], eps = h[8];
+    int32_t top_p = 0, top_m = 0, top_r = 0;
     for (int64_t j = 0; j < n; j++) {
         const float d = g[j] * sign + p[j] * l2;
-        m[j] = m[j] + (d - m[j]) * one_minus_beta1;
-        r[j] = sqrtf((r[j] * r[j]) * beta2 + (d * d) * one_minus_beta2);
-        p[j] = p[j] - ((m[j] / (r[j] * correction + eps)) * step_size + p[j] * decay);
+        const float new_m = m[j] + (d - m[j]) * one_minus_beta1;
+        const float new_r = sqrtf((r[j] * r[j]) * beta2 + (d * d) * one_minus_beta2);
+        const float new_p = p[j] - ((new_m / (new_r * correction + eps)) * step_size + p[j] * decay);
+        m[j] = new_m;
+        r[j] = new_r;
+        p[j] = new_p;
+        top_p = larger(top_p, new_p);
+        top_m = larger(top_m, new_m);
+        top_r = larger(top_r, new_r);
     }
+    largest[0] = (uint32_t)top_p;
+    largest[1] = (uint32_t)top_m;
+    largest[2] = (uint32_t)top_r;
 }
 
-static void lion(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m) {
+static void lion(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
+                 uint32_t *largest) {
     const float sign = h[0], lr = h[1], decay = h[2], one_minus_beta1 = h[3], one_minus_beta2 = h[4];
+    int32_t top_p = 0, top_m = 0;
     for (int64_t j = 0; j < n; j++) {
         const float d = g[j] * sign;
         const float c = m[j] + (d - m[j]) * one_minus_beta1;
         const float direction = (float)(c > 0) - (float)(c < 0);
-        p[j] = p[j] - (direction * lr + p[j] * decay);
-        m[j] = m[j] + (d - m[j]) * one_minus_beta2;
+        const float new_p = p[j] - (direction * lr + p[j] * decay);
+        const float new_m = m[j] + (d - m[j]) * one_minus_beta2;
+        p[j] = new_p;
+        m[j] = new_m;
+        top_p = larger(top_p, new_p);
+        top_m = larger(top_m, new_m);
     }
+    largest[0] = (uint32_t)top_p;
+    largest[1] = (uint32_t)top_m;
 }
 
 static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
     static const int states_of[] = {0, 1, 2, 1};
     const int states = states_of[algorithm];
-    alignas(64) float g[MAX], value[3][MAX];
+    alignas(64) float g[MAX], value[3][MAX + 32];  // 32: not the same cache set for each
     int64_t saturated = 0;
     for (int64_t index = begin; index < end; index++) {
         const chunk c = chunk_at(item, item.stores[0].block_size, index);
-        load_floats(item.grad, item.grad_type, c.at, c.n, g);
-        for (int k = 0; k <= states; k++) decode(item, item.stores[k], c, value[k]);
-        switch (algorithm) {
-            case LOWPREC_SGD: sgd(c.n, item.hyper, value[0], g); break;
-            case LOWPREC_MOMENTUM: momentum(c.n, item.hyper, value[0], g, value[1]); break;
-            case LOWPREC_ADAM: adam(c.n, item.hyper, value[0], g, value[1], value[2]); break;
-            default: lion(c.n, item.hyper, value[0], g, value[1]); break;
+        const float *grad = (const float *)item.grad + c.at;
+        if (item.grad_type != LOWPREC_FLOAT32) {
+            load_floats(item.grad, item.grad_type, c.at, c.n, g);
+            grad = g;
         }
+        for (int k = 0; k <= states; k++) decode(item, item.stores[k], c, value[k]);
         uint32_t largest[3] = {0, 0, 0};
-        for (int k = 0; k <= states; k++) largest[k] = largest_bits(value[k], c.n);
+        switch (algorithm) {
+            case LOWPREC_SGD: sgd(c.n, item.hyper, value[0], grad, largest); break;
+            case LOWPREC_MOMENTUM: momentum(c.n, item.hyper, value[0], grad, value[1], largest); break;
+            case LOWPREC_ADAM: adam(c.n, item.hyper, value[0], grad, value[1], value[2], largest); break;
+            default: lion(c.n, item.hyper, value[0], grad, value[1], largest); break;
+        }
         if (largest[0] > INFINITE || largest[1] > INFINITE || largest[2] > INFINITE) {  // NaN
             __atomic_store_n(&item.refused, 1, __ATOMIC_RELAXED);
             continue;

@@ -1,0 +1,283 @@
+"""A tensor that is held as fixed-point codes and looks like an ordinary floating-point one.
+
+:class:`FixedPointTensor` holds integer codes and block exponents, nothing else. Every operation without a rule of its
+own (:mod:`lowprec_plugin.tensor_rules`) reads it as floats for the time of that operation. This happens below
+autograd, so what autograd saves for the backward pass are the codes. An operation that writes to it rounds the result
+back into the codes; a view of it is a window on the same codes, and writing to the view writes to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin import ops
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.random_bits import key_of, stream_of, substream
+
+_library = torch.library.Library("lowprec", "DEF")
+_library.define(
+    "dequantize(Tensor codes, Tensor? low, Tensor? exponents, str format, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+#: Set while a cast to another dtype may share the codes of its source: see :func:`casts_share_codes`.
+_casts_share: ContextVar[bool] = ContextVar("lowprec_casts_share", default=False)
+
+
+def _dequantize(
+    codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype
+) -> Tensor:
+    return ops.dequantize(Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype)
+
+
+def _dequantize_shape(
+    codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty_like(codes, dtype=dtype)
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("dequantize", _dequantize, _device)
+_library.impl("dequantize", _dequantize_shape, "Meta")
+
+
+class FixedPointTensor(torch.Tensor):
+    """A tensor stored as ``code * 2**exponent``.
+
+    Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
+    its bytes are ``.nbytes``. In-place arithmetic rounds as ``.rounding`` says, with random bits of the tensor's own
+    stream; ``copy_`` rounds to nearest, and is exact from a tensor of the same format.
+
+    Attributes:
+        format: the :class:`~lowprec_plugin.formats.FixedPointFormat`.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        stream: the tensor's random stream (:func:`lowprec_plugin.random_bits.stream_of`).
+        first_row: the row of the whole tensor at which this shard of it starts.
+    """
+
+    format: FixedPointFormat
+    rounding: str
+    stream: int
+    first_row: int
+    _codes: Tensor
+    _low: Tensor | None
+    _exponents: Tensor | None
+    _ticks: int  # in-place roundings so far, which key their random bits
+
+    @staticmethod
+    def __new__(
+        cls,
+        blocks: Blocks,
+        format: FixedPointFormat,
+        *,
+        dtype: torch.dtype = torch.float32,
+        rounding: str = "stochastic",
+        stream: int = 0,
+        first_row: int = 0,
+        geometry: tuple[Any, Any, Any] | None = None,
+    ) -> FixedPointTensor:
+        codes = blocks.codes
+        size, stride, offset = (codes.shape, codes.stride(), 0) if geometry is None else geometry
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device
+        )
+        self._codes, self._low, self._exponents = blocks
+        self.format, self.rounding, self.stream, self.first_row, self._ticks = format, rounding, stream, first_row, 0
+        return self  # type: ignore[no-any-return]
+
+    # An explicit __init__, for torch.Tensor's takes no arguments of ours.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    @classmethod
+    def quantize(
+        cls,
+        x: Tensor,
+        format: FixedPointFormat | str,
+        *,
+        rounding: str = "stochastic",
+        seed: int = 0,
+        name: str = "",
+        dtype: torch.dtype | None = None,
+        first_row: int = 0,
+    ) -> FixedPointTensor:
+        """Round ``x`` to the numbers of ``format``.
+
+        Args:
+            x: floating point, any shape, finite.
+            format: a format or its text, such as ``"fixed16"`` or ``"<4,12>"``.
+            rounding: ``"stochastic"`` or ``"nearest"``; in-place arithmetic on the result rounds likewise.
+            seed, name: key the random bits.
+            dtype: the dtype that operations see; ``x.dtype`` if ``None``.
+            first_row: where ``x`` starts in the whole tensor, if it is a shard of it.
+
+        Raises:
+            ValueError: if ``x`` is not floating point, is not finite, or is negative where the format is squared.
+        """
+        format = FixedPointFormat.parse(format)
+        stream = stream_of(seed, name)
+        blocks, _ = ops.quantize(x, format, rounding=rounding, key=key_of(stream, 0), first_row=first_row)
+        return cls(
+            blocks, format, dtype=dtype or x.dtype, rounding=rounding, stream=substream(stream, "in place"),
+            first_row=first_row,
+        )  # fmt: skip
+
+    @property
+    def codes(self) -> Tensor:
+        """The integer codes (the upper plane of them above 16 bits), not a copy: see :class:`Blocks`."""
+        return self._codes
+
+    @property
+    def exponents(self) -> Tensor | None:
+        """One int8 per block, not a copy; ``None`` in a static format."""
+        return self._exponents
+
+    @property
+    def blocks(self) -> Blocks:
+        """Codes and exponents, not a copy."""
+        return Blocks(self._codes, self._low, self._exponents)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: codes and exponents."""
+        return self.blocks.nbytes
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is the tensor itself and not a window on a part, or another order, of it."""
+        codes = self._codes
+        return self.shape == codes.shape and self.stride() == codes.stride() and self.storage_offset() == 0
+
+    def dequantize(self) -> Tensor:  # type: ignore[override]
+        """The stored numbers as an ordinary tensor of this one's dtype: exact if that is float32."""
+        with torch.no_grad():
+            return self._floats()[1]
+
+    def _floats(self) -> tuple[Tensor, Tensor]:
+        """All floats behind this tensor, and the window on them that it is."""
+        floats = torch.ops.lowprec.dequantize(
+            self._codes, self._low, self._exponents, str(self.format), self.dtype
+        )
+        if self.is_whole:
+            return floats, floats
+        return floats, floats.as_strided(self.shape, self.stride(), self.storage_offset())
+
+    def _store(self, floats: Tensor, rounding: str) -> None:
+        """Overwrite all codes behind this tensor with rounded ``floats``."""
+        key = key_of(self.stream, self._ticks)
+        self._ticks += 1
+        ops.quantize(
+            floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks
+        )
+
+    def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
+        """A tensor like this one over other planes."""
+        options: dict[str, Any] = {
+            "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "first_row": self.first_row,
+            "geometry": None if self.is_whole else (self.shape, self.stride(), self.storage_offset()),
+        } | changes  # fmt: skip
+        result = FixedPointTensor(blocks, self.format, **options)
+        result._ticks = self._ticks
+        return result
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        kind = "Parameter" if isinstance(self, torch.nn.Parameter) else "FixedPointTensor"
+        values = repr(self.dequantize()).removeprefix("tensor(").removesuffix(")")
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"{kind}({values}, format={self.format}, nbytes={self.nbytes}{grad})"
+
+    def tolist(self) -> Any:  # type: ignore[override]
+        """The stored numbers as nested lists of Python floats."""
+        return self.dequantize().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:  # type: ignore[override]
+        """The stored numbers as a NumPy array, a copy."""
+        return self.dequantize().numpy(force=force)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FixedPointTensor:
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return]
+        result = self._like(self.blocks.map(torch.clone))
+        if isinstance(self, torch.nn.Parameter):
+            result = torch.nn.Parameter(result, self.requires_grad)  # type: ignore[assignment]
+        memo[id(self)] = result
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        whole = self if self.is_whole else FixedPointTensor.quantize(self.dequantize(), self.format, rounding="nearest")
+        return rebuild, (
+            whole._codes, whole._low, whole._exponents, str(self.format), self.dtype, self.rounding,
+            self.stream, self.first_row, self._ticks, isinstance(self, torch.nn.Parameter), self.requires_grad,
+        )  # fmt: skip
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
+        context = (self.format, self.dtype, self.rounding, self.stream, self.first_row, self.storage_offset())
+        return names, context
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any
+    ) -> FixedPointTensor:
+        format, dtype, rounding, stream, first_row, offset = context
+        blocks = Blocks(inner["_codes"], inner.get("_low"), inner.get("_exponents"))
+        return FixedPointTensor(
+            blocks, format, dtype=dtype, rounding=rounding, stream=stream, first_row=first_row,
+            geometry=(size, stride, offset),
+        )  # fmt: skip
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from lowprec_plugin import tensor_rules
+
+        return tensor_rules.dispatch(func, args, kwargs or {})
+
+
+def rebuild(
+    codes: Tensor,
+    low: Tensor | None,
+    exponents: Tensor | None,
+    format: str,
+    dtype: torch.dtype,
+    rounding: str,
+    stream: int,
+    first_row: int,
+    ticks: int,
+    parameter: bool,
+    requires_grad: bool,
+) -> Tensor:
+    """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``."""
+    result = FixedPointTensor(
+        Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype=dtype, rounding=rounding, stream=stream,
+        first_row=first_row,
+    )  # fmt: skip
+    result._ticks = ticks
+    return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
+
+
+@contextmanager
+def casts_share_codes() -> Iterator[None]:
+    """Within the context, a cast of a :class:`FixedPointTensor` to another dtype is a window on the same codes.
+
+    For the forward pass under autocast, which keeps its casts of the weights until the backward pass: so it keeps no
+    floats. Outside, a cast is a copy, as everywhere in torch.
+    """
+    token = _casts_share.set(True)
+    try:
+        yield
+    finally:
+        _casts_share.reset(token)
+
+
+torch.serialization.add_safe_globals([rebuild])

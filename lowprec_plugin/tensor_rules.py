@@ -1,0 +1,201 @@
+"""What torch's operations do to a :class:`~lowprec_plugin.tensor.FixedPointTensor`.
+
+Four rules cover all operations, chosen by the operation's own schema:
+
+* a few (``detach``, ``clone``, ``copy_``, ``embedding``, ...) have a rule of their own in ``RULES``;
+* a *view* (``t``, ``select``, ``view``, ...) becomes a window on the same codes;
+* an operation that *writes* to a fixed-point tensor works on its floats, which are then rounded back, once;
+* all others read the floats for the time of the operation and give ordinary tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from lowprec_plugin import tensor as fixed
+from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.tensor import FixedPointTensor
+
+aten = torch.ops.aten
+Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+RULES: dict[Any, Rule] = {}
+
+
+def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run ``func``, at least one of whose arguments is a :class:`FixedPointTensor`."""
+    rule = RULES.get(func) or _rule_of(func)
+    return rule(func, args, kwargs)
+
+
+@cache
+def _rule_of(func: Any) -> Rule:
+    schema = func._schema
+    if schema.is_mutable:
+        return _write
+    first = schema.arguments[0].alias_info if schema.arguments else None
+    if first is not None and any(result.alias_info is not None for result in schema.returns):
+        return _view
+    return _read
+
+
+def _floats(tree: Any) -> Any:
+    return tree_map_only(FixedPointTensor, lambda tensor: tensor._floats()[1], tree)
+
+
+def _read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*_floats(args), **_floats(kwargs))
+
+
+def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    source = args[0]
+    if not isinstance(source, FixedPointTensor) or func is aten.view.dtype:
+        return _read(func, args, kwargs)
+    # The view's geometry is found on a tensor without data; the codes stay where they are.
+    window = torch.empty(source._codes.numel(), dtype=source.dtype, device="meta")
+    result = func(window.as_strided(source.shape, source.stride(), source.storage_offset()), *args[1:], **kwargs)
+    return tree_map_only(
+        Tensor,
+        lambda view: source._like(source.blocks, geometry=(view.shape, view.stride(), view.storage_offset())),
+        result,
+    )
+
+
+def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if func._schema.name.startswith("aten::_foreach_"):
+        return _write_each(func, args, kwargs)
+    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    written = [named.get(argument.name) for argument in func._schema.arguments if _is_written(argument)]
+    targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, FixedPointTensor)]
+    replaced: dict[int, tuple[FixedPointTensor, Tensor, Tensor]] = {}
+    for target in targets:
+        replaced.setdefault(id(target), (target, *target._floats()))
+
+    def floats_of(tensor: FixedPointTensor) -> Tensor:
+        return replaced[id(tensor)][2] if id(tensor) in replaced else tensor._floats()[1]
+
+    result = func(
+        *tree_map_only(FixedPointTensor, floats_of, args), **tree_map_only(FixedPointTensor, floats_of, kwargs)
+    )
+    for target, floats, _ in replaced.values():
+        target._store(floats, target.rounding)
+    originals = {id(window): target for target, _, window in replaced.values()}
+    return tree_map_only(Tensor, lambda tensor: originals.get(id(tensor), tensor), result)
+
+
+def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A ``_foreach`` operation, one tensor at a time: never floats for a whole list of parameters at once."""
+    length = len(args[0])
+
+    def pick(tree: Any, index: int) -> Any:
+        return [tree[index]] if isinstance(tree, (list, tuple)) and len(tree) == length else tree
+
+    for index in range(length):
+        one_args = tuple(pick(argument, index) for argument in args)
+        one_kwargs = {name: pick(argument, index) for name, argument in kwargs.items()}
+        target = one_args[0][0]
+        if not isinstance(target, FixedPointTensor):
+            func(*_floats(one_args), **_floats(one_kwargs))
+            continue
+        floats, window = target._floats()
+        func([window], *_floats(one_args[1:]), **_floats(one_kwargs))
+        target._store(floats, target.rounding)
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    """Register a rule of its own for ``functions``."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(functions, function))
+        return function
+
+    return register
+
+
+@rule(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+def _detach(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTensor:
+    source: FixedPointTensor = args[0]
+    return source._like(source.blocks)
+
+
+@rule(aten.clone.default)
+def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    source: FixedPointTensor = args[0]
+    if not source.is_whole:
+        return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
+    return source._like(source.blocks.map(torch.clone))
+
+
+@rule(aten._to_copy.default)
+def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    source: FixedPointTensor = args[0]
+    dtype = kwargs.get("dtype") or source.dtype
+    device = kwargs.get("device") or source.device
+    if not dtype.is_floating_point or (not source.is_whole and device != source.device):
+        return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
+    if fixed._casts_share.get() and device == source.device:
+        return source._like(source.blocks, dtype=dtype)
+    blocks = source.blocks.map(lambda plane: plane.to(device, copy=True))
+    return source._like(blocks, dtype=dtype)
+
+
+@rule(aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
+def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """An ordinary tensor, made without reading the codes."""
+    source: FixedPointTensor = args[0]
+    model = torch.empty((), dtype=source.dtype, device=source.device).expand(source.shape)
+    return func(model, *args[1:], **(kwargs | {"memory_format": torch.contiguous_format}))  # type: ignore[no-any-return]
+
+
+@rule(aten.copy_.default)
+def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    target, source = args[0], args[1]
+    if not isinstance(target, FixedPointTensor):
+        return func(target, _floats(source), *args[2:], **kwargs)  # type: ignore[no-any-return]
+    if not isinstance(source, FixedPointTensor):
+        floats, window = (torch.empty_like(source.expand(target.shape)),) * 2 if target.is_whole else target._floats()
+        window.copy_(source)
+        target._store(floats, "nearest")
+        return target
+    if target.format == source.format and target.is_whole and source.is_whole and target.shape == source.shape:
+        target.blocks.copy_(source.blocks)
+        return target
+    convert_(target, source)
+    return target
+
+
+def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
+    """Copy ``source`` into ``target`` of another format, if it holds every value exactly.
+
+    Raises:
+        ValueError: if some value is not exact in ``target``'s format. ``target`` is then as it was.
+    """
+    floats, window = target._floats()
+    window.copy_(source._floats()[1])
+    trial = target._like(empty_blocks(floats.shape, target.format, floats.device), geometry=None)
+    trial._store(floats, "nearest")
+    if not torch.equal(trial._floats()[1], floats):
+        raise ValueError(
+            f"a tensor stored as {source.format} is not exact as {target.format}; dequantize() it first to round it"
+        )
+    target.blocks.copy_(trial.blocks)
+
+
+@rule(aten.embedding.default)
+def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Only the rows that are looked up are read."""
+    weight, indices = args[0], args[1]
+    if not isinstance(weight, FixedPointTensor) or not weight.is_whole:
+        return _read(func, args, kwargs)  # type: ignore[no-any-return]
+    flat = indices.reshape(-1)
+    rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)
+    return rows._floats()[1].reshape(*indices.shape, weight.shape[1])
