@@ -59,12 +59,14 @@ class FixedPointTensor(torch.Tensor):
         format: the :class:`~lowprec_plugin.formats.FixedPointFormat`.
         rounding: ``"stochastic"`` or ``"nearest"``.
         stream: the tensor's random stream (:func:`lowprec_plugin.random_bits.stream_of`).
+        label: its name, for messages.
         first_row: the row of the whole tensor at which this shard of it starts.
     """
 
     format: FixedPointFormat
     rounding: str
     stream: int
+    label: str
     first_row: int
     _codes: Tensor
     _low: Tensor | None
@@ -80,6 +82,7 @@ class FixedPointTensor(torch.Tensor):
         dtype: torch.dtype = torch.float32,
         rounding: str = "stochastic",
         stream: int = 0,
+        label: str = "",
         first_row: int = 0,
         geometry: tuple[Any, Any, Any] | None = None,
     ) -> FixedPointTensor:
@@ -89,7 +92,8 @@ class FixedPointTensor(torch.Tensor):
             cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device
         )
         self._codes, self._low, self._exponents = blocks
-        self.format, self.rounding, self.stream, self.first_row, self._ticks = format, rounding, stream, first_row, 0
+        self.format, self.rounding, self.first_row = format, rounding, first_row
+        self.stream, self.label, self._ticks = stream, label, 0
         return self  # type: ignore[no-any-return]
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours.
@@ -104,7 +108,7 @@ class FixedPointTensor(torch.Tensor):
         *,
         rounding: str = "stochastic",
         seed: int = 0,
-        name: str = "",
+        label: str = "",
         dtype: torch.dtype | None = None,
         first_row: int = 0,
     ) -> FixedPointTensor:
@@ -114,7 +118,7 @@ class FixedPointTensor(torch.Tensor):
             x: floating point, any shape, finite.
             format: a format or its text, such as ``"fixed16"`` or ``"<4,12>"``.
             rounding: ``"stochastic"`` or ``"nearest"``; in-place arithmetic on the result rounds likewise.
-            seed, name: key the random bits.
+            seed, label: key the random bits; the label is the tensor's name in messages too.
             dtype: the dtype that operations see; ``x.dtype`` if ``None``.
             first_row: where ``x`` starts in the whole tensor, if it is a shard of it.
 
@@ -122,12 +126,12 @@ class FixedPointTensor(torch.Tensor):
             ValueError: if ``x`` is not floating point, is not finite, or is negative where the format is squared.
         """
         format = FixedPointFormat.parse(format)
-        stream = stream_of(seed, name)
-        blocks, _ = ops.quantize(x, format, rounding=rounding, key=key_of(stream, 0), first_row=first_row)
+        stream = stream_of(seed, label)
+        key = key_of(substream(stream, "quantize"), 0)
+        blocks, _ = ops.quantize(x, format, rounding=rounding, key=key, first_row=first_row)
         return cls(
-            blocks, format, dtype=dtype or x.dtype, rounding=rounding, stream=substream(stream, "in place"),
-            first_row=first_row,
-        )  # fmt: skip
+            blocks, format, dtype=dtype or x.dtype, rounding=rounding, stream=stream, label=label, first_row=first_row
+        )
 
     @property
     def codes(self) -> Tensor:
@@ -171,7 +175,7 @@ class FixedPointTensor(torch.Tensor):
 
     def _store(self, floats: Tensor, rounding: str) -> None:
         """Overwrite all codes behind this tensor with rounded ``floats``."""
-        key = key_of(self.stream, self._ticks)
+        key = key_of(substream(self.stream, "in place"), self._ticks)
         self._ticks += 1
         ops.quantize(
             floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks
@@ -180,7 +184,8 @@ class FixedPointTensor(torch.Tensor):
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
         """A tensor like this one over other planes."""
         options: dict[str, Any] = {
-            "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "first_row": self.first_row,
+            "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label,
+            "first_row": self.first_row,
             "geometry": None if self.is_whole else (self.shape, self.stride(), self.storage_offset()),
         } | changes  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
@@ -214,22 +219,24 @@ class FixedPointTensor(torch.Tensor):
         whole = self if self.is_whole else FixedPointTensor.quantize(self.dequantize(), self.format, rounding="nearest")
         return rebuild, (
             whole._codes, whole._low, whole._exponents, str(self.format), self.dtype, self.rounding,
-            self.stream, self.first_row, self._ticks, isinstance(self, torch.nn.Parameter), self.requires_grad,
+            self.stream, self.label, self.first_row, self._ticks, isinstance(self, torch.nn.Parameter), self.requires_grad,
         )  # fmt: skip
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
-        context = (self.format, self.dtype, self.rounding, self.stream, self.first_row, self.storage_offset())
+        context = (
+            self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.storage_offset()
+        )  # fmt: skip
         return names, context
 
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any
     ) -> FixedPointTensor:
-        format, dtype, rounding, stream, first_row, offset = context
+        format, dtype, rounding, stream, label, first_row, offset = context
         blocks = Blocks(inner["_codes"], inner.get("_low"), inner.get("_exponents"))
         return FixedPointTensor(
-            blocks, format, dtype=dtype, rounding=rounding, stream=stream, first_row=first_row,
+            blocks, format, dtype=dtype, rounding=rounding, stream=stream, label=label, first_row=first_row,
             geometry=(size, stride, offset),
         )  # fmt: skip
 
@@ -252,6 +259,7 @@ def rebuild(
     dtype: torch.dtype,
     rounding: str,
     stream: int,
+    label: str,
     first_row: int,
     ticks: int,
     parameter: bool,
@@ -260,7 +268,7 @@ def rebuild(
     """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``."""
     result = FixedPointTensor(
         Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype=dtype, rounding=rounding, stream=stream,
-        first_row=first_row,
+        label=label, first_row=first_row,
     )  # fmt: skip
     result._ticks = ticks
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)

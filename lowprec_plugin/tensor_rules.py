@@ -127,6 +127,12 @@ def _detach(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPo
     return source._like(source.blocks)
 
 
+@rule(aten.t.default)
+def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTensor:
+    source: FixedPointTensor = args[0]
+    return source._like(source.blocks, geometry=(source.shape[::-1], source.stride()[::-1], source.storage_offset()))
+
+
 @rule(aten.clone.default)
 def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     source: FixedPointTensor = args[0]
@@ -168,6 +174,7 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return target
     if target.format == source.format and target.is_whole and source.is_whole and target.shape == source.shape:
         target.blocks.copy_(source.blocks)
+        target._ticks = source._ticks  # a restored tensor goes on with the random bits it would have had
         return target
     convert_(target, source)
     return target

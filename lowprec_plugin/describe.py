@@ -1,0 +1,120 @@
+"""One table that says what is stored how: the proof that fixed-point is active, and where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowprec_plugin import ops
+from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.tensor import FixedPointTensor
+
+
+class Row(NamedTuple):
+    """One line of the table: parameters that are stored alike.
+
+    Attributes:
+        group: ``"AdamW 0"`` for parameter group 0 of an AdamW, ``"no optimizer"``, or ``"buffers"``.
+        weights, state: formats, as text.
+        elements: parameters.
+        nbytes, float32_nbytes: bytes of weights and (expected) state, and what float32 would take.
+        update: how the group is updated, and on which backend.
+    """
+
+    group: str
+    weights: str
+    state: str
+    elements: int
+    nbytes: int
+    float32_nbytes: int
+    update: str
+
+
+def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> list[Row]:
+    """What ``module`` and ``optimizers`` store how, and which update serves each parameter group."""
+    rows, seen = [], set()
+    for optimizer in optimizers:
+        for index, group in enumerate(optimizer.param_groups):
+            seen.update(id(param) for param in group["params"])
+            for kind in _kinds(group["params"]).values():
+                rows.append(_row(f"{_name(optimizer)} {index}", kind, optimizer, group))
+    loose = [param for param in module.parameters() if id(param) not in seen]
+    rows += [_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if buffers:
+        nbytes = sum(buffer.nbytes for buffer in buffers)
+        dtypes = ", ".join(sorted({_dtype(buffer) for buffer in buffers}))
+        rows.append(Row("buffers", dtypes, "-", sum(b.numel() for b in buffers), nbytes, nbytes, "kept in float"))
+    return rows
+
+
+def _kinds(params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    kinds: dict[str, list[Tensor]] = {}
+    for param in params:
+        kinds.setdefault(_storage(param), []).append(param)
+    return kinds
+
+
+def _storage(tensor: Tensor) -> str:
+    return str(tensor.format) if isinstance(tensor, FixedPointTensor) else _dtype(tensor)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _name(optimizer: torch.optim.Optimizer) -> str:
+    return (optimizer.float_class if isinstance(optimizer, FixedPointStep) else type(optimizer)).__name__
+
+
+def _row(
+    group_name: str,
+    params: list[Tensor],
+    optimizer: torch.optim.Optimizer | None,
+    group: dict[str, object],
+) -> Row:
+    elements = sum(param.numel() for param in params)
+    nbytes = sum(param.nbytes for param in params)
+    first = params[0]
+    row = Row(group_name, _storage(first), "-", elements, nbytes, 4 * elements, "none")
+    if optimizer is None:
+        return row
+    if not isinstance(first, FixedPointTensor) or not isinstance(optimizer, FixedPointStep):
+        return row._replace(state="float", update=f"{_name(optimizer)}'s own, in float")
+    update, reason = fused_update(optimizer.float_class, group)
+    backend = ops.backend_for(first.device)
+    if update is None:
+        format = optimizer.state_format(first, "")
+        return row._replace(state=str(format), update=f"one parameter at a time ({reason}), {backend} rounding")
+    names = STATES[update.algorithm(group)]
+    formats = [optimizer.state_format(first, name) for name in names]
+    state = sum(format.nbytes(param.shape) for format in formats for param in params)
+    return row._replace(
+        state=", ".join(str(format) for format in formats) or "-",
+        nbytes=nbytes + state,
+        float32_nbytes=4 * elements * (1 + len(names)),
+        update=f"fused, {backend}",
+    )
+
+
+def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -> str:
+    """The table as text, with the parameters that were kept in float and why."""
+    header = ("group", "weights", "state", "parameters", "bytes", "float32", "update")
+    cells = [
+        (row.group, row.weights, row.state, f"{row.elements:,}", _size(row.nbytes), _size(row.float32_nbytes), row.update)
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]]
+    lines += [f"kept in float: {name} ({reason})" for name, reason in kept.items()]
+    if wire:
+        lines.append(f"gradients between processes: {wire}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.2f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.1f} KiB"

@@ -1,0 +1,95 @@
+"""What a module and its optimizer hold, in bytes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lowprec_plugin.tensor import FixedPointTensor
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes by kind. ``float32`` is what the same elements would take in float32.
+
+    Attributes:
+        elements: parameters, counted once where tied.
+        weights, state, gradients, buffers: bytes held.
+        float32_weights, float32_state: bytes that weights and state would take.
+    """
+
+    elements: int
+    weights: int
+    state: int
+    gradients: int
+    buffers: int
+    float32_weights: int
+    float32_state: int
+
+    @property
+    def per_parameter(self) -> float:
+        """Bytes of weights and state per parameter."""
+        return (self.weights + self.state) / max(1, self.elements)
+
+    @property
+    def float32_per_parameter(self) -> float:
+        """The same in float32."""
+        return (self.float32_weights + self.float32_state) / max(1, self.elements)
+
+    @property
+    def saved(self) -> int:
+        """Bytes saved in weights and state against float32."""
+        return self.float32_weights + self.float32_state - self.weights - self.state
+
+
+def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = ()) -> MemoryReport:
+    """Add up what ``module`` and ``optimizer`` (one or several) hold now.
+
+    State appears with the first step: before it, ``state`` is 0.
+    """
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    params = list(module.parameters())
+    state = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
+    return MemoryReport(
+        elements=sum(param.numel() for param in params),
+        weights=_bytes(params),
+        state=_bytes(state),
+        gradients=_bytes(param.grad for param in params if param.grad is not None),
+        buffers=_bytes(module.buffers()),
+        float32_weights=4 * sum(param.numel() for param in params),
+        float32_state=4 * sum(tensor.numel() for tensor in state),
+    )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def live_storages() -> dict[int, tuple[int, tuple[Any, ...]]]:
+    """Every storage that a live tensor of this process refers to.
+
+    Returns:
+        address -> (bytes, (dtype, shape) of one tensor on it). Finds what any object holds, whoever owns it, so that a
+        hidden float copy shows. Tensors that only C++ holds, such as those autograd saved, are not Python objects.
+    """
+    found: dict[int, tuple[int, tuple[Any, ...]]] = {}
+    for tensor in _live_tensors():
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            found[storage.data_ptr()] = (storage.nbytes(), (tensor.dtype, tuple(tensor.shape)))
+    return found
+
+
+def _live_tensors() -> Iterator[Tensor]:
+    gc.collect()
+    for thing in gc.get_objects():
+        # type(), not isinstance(): some lazy objects answer the latter by importing things
+        if issubclass(type(thing), Tensor) and not issubclass(type(thing), FixedPointTensor):
+            if thing.device.type != "meta" and thing.layout == torch.strided:
+                yield thing

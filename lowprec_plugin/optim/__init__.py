@@ -1,0 +1,29 @@
+"""Optimizers that update fixed-point parameters, with the arguments of ``torch.optim``; no Lightning needed.
+
+::
+
+    module = MyModel()
+    optim.quantize_(module, "fixed16")
+    optimizer = optim.AdamW(module.parameters(), lr=1e-3)
+
+:func:`adopt` turns an existing ``torch.optim`` optimizer into one.
+"""
+
+from lowprec_plugin.optim.adopt import adopt
+from lowprec_plugin.optim.interchange import float_state_dict, plain_optimizer_state
+from lowprec_plugin.optim.optimizers import SGD, Adam, AdamW, Lion
+from lowprec_plugin.optim.quantize import quantize_
+from lowprec_plugin.optim.step import NonFiniteGradientError, StepSettings
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "NonFiniteGradientError",
+    "StepSettings",
+    "adopt",
+    "float_state_dict",
+    "plain_optimizer_state",
+    "quantize_",
+]

@@ -1,0 +1,83 @@
+"""Turn a user's own torch.optim optimizer into one that updates fixed-point parameters."""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache, wraps
+from typing import Any
+
+import torch
+
+from lowprec_plugin.optim.step import FixedPointStep, StepSettings
+from lowprec_plugin.tensor import FixedPointTensor
+
+_UNFIT: dict[type[torch.optim.Optimizer], str] = {
+    torch.optim.LBFGS: "its step searches along all parameters at once; use an optimizer that updates each by itself",
+    torch.optim.SparseAdam: "it takes sparse gradients; use torch.optim.Adam and embeddings with sparse=False",
+}
+
+
+def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None) -> torch.optim.Optimizer:
+    """Make ``optimizer`` update fixed-point parameters, in place: the same object, whose schedulers stay bound.
+
+    Its class becomes a subclass of what it was. SGD, Adam and AdamW get a fused update; any other goes through the
+    generic path, one parameter at a time. State it already has is rounded to nearest.
+
+    Args:
+        optimizer: any optimizer of ``torch.optim`` or derived from ``torch.optim.Optimizer`` that updates every
+            parameter by itself. Changed in place.
+        settings: see :class:`StepSettings`.
+
+    Returns:
+        ``optimizer``.
+
+    Raises:
+        ValueError: for an optimizer that cannot work so, with the reason.
+    """
+    if isinstance(optimizer, FixedPointStep):
+        optimizer.fixed_point = settings or optimizer.fixed_point
+        return optimizer
+    float_class = type(optimizer)
+    for unfit, reason in _UNFIT.items():
+        if isinstance(optimizer, unfit):
+            raise ValueError(f"torch.optim.{unfit.__name__} cannot update fixed-point parameters: {reason}")
+    patched = optimizer.__dict__.pop("step", None)
+    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+        optimizer.__dict__["step"] = patched
+        raise ValueError(f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that")
+    optimizer.__class__ = _fixed_point_class(float_class)
+    torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
+    assert isinstance(optimizer, FixedPointStep)
+    optimizer.fixed_point = settings or StepSettings()
+    if patched is not None:
+        _count_steps(optimizer, patched)
+    for param, state in optimizer.state.items():
+        if isinstance(param, FixedPointTensor):
+            for name, value in state.items():
+                state[name] = optimizer.store_state(param, name, value)
+    return optimizer
+
+
+@cache
+def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    name = f"FixedPoint{float_class.__name__}"
+    return type(name, (FixedPointStep, float_class), {"float_class": float_class, "__module__": __name__})
+
+
+def _count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:
+    """Do for the new step what a scheduler's patch did for the old: note that it was called.
+
+    Schedulers replace ``optimizer.step`` by a wrapper of the class's function, so that they can warn of a wrong order
+    of calls; the one put here tells them the same.
+    """
+    reference = weakref.ref(optimizer)
+
+    @wraps(patched)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        own = reference()
+        assert own is not None
+        own._opt_called = True  # type: ignore[attr-defined]
+        return type(own).step(own, *args, **kwargs)
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = step  # type: ignore[method-assign]

@@ -1,0 +1,50 @@
+"""The step of an optimizer that has no fused update: its own, on floats, one parameter at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin.tensor import FixedPointTensor
+
+if TYPE_CHECKING:
+    from lowprec_plugin.optim.step import FixedPointStep
+
+
+def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: FixedPointTensor) -> None:
+    """Dequantise ``param`` and its state, let the optimizer's own step update the floats, and round them back."""
+    leaf = torch.nn.Parameter(param.dequantize())
+    leaf.grad = param.grad
+    held = optimizer.state[param]
+    floats = {name: value.dequantize() if isinstance(value, FixedPointTensor) else value for name, value in held.items()}
+    _step_as_float(optimizer, group, [leaf], {leaf: floats})
+    param._store(leaf.detach(), optimizer.fixed_point.rounding)
+    for name, value in floats.items():
+        stored = held.get(name)
+        if isinstance(stored, FixedPointTensor):
+            stored._store(value, optimizer.fixed_point.rounding)
+        else:
+            held[name] = optimizer.store_state(param, name, value)
+
+
+def step_floats(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> None:
+    """The optimizer's own step on parameters that are kept in float."""
+    _step_as_float(optimizer, group, params, optimizer.state)
+
+
+def _step_as_float(
+    optimizer: FixedPointStep, group: dict[str, Any], params: list[Any], state: dict[Tensor, dict[str, Any]]
+) -> None:
+    """Run the float class's step over ``params`` alone. ``state`` is changed in place."""
+    twin = object.__new__(optimizer.float_class)
+    twin.__dict__.update({name: value for name, value in optimizer.__dict__.items() if name != "step"})
+    # The hooks have run, or will, around the step of the optimizer itself.
+    twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+    twin.state = state if isinstance(state, defaultdict) else defaultdict(dict, state)
+    twin.param_groups = [group | {"params": params}]
+    twin.step()
+    group.update({name: value for name, value in twin.param_groups[0].items() if name != "params"})
+    state.update(twin.state)

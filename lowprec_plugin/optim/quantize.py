@@ -1,0 +1,80 @@
+"""Swap a module's parameters for fixed-point ones, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.tensor import FixedPointTensor
+
+
+def quantize_(
+    module: nn.Module,
+    format: FixedPointFormat | str = "fixed16",
+    *,
+    rounding: str = "stochastic",
+    keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool] = (),
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Store the parameters of ``module`` in ``format``.
+
+    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references.
+    The values are rounded to nearest. Buffers are left alone.
+
+    Args:
+        module: changed in place.
+        format: a format or its text, such as ``"fixed16"`` or ``"<4,12>"``.
+        rounding: how later in-place arithmetic on the parameters rounds.
+        keep_float: names (shell patterns such as ``"*.bias"``), or a function of name and parameter: left as they are.
+        dtype: the dtype that operations see; ``None``: as it was.
+        seed: keys the random bits, with each parameter's name.
+
+    Returns:
+        the parameters that were kept in float, and why.
+
+    Raises:
+        ValueError: for a complex or integer parameter that is not kept, a parameter that is not finite, or a pattern
+            that matches no parameter. Nothing is changed then.
+    """
+    format = FixedPointFormat.parse(format)
+    params = dict(module.named_parameters())
+    kept = _kept(params, keep_float)
+    swaps = []
+    for name, param in params.items():
+        if name in kept or isinstance(param, FixedPointTensor):
+            continue
+        if isinstance(param, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
+        if not param.is_floating_point():
+            raise ValueError(f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}")
+        try:
+            stored = FixedPointTensor.quantize(
+                param.detach(), format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype
+            )
+        except ValueError as error:
+            raise ValueError(f"parameter {name!r}: {error}") from None
+        stored.rounding = rounding
+        swaps.append((param, nn.Parameter(stored, param.requires_grad)))
+    for param, stored_param in swaps:
+        grad, param.grad = param.grad, None
+        stored_param.__dict__.update(param.__dict__)  # what a user may have hung on it
+        torch.utils.swap_tensors(param, stored_param)
+        param.grad = grad
+    return kept
+
+
+def _kept(params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]) -> dict[str, str]:
+    if callable(keep_float):
+        return {name: "keep_float" for name, param in params.items() if keep_float(name, param)}
+    kept = {}
+    for pattern in keep_float:
+        matches = [name for name in params if fnmatchcase(name, pattern)]
+        if not matches:
+            raise ValueError(f"keep_float={pattern!r} matches no parameter; there are {', '.join(params)}")
+        kept.update(dict.fromkeys(matches, f"keep_float={pattern!r}"))
+    return kept

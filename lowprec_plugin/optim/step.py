@@ -1,0 +1,225 @@
+"""The optimizer step on fixed-point parameters.
+
+:class:`FixedPointStep` is mixed into a ``torch.optim`` class in front of it and replaces its ``step``. Per parameter
+group:
+
+* fixed-point parameters are updated by one fused call, if the optimizer has one (:mod:`.fused`);
+* otherwise one at a time, as floats, by the optimizer's own step (:mod:`.generic`);
+* parameters that are kept in float go to the optimizer's own step as they are.
+
+Before anything is written every gradient is checked. State is held as :class:`FixedPointTensor` under the names that
+torch.optim gives it, so ``state_dict`` and ``load_state_dict`` work as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin import ops
+from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.formats import FixedPointFormat, check_word_length
+from lowprec_plugin.optim import generic
+from lowprec_plugin.optim.fused import SQUARED_STATES, STATES, FusedUpdate, Group, fused_update
+from lowprec_plugin.random_bits import key_of, substream
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor_rules import convert_
+
+NONFINITE = ("raise", "skip")
+
+
+class NonFiniteGradientError(ValueError):
+    """A gradient is NaN or infinite: the step was refused and nothing was written."""
+
+
+@dataclass
+class StepSettings:
+    """How an optimizer updates fixed-point parameters.
+
+    Args:
+        state_word_length: bits of the state, always in dynamic formats; ``None``: as each parameter.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
+
+    Attributes:
+        skipped_steps: steps skipped so far.
+        saturated: numbers that were out of range when they were rounded, so far.
+    """
+
+    state_word_length: int | None = None
+    rounding: str = "stochastic"
+    nonfinite: str = "raise"
+    skipped_steps: int = field(default=0, init=False)
+    saturated: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        ops.check_rounding(self.rounding)
+        if self.state_word_length is not None:
+            check_word_length(self.state_word_length, "state_word_length")
+        if self.nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")
+
+
+class FixedPointStep(torch.optim.Optimizer):
+    """Replaces the ``step`` of the ``torch.optim`` class that follows it in the bases."""
+
+    fixed_point: StepSettings
+    float_class: type[torch.optim.Optimizer]  # the class whose place this takes
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient, in place; each stored number is rounded once.
+
+        Raises:
+            NonFiniteGradientError: if a gradient is NaN or infinite and ``nonfinite="raise"``.
+            ValueError: for a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._gradients_are_finite():
+            self.fixed_point.skipped_steps += 1
+            return loss
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            fixed = [param for param in params if isinstance(param, FixedPointTensor)]
+            floats = [param for param in params if not isinstance(param, FixedPointTensor)]
+            update, _ = fused_update(self.float_class, group)
+            if update is None:
+                for param in fixed:
+                    generic.step_one(self, group, param)
+            elif fixed:
+                self._fused_step(update, group, fixed)
+            if floats:
+                generic.step_floats(self, group, floats)
+        return loss
+
+    def _gradients_are_finite(self) -> bool:
+        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
+        for param in params:
+            if param.grad.is_sparse and isinstance(param, FixedPointTensor):
+                raise ValueError(
+                    f"the gradient of {label_of(param)} is sparse, which fixed-point updates do not support: "
+                    "use sparse=False in its embedding, or keep_float for the parameter"
+                )
+        by_device: dict[torch.device, list[Any]] = {}
+        for param in params:
+            if not param.grad.is_sparse:
+                by_device.setdefault(param.device, []).append(param)
+        for some in by_device.values():
+            index = ops.first_nonfinite([param.grad for param in some])
+            if index is None:
+                continue
+            if self.fixed_point.nonfinite == "skip":
+                return False
+            raise NonFiniteGradientError(
+                f"the gradient of {label_of(some[index])} holds a NaN or an infinity: the step was refused and nothing "
+                'was written. Lower the learning rate or clip gradients; nonfinite="skip" skips such steps'
+            )
+        return True
+
+    def _fused_step(self, update: FusedUpdate, group: Group, params: list[FixedPointTensor]) -> None:
+        algorithm = update.algorithm(group)
+        names = STATES[algorithm]
+        hypers_of_step: dict[int, Any] = {}
+        hypers, stores = [], []
+        for param in params:
+            state = self.state[param]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in names:
+                if name not in state:
+                    state[name] = self._new_state(param, name)
+            state["step"] += 1
+            step = int(state["step"])
+            if step not in hypers_of_step:
+                hypers_of_step[step] = update.hypers(group, step)
+            hypers.append(hypers_of_step[step])
+            tensors = [param, *(state[name] for name in names)]
+            stores.append([ops.Stored(t.blocks, t.format, key_of(t.stream, step)) for t in tensors])
+        by_device: dict[torch.device, list[int]] = {}
+        for index, param in enumerate(params):
+            by_device.setdefault(param.device, []).append(index)
+        for indices in by_device.values():
+            saturated, refused = ops.update_(
+                algorithm,
+                [_gradient(params[i]) for i in indices],
+                [stores[i] for i in indices],
+                [hypers[i] for i in indices],
+                rounding=self.fixed_point.rounding,
+                first_rows=[params[i].first_row for i in indices],
+            )
+            self.fixed_point.saturated += saturated
+            if refused is not None:
+                raise NonFiniteGradientError(
+                    f"the update of {label_of(params[indices[refused]])} came to NaN although its gradient is finite "
+                    f"(is the learning rate, {group['lr']}, finite?); the blocks with NaN were not written"
+                )
+
+    def state_format(self, param: FixedPointTensor, name: str) -> FixedPointFormat:
+        """The format in which state ``name`` of ``param`` is stored: dynamic, whatever the parameter's."""
+        return FixedPointFormat(
+            self.fixed_point.state_word_length or param.format.word_length,
+            block_size=param.format.block_size,
+            squared=name in SQUARED_STATES,
+        )
+
+    def _new_state(self, param: FixedPointTensor, name: str) -> FixedPointTensor:
+        format = self.state_format(param, name)
+        return self._own(FixedPointTensor(empty_blocks(param.shape, format, param.device), format), param, name)
+
+    def _own(self, tensor: FixedPointTensor, param: FixedPointTensor, name: str) -> FixedPointTensor:
+        """Give state ``tensor`` the place, dtype and random stream of state ``name`` of ``param``."""
+        return tensor._like(
+            tensor.blocks, dtype=param.dtype, rounding=self.fixed_point.rounding, first_row=param.first_row,
+            stream=substream(param.stream, name), label=f"{label_of(param)}.{name}",
+        )  # fmt: skip
+
+    def store_state(self, param: FixedPointTensor, name: str, value: Any) -> Any:
+        """``value`` of state ``name`` as this optimizer holds it: fixed-point if it has an element per parameter's.
+
+        Raises:
+            ValueError: if it is fixed-point in another format and not exact in this one.
+        """
+        if not isinstance(value, Tensor) or value.shape != param.shape or not value.is_floating_point() or name == "step":
+            return value
+        format = self.state_format(param, name)
+        if not isinstance(value, FixedPointTensor):
+            blocks, _ = ops.quantize(value, format)
+            return self._own(FixedPointTensor(blocks, format), param, name)
+        if value.format == format:
+            return self._own(value, param, name)
+        converted = self._new_state(param, name)
+        convert_(converted, value)
+        return converted
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this optimizer, or of its float32 original, whose state is rounded to nearest.
+
+        Raises:
+            ValueError: if state is stored in another format and not exact in this one.
+        """
+        super().load_state_dict(state_dict)
+        for param, state in self.state.items():
+            for name, value in state.items():
+                if isinstance(param, FixedPointTensor):
+                    state[name] = self.store_state(param, name, value)
+                elif isinstance(value, FixedPointTensor):
+                    state[name] = value.dequantize()
+
+
+def label_of(param: Tensor) -> str:
+    """The parameter's name, or its shape if it has none."""
+    label = getattr(param, "label", "")
+    return f"parameter {label!r}" if label else f"a parameter of shape {tuple(param.shape)}"
+
+
+def _gradient(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    grad = param.grad
+    return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()
