@@ -12,7 +12,6 @@ from lowprec_plugin import memory, optim
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.version import __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "memory", "optim"]
+__all__ = ["FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "__version__", "memory", "optim"]

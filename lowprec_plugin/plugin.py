@@ -67,8 +67,6 @@ class FixedPointPrecision(Precision):
         seed: int = 0,
     ) -> None:
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
-        # Lightning takes the number before the dash for the bits of a parameter, in its model summary.
-        self.precision = f"{word_length}-fixed"  # type: ignore[assignment]
         self._settings = {"state_word_length": state_word_length, "rounding": rounding, "nonfinite": nonfinite}
         StepSettings(**self._settings)  # type: ignore[arg-type]  # refuses bad values now rather than at fit
         self.rounding = rounding
@@ -79,6 +77,8 @@ class FixedPointPrecision(Precision):
             raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {', '.join(_COMPUTE)}")
         self._autocast = compute == "bf16-mixed"
         self._dtype: torch.dtype = torch.float32 if self._autocast else compute  # type: ignore[assignment]
+        # What Lightning and its callbacks read: the arithmetic, which is float, not the storage.
+        self.precision = "bf16-mixed" if self._autocast else "32-true" if compute == torch.float32 else "bf16-true"
         self._device_type = "cpu"
         self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []

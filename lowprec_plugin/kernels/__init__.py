@@ -1,2 +1,62 @@
-def available():
-    return False, "not written"
+"""The Triton kernels, for NVIDIA and AMD GPUs: the arithmetic of :mod:`lowprec_plugin.reference`, bit for bit.
+
+Triton is imported nowhere else in the package, and here only when a kernel is wanted. Under ``TRITON_INTERPRET=1``
+the same kernels run on CPU tensors, slowly, which is how they are tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.updates import Algorithm, Hyper
+
+
+@cache
+def available() -> tuple[bool, str]:
+    """Whether the Triton kernels can be used, and if not, why."""
+    try:
+        from triton import knobs
+    except ImportError as error:
+        return False, f"Triton is not to be had: {error}"
+    if knobs.runtime.interpret:
+        return True, "Triton kernels, interpreted"
+    if torch.cuda.is_available():
+        return True, "Triton kernels"
+    return False, "there is no GPU, and TRITON_INTERPRET=1 is not set"
+
+
+def quantize(
+    x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
+) -> int:
+    """Round ``x`` into ``out``; see :func:`lowprec_plugin.ops.quantize`. Returns the saturated elements."""
+    from lowprec_plugin.kernels import convert
+
+    return convert.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
+
+
+def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
+    """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
+    from lowprec_plugin.kernels import convert
+
+    convert.dequantize(blocks, format, out)
+
+
+def update(
+    algorithm: Algorithm,
+    grads: Sequence[Tensor],
+    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat, int]]],
+    hypers: Sequence[Hyper],
+    first_rows: Sequence[int],
+    *,
+    stochastic: bool,
+) -> tuple[int, int | None]:
+    """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
+    from lowprec_plugin.kernels import update as updates
+
+    return updates.update(algorithm, grads, stores, hypers, first_rows, stochastic=stochastic)

@@ -1,0 +1,55 @@
+"""``lowprec``: the proof of concept, and LightningCLI's own commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningCLI
+
+from lowprec_plugin.poc import run_poc
+from lowprec_plugin.version import __version__
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+USAGE = """usage: lowprec COMMAND [options]
+
+  poc                             train the handwritten digits in float32 and in fixed-point, print one table
+  fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml
+
+lowprec COMMAND --help lists a command's options. lowprec --version prints the version."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = given[0] if given else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command in LIGHTNING:
+        LightningCLI(args=given, save_config_kwargs={"overwrite": True})
+        return 0
+    if command == "poc":
+        return _poc(given[1:])
+    print(f"lowprec: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
+    return 2
+
+
+def _poc(given: Sequence[str]) -> int:
+    parser = ArgumentParser(prog="lowprec poc", description="Compare fixed-point formats with float32 on the digits.")
+    parser.add_function_arguments(run_poc)
+    options = parser.parse_args(given)
+    try:
+        run_poc(**vars(options))
+    except ValueError as error:
+        print(f"lowprec poc: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

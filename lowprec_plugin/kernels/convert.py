@@ -1,0 +1,118 @@
+"""Floats to blocks and back, on the device: one launch per tensor, one program per tile."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.formats import FixedPointFormat, rows_of
+from lowprec_plugin.kernels.random import random_bits
+from lowprec_plugin.kernels.rounding import Code, encode, largest_bits, load_codes, power_of_two, store_codes
+from lowprec_plugin.kernels.tiles import Tiling, locate, options, signed, tiling_of
+
+_RUNTIME = ["rows", "row_length", "first_row", "key", "exponent"]  # numbers that no kernel is recompiled for
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def quantize_kernel(
+    x,
+    codes,
+    low,
+    exponents,
+    bits,
+    saturated,
+    rows: tl.int64,
+    row_length: tl.int64,
+    first_row: tl.int64,
+    key: tl.int64,
+    exponent: tl.int32,
+    CODE: tl.constexpr,
+    TILING: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
+    """Round float32 ``x``; planes that the format does not have, and ``bits`` to hash them, are ``None``."""
+    at, mask, block, inside, counter = locate(tl.program_id(0), rows, row_length, first_row, TILING)
+    value = tl.load(x + at, mask=mask, other=0.0)
+    if CODE.squared:
+        value = tl.sqrt_rn(value)
+    drawn = 0
+    if STOCHASTIC:
+        if bits is None:
+            drawn = random_bits(counter, key.to(tl.int64), TILING.width, TILING.wide)
+        else:
+            drawn = tl.load(bits + at, mask=mask, other=0)
+    code, chosen, outside = encode(value, largest_bits(value), drawn, exponent, mask, CODE, STOCHASTIC)
+    store_codes(codes, low, at, mask, code, CODE)
+    if CODE.dynamic:
+        tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
+    if CODE.saturates:
+        tl.atomic_add(saturated + tl.zeros_like(outside), outside.to(tl.int64), mask=inside & (outside > 0))
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def dequantize_kernel(
+    out,
+    codes,
+    low,
+    exponents,
+    rows: tl.int64,
+    row_length: tl.int64,
+    exponent: tl.int32,
+    CODE: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    """Write the stored numbers to ``out``: float32, or int16 for the bits of bfloat16."""
+    at, mask, block, inside, _ = locate(tl.program_id(0), rows, row_length, 0, TILING)
+    if CODE.dynamic:
+        exponent = tl.load(exponents + block, mask=inside, other=0).to(tl.int32)
+    value = load_codes(codes, low, at, mask, CODE).to(tl.float32) * power_of_two(exponent)
+    if CODE.squared:
+        value = value * value
+    if out.dtype.element_ty == tl.int16:
+        word = value.to(tl.int32, bitcast=True)
+        tl.store(out + at, ((word + 0x7FFF + ((word >> 16) & 1)) >> 16).to(tl.int16), mask=mask)
+    else:
+        tl.store(out + at, value, mask=mask)
+
+
+def quantize(
+    x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
+) -> int:
+    """Round ``x`` into ``out``; see :func:`lowprec_plugin.ops.quantize`. Returns the saturated elements."""
+    code = Code.of(format)
+    tiling, programs = tiling_of(x.shape, format.block_size, first_row)
+    saturated = torch.zeros(1, dtype=torch.int64, device=x.device) if code.saturates else None
+    with torch.cuda.device_of(x):
+        quantize_kernel[(programs,)](
+            x,
+            *out,
+            bits,
+            saturated,
+            *rows_of(x.shape),
+            first_row,
+            signed(key),
+            0 if format.dynamic else format.static_exponent,
+            CODE=code,
+            TILING=tiling,
+            STOCHASTIC=stochastic,
+            **options(),
+        )
+    return 0 if saturated is None else int(saturated)
+
+
+def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
+    """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
+    tiling, programs = tiling_of(out.shape, format.block_size, 0)
+    with torch.cuda.device_of(out):
+        dequantize_kernel[(programs,)](
+            out.view(torch.int16) if out.dtype == torch.bfloat16 else out,
+            *blocks,
+            *rows_of(out.shape),
+            0 if format.dynamic else format.static_exponent,
+            CODE=Code.of(format),
+            TILING=tiling,
+            **options(),
+        )

@@ -1,0 +1,37 @@
+"""The random bits of :mod:`lowprec_plugin.random_bits` on the device.
+
+``word = hash32(counter, key)``; in every group of 16 elements, word ``j`` serves element ``j`` with its low half and
+element ``j + 8`` with its high half.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def hash32(counter, key, WIDE: tl.constexpr):
+    """:func:`lowprec_plugin.random_bits.hash32` of int64 counters if ``WIDE``, else of uint32 ones."""
+    word = counter.to(tl.uint32)
+    first = key.to(tl.uint32)
+    if WIDE:
+        first += (counter >> 32).to(tl.uint32) * 0x9E3779B9
+    word ^= first
+    word = (word ^ (word >> 16)) * 0x7FEB352D + (key >> 32).to(tl.uint32)
+    word = (word ^ (word >> 15)) * 0x846CA68B
+    return word ^ (word >> 16)
+
+
+@triton.jit
+def random_bits(counter, key, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    """Sixteen random bits for each of ``WIDTH`` elements of every block.
+
+    ``counter`` is that of a block's first element, of shape ``(blocks, 1)``. Returns int32 ``(blocks, WIDTH)``.
+    """
+    if WIDTH < 16:  # a block is the first half of one group
+        return (hash32(counter + tl.arange(0, WIDTH)[None, :], key, WIDE) & 0xFFFF).to(tl.int32)
+    word = hash32(counter + tl.arange(0, WIDTH // 2)[None, :], key, WIDE)
+    word = tl.reshape(word, (counter.shape[0], WIDTH // 16, 8))
+    halves = tl.permute(tl.join(word & 0xFFFF, word >> 16), (0, 1, 3, 2))
+    return tl.reshape(halves, (counter.shape[0], WIDTH)).to(tl.int32)

@@ -1,0 +1,152 @@
+"""Codes to floats and floats to codes on the device, one block of a tensor per row of a tile.
+
+The laws are :mod:`lowprec_plugin.reference`'s, which states them in float64. Here they are evaluated in float32, and
+exactly: multiplying by a power of two that float32 holds, splitting a float into an integer and the rest, and adding
+the constant ``1.5 * 2**23``, which rounds to an integer, ties to even, and leaves it in the low bits of the sum. No
+step rounds but the one that the law asks for, so nothing depends on how a device converts floats to integers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from lowprec_plugin import formats
+
+MIN_EXPONENT = tl.constexpr(formats.MIN_EXPONENT)
+MAX_EXPONENT = tl.constexpr(formats.MAX_EXPONENT)
+#: The bits of infinity; those of a NaN, without its sign, are above.
+INFINITE = tl.constexpr(0x7F800000)
+FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
+#: Added to a float of at most 2**22, this makes it an integer, and ``bits(sum) - MAGIC_BITS`` is that integer.
+MAGIC = tl.constexpr(12582912.0)
+MAGIC_BITS = tl.constexpr(0x4B400000)
+
+
+class Code(NamedTuple):
+    """What a kernel is compiled for of a :class:`~lowprec_plugin.formats.FixedPointFormat`."""
+
+    word_length: int
+    dynamic: bool
+    squared: bool
+
+    @classmethod
+    def of(cls, format: formats.FixedPointFormat) -> Code:
+        """The part of ``format`` that kernels are compiled for: all but a static format's exponent."""
+        return cls(format.word_length, format.dynamic, format.squared)
+
+    @property
+    def max_code(self) -> int:
+        """The largest code."""
+        return 2 ** (self.word_length - 1) - 1
+
+    @property
+    def min_code(self) -> int:
+        """The smallest code."""
+        return -self.max_code if self.dynamic else -self.max_code - 1
+
+    @property
+    def saturates(self) -> bool:
+        """Whether a finite float can be out of range: a dynamic block of 4 bits or more reaches float32's largest."""
+        return not self.dynamic or self.word_length < 4
+
+
+@triton.jit
+def power_of_two(exponent):
+    """``2**exponent`` in float32, for int32 exponents of normal numbers."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def largest_bits(x):
+    """The bits of every block's largest magnitude, int32: above ``INFINITE`` if the block has a NaN."""
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1, keep_dims=True)
+
+
+@triton.jit
+def load_codes(codes, low, at, mask, CODE: tl.constexpr):
+    """The codes at the offsets ``at``, int32; 0 where ``mask`` does not hold."""
+    code = tl.load(codes + at, mask=mask, other=0).to(tl.int32)
+    if CODE.word_length > 16:
+        code = ((code << 8) | tl.load(low + at, mask=mask, other=0).to(tl.int32)) >> (24 - CODE.word_length)
+    return code
+
+
+@triton.jit
+def store_codes(codes, low, at, mask, code, CODE: tl.constexpr):
+    """Write int32 codes to their planes."""
+    if CODE.word_length > 16:
+        wide = code << (24 - CODE.word_length)
+        tl.store(codes + at, (wide >> 8).to(tl.int16), mask=mask)
+        tl.store(low + at, (wide & 0xFF).to(tl.uint8), mask=mask)
+    elif CODE.word_length > 8:
+        tl.store(codes + at, code.to(tl.int16), mask=mask)
+    else:
+        tl.store(codes + at, code.to(tl.int8), mask=mask)
+
+
+@triton.jit
+def block_exponent(magnitude, WORD_LENGTH: tl.constexpr):
+    """The smallest exponent that holds a magnitude, given as the bits of a finite float."""
+    # A code keeps WORD_LENGTH - 2 bits of the mantissa; a magnitude above the largest code needs the next exponent.
+    full: tl.constexpr = ((1 << (WORD_LENGTH - 2)) - 1) << (25 - WORD_LENGTH)
+    carry = ((magnitude & 0x7FFFFF) > full).to(tl.int32)
+    exponent = (magnitude >> 23) + carry - (127 + WORD_LENGTH - 2)
+    return tl.minimum(tl.maximum(exponent, MIN_EXPONENT), MAX_EXPONENT)
+
+
+@triton.jit
+def round_to_code(scaled, bits, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """``rint(scaled)``, or ``(rint(scaled * 2**16) + bits) >> 16``; ``scaled`` is within the codes' range."""
+    if CODE.word_length <= 16:
+        shifted = scaled + MAGIC
+        whole = shifted - MAGIC
+        code = shifted.to(tl.int32, bitcast=True) - MAGIC_BITS
+    else:  # up to 2**23, where a float has no bits behind the point
+        shift = tl.where(scaled < 0, -8388608.0, 8388608.0)
+        whole = (scaled + shift) - shift
+        code = whole.to(tl.int32)
+    if STOCHASTIC:
+        # whole * 2**16 is even, so rounding the rest alone, at most half a code, settles ties as the law does.
+        rest = tl.fma(scaled - whole, 65536.0, MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
+        code += (rest + bits) >> 16
+    return code
+
+
+@triton.jit
+def encode(x, largest, bits, exponent, mask, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Round blocks of floats to codes: :func:`lowprec_plugin.reference.quantize_roots`.
+
+    Args:
+        x: ``(blocks, width)``, 0 beyond a block's end. Infinities saturate.
+        largest: :func:`largest_bits` of ``x``.
+        bits: int32 random bits of ``x``'s shape, unused if not ``STOCHASTIC``.
+        exponent: a static format's; unused for a dynamic one.
+        mask: which of ``x`` are elements, to count saturated ones.
+
+    Returns:
+        the codes, every block's exponent, and how many elements of every block were out of range.
+    """
+    x = tl.clamp(x, -FLOAT32_MAX, FLOAT32_MAX)
+    if CODE.dynamic:
+        exponent = block_exponent(tl.minimum(largest, INFINITE - 1), CODE.word_length)
+    scaled = x * power_of_two(-exponent)
+    saturated = tl.zeros_like(largest)
+    if CODE.saturates:
+        low: tl.constexpr = float(CODE.min_code)
+        high: tl.constexpr = float(CODE.max_code)
+        outside = ((scaled < low) | (scaled > high)) & mask
+        saturated = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
+        scaled = tl.clamp(scaled, low, high)
+    code = round_to_code(scaled, bits, CODE, STOCHASTIC)
+    if CODE.squared:
+        code = tl.where((code == 0) & (x > 0), 1, code)
+    if CODE.dynamic:
+        # Where rounding down has left room for the next smaller exponent, the codes are doubled.
+        top = tl.max(tl.abs(code), axis=1, keep_dims=True)
+        spare = ((top > 0) & (top <= CODE.max_code // 2) & (exponent > MIN_EXPONENT)).to(tl.int32)
+        code = code << spare
+        exponent = tl.where(top > 0, exponent - spare, MIN_EXPONENT)
+    return code, exponent, saturated

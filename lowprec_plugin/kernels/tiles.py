@@ -1,0 +1,102 @@
+"""How a tensor is cut into tiles: a tile is a matrix whose every row is one block.
+
+A row of a tensor that is longer than the block size is cut into blocks, the last one shorter where it does not
+divide; a shorter row is one block, and the tile is as narrow as the next power of two allows. So one program always
+works on about ``TILE`` elements, be they 8 blocks of 256 or the 2,048 of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowprec_plugin.formats import rows_of
+from lowprec_plugin.random_bits import GROUP, padded_row
+
+#: Elements of a tile.
+TILE = tl.constexpr(2048)
+#: Elements per thread: 128 bits of the narrowest codes, and one group of random words.
+_PER_THREAD = 16
+
+
+class Tiling(NamedTuple):
+    """What a kernel is compiled for of a tensor's shape.
+
+    Attributes:
+        width: elements of a tile's row.
+        flat: rows are whole multiples of ``width``, so that blocks follow each other in memory without a gap.
+        aligned: every row starts at a multiple of 128 bits, and every plane if an update is told so.
+        wide: the counters of random words, or the indices of blocks, do not fit 32 bits.
+    """
+
+    width: int
+    flat: bool
+    aligned: bool
+    wide: bool
+
+
+def tiling_of(shape: Sequence[int], block_size: int, first_row: int) -> tuple[Tiling, int]:
+    """The tiling of a tensor whose first row is the whole tensor's ``first_row``, and how many programs it takes."""
+    rows, row_length = rows_of(shape)
+    width = min(block_size, triton.next_power_of_2(row_length))
+    flat = row_length % width == 0
+    wide = (first_row + rows) * padded_row(row_length) // 2 > 2**32
+    blocks = rows * -(-row_length // width)
+    return Tiling(width, flat, flat or row_length % GROUP == 0, wide), -(-blocks * width // TILE.value)
+
+
+def on_boundaries(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether every tensor's memory starts at a multiple of 128 bits."""
+    return all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def signed(key: int) -> int:
+    """A 64-bit key as the int64 of the same bits."""
+    return key - 2**64 if key >= 2**63 else key
+
+
+def options() -> dict[str, object]:
+    """How kernels are compiled: without fused multiply-add, which would round once where the law rounds twice."""
+    warp = 64 if torch.version.hip else 32
+    return {"num_warps": TILE.value // (_PER_THREAD * warp), "enable_fp_fusion": False}
+
+
+@triton.jit
+def locate(program, rows, row_length, first_row, TILING: tl.constexpr):
+    """Where one program's tile lies.
+
+    Returns:
+        the offsets of its elements in the tensor, int64 of shape ``(blocks, width)``; which of them exist; the
+        indices of its blocks and which of those exist, of shape ``(blocks, 1)``; and the counter of every block's
+        first random word.
+    """
+    WIDTH: tl.constexpr = TILING.width
+    COUNT: tl.constexpr = TILE // WIDTH
+    column = tl.arange(0, WIDTH)[None, :]
+    if TILING.aligned and not TILING.flat:
+        row_length = row_length // 16 * 16  # changes nothing, and tells the compiler
+    half_row = (row_length + 15) // 16 * 8
+    per_row = (row_length + WIDTH - 1) // WIDTH
+    block = program.to(tl.int64) * COUNT + tl.arange(0, COUNT)[:, None]
+    inside = block < rows * per_row
+    if TILING.flat:
+        start = block * WIDTH
+        mask = inside
+        counter = first_row * half_row + block * max(WIDTH // 2, 8)
+    else:
+        if TILING.wide:
+            row = block // per_row
+        else:  # a 64-bit division takes a hundred instructions
+            row = (block.to(tl.int32) // per_row.to(tl.int32)).to(tl.int64)
+        left = (block - row * per_row) * WIDTH
+        start = row * row_length + left
+        mask = inside & (column < row_length - left)
+        counter = (first_row + row) * half_row + left // 2
+    if not TILING.wide:
+        counter = counter.to(tl.uint32)
+    return start + column, mask, block, inside, counter
