@@ -229,6 +229,10 @@ class FixedPointTensor(torch.Tensor):
         )  # fmt: skip
         return names, context
 
+    def _stable_hash_for_caching(self) -> str:
+        """What torch.compile keys its cache of compiled graphs by."""
+        return repr(self.__tensor_flatten__())
+
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any

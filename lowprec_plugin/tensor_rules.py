@@ -36,6 +36,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @cache
 def _rule_of(func: Any) -> Rule:
     schema = func._schema
+    if func._can_decompose():
+        return _decompose
     if schema.is_mutable:
         return _write
     first = schema.arguments[0].alias_info if schema.arguments else None
@@ -44,12 +46,22 @@ def _rule_of(func: Any) -> Rule:
     return _read
 
 
-def _floats(tree: Any) -> Any:
-    return tree_map_only(FixedPointTensor, lambda tensor: tensor._floats()[1], tree)
+def _floats(value: Any) -> Any:
+    """One argument with floats in place of fixed-point tensors. Arguments nest in lists and tuples only."""
+    if isinstance(value, FixedPointTensor):
+        return value._floats()[1]
+    if isinstance(value, (list, tuple)):
+        return type(value)([_floats(each) for each in value])
+    return value
 
 
 def _read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(*_floats(args), **_floats(kwargs))
+    return func(*_floats(args), **{name: _floats(value) for name, value in kwargs.items()})
+
+
+def _decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A composite operation, which comes here whole under inference mode only, by its parts."""
+    return func.decompose(*args, **kwargs)
 
 
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -100,10 +112,10 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         one_kwargs = {name: pick(argument, index) for name, argument in kwargs.items()}
         target = one_args[0][0]
         if not isinstance(target, FixedPointTensor):
-            func(*_floats(one_args), **_floats(one_kwargs))
+            _read(func, one_args, one_kwargs)
             continue
         floats, window = target._floats()
-        func([window], *_floats(one_args[1:]), **_floats(one_kwargs))
+        _read(func, ([window], *one_args[1:]), one_kwargs)
         target._store(floats, target.rounding)
 
 

@@ -57,6 +57,6 @@ def update(
     stochastic: bool,
 ) -> tuple[int, int | None]:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
-    from lowprec_plugin.kernels import update as updates
+    from lowprec_plugin.kernels import step
 
-    return updates.update(algorithm, grads, stores, hypers, first_rows, stochastic=stochastic)
+    return step.update(algorithm, grads, stores, hypers, first_rows, stochastic=stochastic)

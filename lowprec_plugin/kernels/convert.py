@@ -11,8 +11,10 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels.random import random_bits
 from lowprec_plugin.kernels.rounding import Code, encode, largest_bits, load_codes, power_of_two, store_codes
-from lowprec_plugin.kernels.tiles import Tiling, locate, options, signed, tiling_of
+from lowprec_plugin.kernels.tiles import locate, signed, tiling_of
 
+#: A program has enough to do that starting programs does not cost more than running them.
+_WARPS = 4
 _RUNTIME = ["rows", "row_length", "first_row", "key", "exponent"]  # numbers that no kernel is recompiled for
 
 
@@ -49,7 +51,7 @@ def quantize_kernel(
     if CODE.dynamic:
         tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
     if CODE.saturates:
-        tl.atomic_add(saturated + tl.zeros_like(outside), outside.to(tl.int64), mask=inside & (outside > 0))
+        tl.atomic_add(saturated + tl.zeros_like(outside), outside.to(tl.int64), mask=outside > 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -83,7 +85,7 @@ def quantize(
 ) -> int:
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.ops.quantize`. Returns the saturated elements."""
     code = Code.of(format)
-    tiling, programs = tiling_of(x.shape, format.block_size, first_row)
+    tiling, programs = tiling_of(x.shape, format.block_size, first_row, _WARPS)
     saturated = torch.zeros(1, dtype=torch.int64, device=x.device) if code.saturates else None
     with torch.cuda.device_of(x):
         quantize_kernel[(programs,)](
@@ -98,14 +100,14 @@ def quantize(
             CODE=code,
             TILING=tiling,
             STOCHASTIC=stochastic,
-            **options(),
+            **tiling.options(),
         )
     return 0 if saturated is None else int(saturated)
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
-    tiling, programs = tiling_of(out.shape, format.block_size, 0)
+    tiling, programs = tiling_of(out.shape, format.block_size, 0, _WARPS)
     with torch.cuda.device_of(out):
         dequantize_kernel[(programs,)](
             out.view(torch.int16) if out.dtype == torch.bfloat16 else out,
@@ -114,5 +116,5 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
             0 if format.dynamic else format.static_exponent,
             CODE=Code.of(format),
             TILING=tiling,
-            **options(),
+            **tiling.options(),
         )

@@ -8,7 +8,7 @@ step rounds but the one that the law asks for, so nothing depends on how a devic
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -25,7 +25,8 @@ MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
-class Code(NamedTuple):
+@dataclass(frozen=True)
+class Code:
     """What a kernel is compiled for of a :class:`~lowprec_plugin.formats.FixedPointFormat`."""
 
     word_length: int
@@ -98,19 +99,22 @@ def block_exponent(magnitude, WORD_LENGTH: tl.constexpr):
 
 
 @triton.jit
-def round_to_code(scaled, bits, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """``rint(scaled)``, or ``(rint(scaled * 2**16) + bits) >> 16``; ``scaled`` is within the codes' range."""
+def round_to_code(x, scale, bits, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """``rint(x * scale)``, or ``(rint(x * scale * 2**16) + bits) >> 16``, of ``x * scale`` within the codes' range.
+
+    ``scale`` is a power of two, so that a product is exact, be it added to something in the same step or not.
+    """
     if CODE.word_length <= 16:
-        shifted = scaled + MAGIC
+        shifted = tl.fma(x, scale, MAGIC)
         whole = shifted - MAGIC
         code = shifted.to(tl.int32, bitcast=True) - MAGIC_BITS
     else:  # up to 2**23, where a float has no bits behind the point
-        shift = tl.where(scaled < 0, -8388608.0, 8388608.0)
-        whole = (scaled + shift) - shift
+        shift = tl.where(x < 0, -8388608.0, 8388608.0)
+        whole = tl.fma(x, scale, shift) - shift
         code = whole.to(tl.int32)
     if STOCHASTIC:
         # whole * 2**16 is even, so rounding the rest alone, at most half a code, settles ties as the law does.
-        rest = tl.fma(scaled - whole, 65536.0, MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
+        rest = tl.fma(tl.fma(x, scale, -whole), 65536.0, MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
         code += (rest + bits) >> 16
     return code
 
@@ -132,15 +136,14 @@ def encode(x, largest, bits, exponent, mask, CODE: tl.constexpr, STOCHASTIC: tl.
     x = tl.clamp(x, -FLOAT32_MAX, FLOAT32_MAX)
     if CODE.dynamic:
         exponent = block_exponent(tl.minimum(largest, INFINITE - 1), CODE.word_length)
-    scaled = x * power_of_two(-exponent)
     saturated = tl.zeros_like(largest)
     if CODE.saturates:
-        low: tl.constexpr = float(CODE.min_code)
-        high: tl.constexpr = float(CODE.max_code)
-        outside = ((scaled < low) | (scaled > high)) & mask
+        unit = power_of_two(exponent)
+        lowest, highest = unit * CODE.min_code, unit * CODE.max_code
+        outside = ((x < lowest) | (x > highest)) & mask
         saturated = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
-        scaled = tl.clamp(scaled, low, high)
-    code = round_to_code(scaled, bits, CODE, STOCHASTIC)
+        x = tl.clamp(x, lowest, highest)
+    code = round_to_code(x, power_of_two(-exponent), bits, CODE, STOCHASTIC)
     if CODE.squared:
         code = tl.where((code == 0) & (x > 0), 1, code)
     if CODE.dynamic:

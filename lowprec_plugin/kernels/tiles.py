@@ -1,14 +1,14 @@
 """How a tensor is cut into tiles: a tile is a matrix whose every row is one block.
 
 A row of a tensor that is longer than the block size is cut into blocks, the last one shorter where it does not
-divide; a shorter row is one block, and the tile is as narrow as the next power of two allows. So one program always
-works on about ``TILE`` elements, be they 8 blocks of 256 or the 2,048 of a vector.
+divide; a shorter row is one block, and the tile is as narrow as the next power of two allows. So every program works
+on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,36 +18,47 @@ from torch import Tensor
 from lowprec_plugin.formats import rows_of
 from lowprec_plugin.random_bits import GROUP, padded_row
 
-#: Elements of a tile.
-TILE = tl.constexpr(2048)
 #: Elements per thread: 128 bits of the narrowest codes, and one group of random words.
-_PER_THREAD = 16
+PER_THREAD = 16
+#: Threads that run in step, of the GPUs that torch is built for.
+WARP = 64 if torch.version.hip else 32
 
 
-class Tiling(NamedTuple):
+@dataclass(frozen=True)
+class Tiling:
     """What a kernel is compiled for of a tensor's shape.
 
     Attributes:
         width: elements of a tile's row.
+        count: rows of a tile.
         flat: rows are whole multiples of ``width``, so that blocks follow each other in memory without a gap.
-        aligned: every row starts at a multiple of 128 bits, and every plane if an update is told so.
-        wide: the counters of random words, or the indices of blocks, do not fit 32 bits.
+        aligned: every row starts at a multiple of 128 bits; for an update, every plane does too.
+        wide: the counters of random words do not fit 32 bits. Where they do, so do the indices of blocks.
     """
 
     width: int
+    count: int
     flat: bool
     aligned: bool
     wide: bool
 
+    def options(self, warp: int = WARP) -> dict[str, object]:
+        """How to compile: without fused multiply-add, which rounds once where the laws round twice."""
+        return {"num_warps": max(self.width * self.count // (PER_THREAD * warp), 1), "enable_fp_fusion": False}
 
-def tiling_of(shape: Sequence[int], block_size: int, first_row: int) -> tuple[Tiling, int]:
-    """The tiling of a tensor whose first row is the whole tensor's ``first_row``, and how many programs it takes."""
+
+def tiling_of(shape: Sequence[int], block_size: int, first_row: int, warps: int) -> tuple[Tiling, int]:
+    """The tiling of a tensor whose first row is the whole tensor's ``first_row``, and how many programs it takes.
+
+    A tile gives ``warps`` warps 16 elements per thread, or is one block if that is more.
+    """
     rows, row_length = rows_of(shape)
     width = min(block_size, triton.next_power_of_2(row_length))
+    count = max(PER_THREAD * WARP * warps // width, 1)
     flat = row_length % width == 0
     wide = (first_row + rows) * padded_row(row_length) // 2 > 2**32
-    blocks = rows * -(-row_length // width)
-    return Tiling(width, flat, flat or row_length % GROUP == 0, wide), -(-blocks * width // TILE.value)
+    tiling = Tiling(width, count, flat, aligned=flat or row_length % GROUP == 0, wide=wide)
+    return tiling, -(-rows * -(-row_length // width) // count)
 
 
 def on_boundaries(tensors: Iterable[Tensor | None]) -> bool:
@@ -60,29 +71,22 @@ def signed(key: int) -> int:
     return key - 2**64 if key >= 2**63 else key
 
 
-def options() -> dict[str, object]:
-    """How kernels are compiled: without fused multiply-add, which would round once where the law rounds twice."""
-    warp = 64 if torch.version.hip else 32
-    return {"num_warps": TILE.value // (_PER_THREAD * warp), "enable_fp_fusion": False}
-
-
 @triton.jit
 def locate(program, rows, row_length, first_row, TILING: tl.constexpr):
     """Where one program's tile lies.
 
     Returns:
-        the offsets of its elements in the tensor, int64 of shape ``(blocks, width)``; which of them exist; the
-        indices of its blocks and which of those exist, of shape ``(blocks, 1)``; and the counter of every block's
-        first random word.
+        the offsets of its elements in the tensor, int64 of shape ``(count, width)``; which of them exist; the indices
+        of its blocks and which of those exist, of shape ``(count, 1)``; and the counter of every block's first random
+        word.
     """
     WIDTH: tl.constexpr = TILING.width
-    COUNT: tl.constexpr = TILE // WIDTH
-    column = tl.arange(0, WIDTH)[None, :]
     if TILING.aligned and not TILING.flat:
         row_length = row_length // 16 * 16  # changes nothing, and tells the compiler
     half_row = (row_length + 15) // 16 * 8
     per_row = (row_length + WIDTH - 1) // WIDTH
-    block = program.to(tl.int64) * COUNT + tl.arange(0, COUNT)[:, None]
+    column = tl.arange(0, WIDTH)[None, :]
+    block = program.to(tl.int64) * TILING.count + tl.arange(0, TILING.count)[:, None]
     inside = block < rows * per_row
     if TILING.flat:
         start = block * WIDTH
@@ -91,7 +95,7 @@ def locate(program, rows, row_length, first_row, TILING: tl.constexpr):
     else:
         if TILING.wide:
             row = block // per_row
-        else:  # a 64-bit division takes a hundred instructions
+        else:  # where a 64-bit division would take a hundred instructions
             row = (block.to(tl.int32) // per_row.to(tl.int32)).to(tl.int64)
         left = (block - row * per_row) * WIDTH
         start = row * row_length + left

@@ -39,7 +39,7 @@ def quantize_(
 
     Raises:
         ValueError: for a complex or integer parameter that is not kept, a parameter that is not finite, or a pattern
-            that matches no parameter. Nothing is changed then.
+            that matches no parameter, or a parameter that an autograd graph still holds. Nothing is changed then.
     """
     format = FixedPointFormat.parse(format)
     params = dict(module.named_parameters())
@@ -60,12 +60,28 @@ def quantize_(
             raise ValueError(f"parameter {name!r}: {error}") from None
         stored.rounding = rounding
         swaps.append((param, nn.Parameter(stored, param.requires_grad)))
-    for param, stored_param in swaps:
-        grad, param.grad = param.grad, None
-        stored_param.__dict__.update(param.__dict__)  # what a user may have hung on it
-        torch.utils.swap_tensors(param, stored_param)
-        param.grad = grad
+    for done, (param, stored_param) in enumerate(swaps):
+        try:
+            _swap(param, stored_param)
+        except RuntimeError as error:
+            for undo, stored_undo in swaps[:done]:
+                _swap(undo, stored_undo)
+            raise ValueError(
+                f"parameter {stored_param.label!r} is held by an autograd graph or a weak reference that is still alive: "
+                f"drop losses and outputs of earlier forward passes, or compute them under torch.no_grad() ({error})"
+            ) from error
     return kept
+
+
+def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
+    """Exchange what two parameters are; what a user has hung on ``param`` stays on it."""
+    grad, param.grad = param.grad, None
+    hung = {name: value for name, value in param.__dict__.items() if name not in other.__dict__}
+    try:
+        torch.utils.swap_tensors(param, other)
+        param.__dict__.update(hung)
+    finally:
+        param.grad = grad
 
 
 def _kept(params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]) -> dict[str, str]:

@@ -1,0 +1,248 @@
+"""One optimizer step over many parameters, in one launch per kind of tensor.
+
+The parameters of a call that share formats, gradient type and tiling are one launch. A table on the device describes
+each in one row: where its planes are, its shape, its keys, its hyperparameters. A program finds its parameter by
+bisecting the column of first programs, reads its tile, evaluates the formula of :mod:`lowprec_plugin.updates` in
+registers and writes the tile back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.formats import FixedPointFormat, rows_of
+from lowprec_plugin.kernels import formulas
+from lowprec_plugin.kernels.random import random_bits
+from lowprec_plugin.kernels.rounding import INFINITE, Code, encode, largest_bits, load_codes, power_of_two, store_codes
+from lowprec_plugin.kernels.tiles import locate, on_boundaries, signed, tiling_of
+from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
+
+Stored = tuple[Blocks, FixedPointFormat, int]
+
+SGD, MOMENTUM, ADAM, LION = (tl.constexpr(int(algorithm)) for algorithm in Algorithm)
+FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in range(3))
+_GRADIENT_TYPES = {torch.float32: FLOAT32.value, torch.bfloat16: BFLOAT16.value, torch.float16: FLOAT16.value}
+
+# The table's columns, 64-bit words: the first program, the parameter's index, the gradient, rows, row length, first
+# row; then of each stored tensor its three planes, key and static exponent; then the hyperparameters, two a word.
+STORES = tl.constexpr(6)
+STORE = tl.constexpr(5)
+HYPER = tl.constexpr(6 + 3 * 5)
+COLUMNS = tl.constexpr(6 + 3 * 5 + HYPERS // 2)
+_NONE_REFUSED = 2**63 - 1
+#: A program is one warp, whose threads agree on a block's exponent without waiting for other warps.
+_WARPS = 1
+
+
+@triton.jit
+def pointer(word, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """An address as a pointer, to a 128-bit boundary if ``ALIGNED``: only then are loads from it 128 bits wide."""
+    typed = word.to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        typed = tl.multiple_of(typed, 16)
+    return typed
+
+
+@triton.jit
+def stored(item, SLOT: tl.constexpr, CODES: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to a stored tensor's codes, lower codes and exponents; its key; its exponent if static."""
+    at = item + STORES + SLOT * STORE
+    if CODES[SLOT].word_length > 8:
+        codes = pointer(tl.load(at), tl.int16, ALIGNED)
+    else:
+        codes = pointer(tl.load(at), tl.int8, ALIGNED)
+    low, exponents = pointer(tl.load(at + 1), tl.uint8, ALIGNED), pointer(tl.load(at + 2), tl.int8, False)
+    return codes, low, exponents, tl.load(at + 3), tl.load(at + 4).to(tl.int32)
+
+
+@triton.jit
+def read_gradient(item, at, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The gradient's tile in float32."""
+    address = tl.load(item + 2)
+    if TYPE == BFLOAT16:
+        word = tl.load(pointer(address, tl.int16, ALIGNED) + at, mask=mask, other=0)
+        g = (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif TYPE == FLOAT16:
+        g = tl.load(pointer(address, tl.float16, ALIGNED) + at, mask=mask, other=0.0).to(tl.float32)
+    else:
+        g = tl.load(pointer(address, tl.float32, ALIGNED) + at, mask=mask, other=0.0)
+    return g
+
+
+@triton.jit
+def read(store, place, CODE: tl.constexpr):
+    """The tile of one stored tensor; for a squared format, the roots."""
+    codes, low, exponents, _, exponent = store
+    at, mask, block, inside, _ = place
+    if CODE.dynamic:
+        exponent = tl.load(exponents + block, mask=inside, other=0).to(tl.int32)
+    return load_codes(codes, low, at, mask, CODE).to(tl.float32) * power_of_two(exponent)
+
+
+@triton.jit
+def write(x, largest, store, place, CODE: tl.constexpr, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Round the tile of one stored tensor and write it. Returns how many elements of each block saturated."""
+    codes, low, exponents, key, exponent = store
+    at, mask, block, inside, counter = place
+    bits = 0
+    if STOCHASTIC:
+        bits = random_bits(counter, key, TILING.width, TILING.wide)
+    code, chosen, saturated = encode(x, largest, bits, exponent, mask, CODE, STOCHASTIC)
+    store_codes(codes, low, at, mask, code, CODE)
+    if CODE.dynamic:
+        tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
+    return saturated
+
+
+@triton.jit
+def bounded(x, mask, TILING: tl.constexpr):
+    """``x`` with zeros beyond the ends of its rows, where the formulas may have made anything."""
+    if not TILING.flat:
+        x = tl.where(mask, x, 0.0)
+    return x
+
+
+@triton.jit
+def parameter_of(program, table, count):
+    """The row of the table that ``program`` works for: the last one whose first program is not after it."""
+    lower, upper = count * 0, count
+    while upper - lower > 1:
+        middle = (lower + upper) // 2
+        begun = tl.load(table + middle * COLUMNS) <= program
+        lower = tl.where(begun, middle, lower)
+        upper = tl.where(begun, upper, middle)
+    return table + lower * COLUMNS
+
+
+@triton.jit(do_not_specialize=["count"])
+def update_kernel(
+    table,
+    result,
+    count: tl.int32,
+    ALGORITHM: tl.constexpr,
+    CODES: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    TILING: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    SATURATES: tl.constexpr,
+):
+    """Update the ``count`` parameters of ``table``; ``result`` is how many saturated and the first index refused."""
+    item = parameter_of(tl.program_id(0), table, count)
+    program = tl.program_id(0) - tl.load(item)
+    place = locate(program, tl.load(item + 3), tl.load(item + 4), tl.load(item + 5), TILING)
+    at, mask, block, inside, counter = place
+    hyper = (item + HYPER).to(tl.pointer_type(tl.float32))
+    g = read_gradient(item, at, mask, GRADIENT, TILING.aligned)
+    store_p = stored(item, 0, CODES, TILING.aligned)
+    p = read(store_p, place, CODES[0])
+    if ALGORITHM != SGD:
+        store_m = stored(item, 1, CODES, TILING.aligned)
+        m = read(store_m, place, CODES[1])
+    if ALGORITHM == ADAM:
+        store_r = stored(item, 2, CODES, TILING.aligned)
+        r = read(store_r, place, CODES[2])
+
+    if ALGORITHM == SGD:
+        p = formulas.sgd(p, g, hyper)
+    elif ALGORITHM == MOMENTUM:
+        p, m = formulas.momentum(p, g, m, hyper)
+    elif ALGORITHM == ADAM:
+        p, m, r = formulas.adam(p, g, m, r, hyper)
+    else:
+        p, m = formulas.lion(p, g, m, hyper)
+
+    p = bounded(p, mask, TILING)
+    largest_p = largest_bits(p)
+    worst = largest_p
+    if ALGORITHM != SGD:
+        m = bounded(m, mask, TILING)
+        largest_m = largest_bits(m)
+        worst = tl.maximum(worst, largest_m)
+    if ALGORITHM == ADAM:
+        r = bounded(r, mask, TILING)
+        largest_r = largest_bits(r)
+        worst = tl.maximum(worst, largest_r)
+
+    # A block with a NaN stays as it is, in every plane.
+    finite = worst <= INFINITE
+    tl.atomic_min(result + 1 + tl.zeros_like(worst), tl.load(item + 1), mask=inside & ~finite, sem="relaxed")
+    place = (at, mask & finite, block, inside & finite, counter)
+    saturated = write(p, largest_p, store_p, place, CODES[0], TILING, STOCHASTIC)
+    if ALGORITHM != SGD:
+        saturated += write(m, largest_m, store_m, place, CODES[1], TILING, STOCHASTIC)
+    if ALGORITHM == ADAM:
+        saturated += write(r, largest_r, store_r, place, CODES[2], TILING, STOCHASTIC)
+    if SATURATES:
+        tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
+
+
+def update(
+    algorithm: Algorithm,
+    grads: Sequence[Tensor],
+    stores: Sequence[Sequence[Stored]],
+    hypers: Sequence[Hyper],
+    first_rows: Sequence[int],
+    *,
+    stochastic: bool,
+) -> tuple[int, int | None]:
+    """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
+    launches: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+    for index, (grad, tensors, first_row) in enumerate(zip(grads, stores, first_rows, strict=True)):
+        tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
+        planes = [plane for blocks, _, _ in tensors for plane in (blocks.codes, blocks.low)]
+        tiling = replace(tiling, aligned=tiling.aligned and on_boundaries([grad, *planes]))
+        codes = tuple(Code.of(format) for _, format, _ in tensors)
+        launches[codes, _GRADIENT_TYPES[grad.dtype], tiling].append((index, programs))
+
+    rows, numbers, grids = [], [], []
+    for members in launches.values():
+        first_program = 0
+        for index, programs in members:
+            rows.append([first_program, index, *_describe(grads[index], stores[index], first_rows[index])])
+            numbers.append([*hypers[index], *[0.0] * (HYPERS - len(hypers[index]))])
+            first_program += programs
+        grids.append(first_program)
+
+    # The result and the table in one buffer, so that a step costs one copy to the device and one back.
+    device = grads[0].device
+    buffer = torch.zeros(1 + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type == "cuda")
+    buffer[0, 1] = _NONE_REFUSED
+    buffer[1:, : HYPER.value] = torch.tensor(rows)
+    buffer.view(torch.float32)[1:, 2 * HYPER.value :] = torch.tensor(numbers)
+    buffer = buffer.to(device, non_blocking=True)
+
+    at = 1
+    with torch.cuda.device_of(buffer):
+        for (codes, gradient, tiling), members, grid in zip(launches, launches.values(), grids, strict=True):
+            update_kernel[(grid,)](
+                buffer[at:],
+                buffer[0],
+                len(members),
+                ALGORITHM=int(algorithm),
+                CODES=codes,
+                GRADIENT=gradient,
+                TILING=tiling,
+                STOCHASTIC=stochastic,
+                SATURATES=any(code.saturates for code in codes),
+                **tiling.options(),
+            )
+            at += len(members)
+    saturated, refused = buffer[0, :2].tolist()
+    return saturated, None if refused == _NONE_REFUSED else refused
+
+
+def _describe(grad: Tensor, tensors: Sequence[Stored], first_row: int) -> list[int]:
+    """The columns of the table from the gradient up to the hyperparameters."""
+    row = [grad.data_ptr(), *rows_of(grad.shape), first_row]
+    for blocks, format, key in tensors:
+        row += [0 if plane is None else plane.data_ptr() for plane in blocks]
+        row += [signed(key), 0 if format.dynamic else format.static_exponent]
+    return row + [0] * (HYPER.value - 2 - len(row))

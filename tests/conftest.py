@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Lightning is chatty about loaders, loggers and small epochs, and its own dependencies deprecate things: none of it is
+# this package's doing. Everything else that warns fails the test.
+_HOST_WARNINGS = (
+    "ignore:.*does not have many workers.*",
+    "ignore:.*number of training batches.*is smaller than the logging interval.*",
+    "ignore:.*isinstance\\(treespec, LeafSpec\\).*",
+    "ignore:.*Checkpoint directory .* exists and is not empty.*",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*You defined a `validation_step` but have no `val_dataloader`.*",
+    "ignore:.*Starting from v1.9.0, `tensorboardX` has been removed.*",
+    "ignore:.*`litlogger`.*",
+    "ignore:.*enable_nested_tensor.*:UserWarning",
+    "ignore:.*torch.jit.*:DeprecationWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in _HOST_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow_wanted = "slow" in (config.getoption("-m") or "")
+    for item in items:
+        if "slow" in item.keywords and not slow_wanted:
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """The folder of the real MNIST files; skips where there is none (set LOWPREC_MNIST)."""
+    for candidate in (os.environ.get("LOWPREC_MNIST"), "data/mnist", "../shared/data/mnist"):
+        if candidate and (Path(candidate) / "train-images-idx3-ubyte.gz").exists():
+            return Path(candidate)
+    pytest.skip("no MNIST here: set LOWPREC_MNIST to the folder of its four files")
