@@ -247,6 +247,7 @@ class FixedPointTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # below the graph: nothing here is for Dynamo to trace
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
