@@ -1,30 +1,31 @@
-"""Compile the kernels for GPUs that are not there, and say what the compiler made of them.
+"""Compile the kernels for GPUs that are not there, and say what came of them.
 
-``python -m lowprec_plugin.kernels.aot [target ...]`` prints, for each kernel and target, the registers per thread, the
-spills, and how wide global memory is read and written: a kernel that waits for memory should do it 128 bits at a time.
-Targets are ``sm_90``, ``gfx942`` and the like; see ``TARGETS``.
+``python -m lowprec_plugin.kernels.aot [--all] [--target sm_90 ...]`` prints for each kernel and target the registers and
+spills of a thread, and how many of the bytes it moves go 128 bits at a time: kernels that wait for memory should
+spill nothing and move nearly everything so.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
-import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import ASTSource
 
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.kernels.convert import dequantize_kernel, quantize_kernel
 from lowprec_plugin.kernels.rounding import Code
-from lowprec_plugin.kernels.step import FLOAT32, update_kernel
-from lowprec_plugin.kernels.tiles import Tiling, options
+from lowprec_plugin.kernels.step import BFLOAT16, FLOAT32, update_kernel
+from lowprec_plugin.kernels.tiles import PER_THREAD, Tiling
 from lowprec_plugin.updates import Algorithm
 
 TARGETS = {
@@ -33,32 +34,166 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-_BLOCKS = Tiling(width=256, flat=True, aligned=True, wide=False)
-_PLANE_TYPES = {1: ("*i8", None), 2: ("*i16", None), 3: ("*i16", "*u8")}
+#: (width, flat, aligned): rows of whole blocks; rows that leave a rest; rows of an odd length; a vector.
+_SHAPES = {"flat": (256, True, True), "rest": (256, False, True), "odd": (32, False, False), "vector": (1, True, True)}
+_FORMATS = ("fixed8", "fixed16", "fixed24", "fixed16^2", "<4,12>")
+
+_PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)\b")
+_AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_dwordx(\d)\b")
+_INEXACT = re.compile(
+    r"\.ftz|\.approx|div\.full|!fpmath|denorm_mode_32 [012]|\bf(?:add|sub|mul|div) (?:\w+ )*?(?:fast|contract|reassoc)\b"
+)
 
 
 class Kernel(NamedTuple):
-    """A kernel and what to compile it for: the types of its run-time arguments, the values of the others."""
+    """A kernel and what to compile it for.
+
+    Attributes:
+        types: of the arguments given at run time.
+        values: of the compile-time ones, except ``TILING``.
+        loads, stores: bytes that it has to move per element, exponents aside.
+    """
 
     name: str
-    function: object
+    function: Any
     types: dict[str, str]
-    values: dict[str, object]
+    values: dict[str, Any]
+    shape: tuple[int, bool, bool]
+    warps: int
+    loads: int
+    stores: int
 
 
 class Report(NamedTuple):
-    """What became of a kernel.
+    """What came of a kernel.
 
     Attributes:
         registers: per thread.
-        spills: bytes of spilled registers stored per thread (NVIDIA), or registers spilled (AMD).
-        loads, stores: instructions on global memory, by the bits that each moves per thread.
-        fused: fused multiply-adds beyond the explicit ones; see ``tests``.
+        spills: bytes (NVIDIA) or registers (AMD) per thread that did not fit.
+        loads, stores: bytes per element that go at least 128 bits at a time.
+        inexact: traces of arithmetic other than IEEE float32's, denormals included.
     """
 
     kernel: str
     target: str
     registers: int
     spills: int
-    loads: dict[int, int]
-    stores: dict[int, int]
+    loads: float
+    stores: float
+    inexact: list[str]
+
+
+def kernels(everything: bool = False) -> Iterator[Kernel]:
+    """The kernels worth watching, or most that can be had."""
+    shapes = _SHAPES if everything else ("flat",)
+    for name, shape, stochastic in product(_FORMATS, shapes, (True, False) if everything else (True,)):
+        yield _quantize(name, shape, stochastic)
+    for name, shape, dtype in product(_FORMATS, shapes, ("*fp32", "*i16")):
+        yield _dequantize(name, shape, dtype)
+    states = ("fixed8", "fixed16", "fixed24") if everything else ("fixed8",)
+    for algorithm, state, shape in product(Algorithm, states, shapes):
+        yield _update(algorithm, ["fixed16", *[state] * algorithm.states], shape, FLOAT32.value)
+    for weight, state in (("fixed16", "fixed16"), ("fixed24", "fixed24")):
+        yield _update(Algorithm.ADAM, [weight, state, f"{state}^2"], "flat", BFLOAT16.value)
+
+
+def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
+    types = {"codes": "*i8" if format.container_bytes == 1 else "*i16", "low": "*u8", "exponents": "*i8"}
+    absent = {"low"} if format.container_bytes < 3 else set()
+    absent |= set() if format.dynamic else {"exponents"}
+    return {name: type for name, type in types.items() if name not in absent}, dict.fromkeys(absent)
+
+
+def _quantize(name: str, shape: str, stochastic: bool) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types, values = _planes(format)
+    types |= {"x": "*fp32", "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64", "exponent": "i32"}
+    if Code.of(format).saturates:
+        types["saturated"] = "*i64"
+    else:
+        values["saturated"] = None
+    values |= {"bits": None, "CODE": Code.of(format), "STOCHASTIC": stochastic}
+    title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {shape}"
+    return Kernel(title, quantize_kernel, types, values, _SHAPES[shape], 4, 4, format.container_bytes)
+
+
+def _dequantize(name: str, shape: str, out: str) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types, values = _planes(format)
+    types |= {"out": out, "rows": "i64", "row_length": "i64", "exponent": "i32"}
+    values |= {"CODE": Code.of(format)}
+    size = 4 if out == "*fp32" else 2
+    title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {shape}"
+    return Kernel(title, dequantize_kernel, types, values, _SHAPES[shape], 4, format.container_bytes, size)
+
+
+def _update(algorithm: Algorithm, names: list[str], shape: str, gradient: int) -> Kernel:
+    formats = [FixedPointFormat.parse(name) for name in names]
+    codes = tuple(Code.of(format) for format in formats)
+    size = sum(format.container_bytes for format in formats)
+    values = {"ALGORITHM": int(algorithm), "CODES": codes, "GRADIENT": gradient, "STOCHASTIC": True}
+    values["SATURATES"] = any(code.saturates for code in codes)
+    title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {shape}"
+    types = {"table": "*i64", "result": "*i64", "count": "i32"}
+    return Kernel(title, update_kernel, types, values, _SHAPES[shape], 1, size + (4, 2)[gradient], size)
+
+
+def inspect(kernel: Kernel, target: str) -> Report:
+    """Compile ``kernel`` for ``target`` and read what the compilers wrote."""
+    gpu = TARGETS[target]
+    width, flat, aligned = kernel.shape
+    tiling = Tiling(width, PER_THREAD * gpu.warp_size * kernel.warps // width, flat, aligned, wide=False)
+    names = kernel.function.arg_names
+    source = ASTSource(
+        kernel.function,
+        {name: kernel.types.get(name, "constexpr") for name in names},
+        {**kernel.values, "TILING": tiling},
+        {(names.index(name),): [["tt.divisibility", 16]] for name, type in kernel.types.items() if type[0] == "*"},
+    )
+    compiled = triton.compile(source, target=gpu, options=tiling.options(gpu.warp_size))
+    if gpu.backend == "cuda":
+        code = compiled.asm["ptx"]
+        registers, spills = _assemble(code, gpu.arch)
+        moved = {kind: 0 for kind in ("ld", "st")}
+        for kind, vector, bits in _PTX_ACCESS.findall(code):
+            wide = int(vector or 1) * int(bits)
+            moved[kind] += wide // 8 if wide >= 128 else 0
+    else:
+        code = compiled.asm["amdgcn"]
+        counts = dict(re.findall(r"\.([vs]gpr(?:_spill)?_count|agpr_count): +(\d+)", code))
+        registers = int(counts["vgpr_count"])
+        spills = int(counts["vgpr_spill_count"]) + int(counts["sgpr_spill_count"])
+        moved = {"ld": 0, "st": 0}
+        for kind, words in _AMD_ACCESS.findall(code):
+            moved["ld" if kind == "load" else "st"] += 4 * int(words) if int(words) >= 4 else 0
+    inexact = sorted(set(_INEXACT.findall(code + compiled.asm["llir"])))
+    return Report(kernel.name, target, registers, spills, moved["ld"] / PER_THREAD, moved["st"] / PER_THREAD, inexact)
+
+
+def _assemble(ptx: str, capability: int) -> tuple[int, int]:
+    """The registers and the bytes spilled per thread, of ``ptxas`` run as Triton runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        flags = ["-v", "--fmad=false", "--regAllocOptLevel=2", f"--gpu-name={sm_arch_from_capability(capability)}"]
+        command = [get_ptxas(capability).path, *flags, str(path), "-o", str(path.with_suffix(".o"))]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    stored, loaded = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+    return int(re.findall(r"Used (\d+) registers", log)[0]), int(stored) + int(loaded)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lowprec_plugin.kernels.aot", description=__doc__)
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--all", action="store_true", help="most kernels that can be had, not only the usual ones")
+    arguments = parser.parse_args()
+    print(f"{'kernel':50} {'target':7} registers spills  loads stores (bytes per element, in 128 bits / in all)")
+    for kernel, target in product(kernels(arguments.all), arguments.target):
+        report = inspect(kernel, target)
+        widths = f"{report.loads:g}/{kernel.loads} {report.stores:g}/{kernel.stores}"
+        print(f"{kernel.name:50} {target:7} {report.registers:9} {report.spills:6}  {widths} {report.inexact or ''}")
+
+
+if __name__ == "__main__":
+    main()

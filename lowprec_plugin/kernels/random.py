@@ -29,9 +29,11 @@ def random_bits(counter, key, WIDTH: tl.constexpr, WIDE: tl.constexpr):
 
     ``counter`` is that of a block's first element, of shape ``(blocks, 1)``. Returns int32 ``(blocks, WIDTH)``.
     """
-    if WIDTH < 16:  # a block is the first half of one group
-        return (hash32(counter + tl.arange(0, WIDTH)[None, :], key, WIDE) & 0xFFFF).to(tl.int32)
-    word = hash32(counter + tl.arange(0, WIDTH // 2)[None, :], key, WIDE)
-    word = tl.reshape(word, (counter.shape[0], WIDTH // 16, 8))
-    halves = tl.permute(tl.join(word & 0xFFFF, word >> 16), (0, 1, 3, 2))
-    return tl.reshape(halves, (counter.shape[0], WIDTH)).to(tl.int32)
+    if WIDTH < 16:  # a block is the first half of one group, if that
+        bits = hash32(counter + tl.arange(0, WIDTH)[None, :], key, WIDE) & 0xFFFF
+    else:
+        word = hash32(counter + tl.arange(0, WIDTH // 2)[None, :], key, WIDE)
+        word = tl.reshape(word, (counter.shape[0], WIDTH // 16, 8))
+        halves = tl.permute(tl.join(word & 0xFFFF, word >> 16), (0, 1, 3, 2))
+        bits = tl.reshape(halves, (counter.shape[0], WIDTH))
+    return bits.to(tl.int32)

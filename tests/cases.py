@@ -1,0 +1,35 @@
+"""Tensors that are hard to round, shared by the tests of all backends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin import FixedPointFormat
+
+SHAPES = [(), (1,), (300,), (5, 0), (3, 1), (7, 9), (40, 37), (2, 256), (3, 700), (1, 3000), (8, 3, 3, 3)]
+
+
+def floats(shape: tuple[int, ...], seed: int = 0, squared: bool = False) -> Tensor:
+    """Random floats over many magnitudes, with rows of extremes where there is room."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator) * torch.exp(3 * torch.randn(shape, generator=generator))
+    if len(shape) == 2 and shape[0] >= 40:
+        x[5] = 0
+        x[6] = torch.finfo(torch.float32).max
+        x[7] *= 1e-36
+        x[8] = 127.5  # between the largest 8-bit code and the next binade
+        x[9, :16] = 32767.5
+        x[10] = -(2.0**-126)
+        x[11] = 1e-45  # the smallest float of all
+    # Beyond these bounds float32 cannot hold the square of a rounded root.
+    return torch.where(x == 0, 0, x.abs().clamp(1e-30, 1e37)) if squared else x
+
+
+def formats(word_lengths: tuple[int, ...] = tuple(range(2, 25)), block_size: int = 64) -> list[FixedPointFormat]:
+    """Every word length: dynamic, squared, and two static ones."""
+    found = []
+    for bits in word_lengths:
+        found += [FixedPointFormat(bits, None, block_size), FixedPointFormat(bits, None, block_size, True)]
+        found += [FixedPointFormat(bits, bits - 3, block_size), FixedPointFormat(bits, bits + 4, block_size)]
+    return found

@@ -1,0 +1,64 @@
+"""Imports go down only (see docs/decisions/0001-layers.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lowprec_plugin"
+
+#: Layer of each module or folder; a module may import its own layer's and lower ones'.
+LAYERS = {
+    "version": 0, "formats": 0, "quality": 0,
+    "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
+    "ops": 2,
+    "tensor": 3, "tensor_rules": 3,
+    "optim": 4, "memory": 4, "describe": 4,
+    "plugin": 5,
+    "tasks": 6, "poc": 6, "cli": 6,
+    "__init__": 6,
+}  # fmt: skip
+#: Third-party packages and the lowest layer (or the only folders) that may import them.
+HOSTS = {"torch": 1, "lightning": 5, "lightning_utilities": 5, "jsonargparse": 6, "sklearn": 6, "wandb": 6, "rich": 6}
+ONLY_IN = {"triton": "kernels", "deepspeed": "deepspeed"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    layer = LAYERS[name_of(path)]
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[0] == "lowprec_plugin":
+            if len(parts) > 1 and parts[1] in LAYERS:
+                assert LAYERS[parts[1]] <= layer, f"{path.name} (layer {layer}) imports {imported}"
+        elif parts[0] in ONLY_IN:
+            assert name_of(path) == ONLY_IN[parts[0]], f"{path.name} imports {imported}"
+        elif parts[0] in HOSTS:
+            assert HOSTS[parts[0]] <= layer, f"{path.name} (layer {layer}) imports {imported}"
+
+
+def test_files_are_small() -> None:
+    long = {str(path): len(path.read_text().splitlines()) for path in modules()}
+    assert {path: lines for path, lines in long.items() if lines > 350} == {}
