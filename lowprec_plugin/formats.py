@@ -58,10 +58,10 @@ class FixedPointFormat:
         if self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size={self.block_size!r} is not one of {BLOCK_SIZES}")
         if self.fraction_length is not None:
-            if not MIN_EXPONENT <= -self.fraction_length <= MAX_EXPONENT:
+            if not MIN_EXPONENT <= -self.fraction_length <= self.max_exponent:
                 raise ValueError(
                     f"fraction_length={self.fraction_length} puts the radix point out of float32's reach; "
-                    f"choose {-MAX_EXPONENT} to {-MIN_EXPONENT}"
+                    f"choose {-self.max_exponent} to {-MIN_EXPONENT}"
                 )
             if self.squared:
                 raise ValueError("a squared format is dynamic: leave fraction_length=None")
@@ -107,6 +107,11 @@ class FixedPointFormat:
         """The exponent of every code of a static format."""
         assert self.fraction_length is not None, "a dynamic format has no single exponent"
         return -self.fraction_length
+
+    @property
+    def max_exponent(self) -> int:
+        """The largest exponent of a block: with it, no code stands for more than float32's largest number."""
+        return min(MAX_EXPONENT, 129 - self.word_length)
 
     @property
     def max_code(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lowprec_plugin.blocks import Blocks, pack, unpack
-from lowprec_plugin.formats import MAX_EXPONENT, MIN_EXPONENT, FixedPointFormat, rows_of
+from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, rows_of
 from lowprec_plugin.updates import square_root
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -45,7 +45,7 @@ def block_exponents(magnitude: Tensor, format: FixedPointFormat) -> Tensor:
     mantissa, exponent = torch.frexp(magnitude)  # magnitude = mantissa * 2**exponent, mantissa in [0.5, 1)
     carry = mantissa.double() * 2.0 ** (format.word_length - 1) > format.max_code
     smallest = exponent - (format.word_length - 1) + carry.to(torch.int32)
-    return torch.where(magnitude > 0, smallest.clamp(MIN_EXPONENT, MAX_EXPONENT), MIN_EXPONENT)
+    return torch.where(magnitude > 0, smallest.clamp(MIN_EXPONENT, format.max_exponent), MIN_EXPONENT)
 
 
 def quantize(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> tuple[Blocks, int]:
@@ -105,7 +105,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat) -> Tensor:
-    """The stored numbers as float32: exact, or for a squared format the correctly rounded square."""
+    """The stored numbers as float32: exact, or for a squared format the square, rounded once and finite."""
     shape = blocks.codes.shape
     rows, row_length = rows_of(shape)
     code = unpack(blocks, format).reshape(rows, row_length).double()
@@ -114,4 +114,4 @@ def dequantize(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     else:
         exponent = blocks.exponents.to(torch.int32).repeat_interleave(format.block_size, 1)[:, :row_length]
     value = (code * _power_of_two(exponent)).reshape(shape)
-    return (value.square() if format.squared else value).float()
+    return (value.square().clamp_max(_FLOAT32_MAX) if format.squared else value).float()

@@ -21,7 +21,9 @@ typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 
 enum : uint32_t { INFINITE = 0x7F800000u };  // the bits of a float; a NaN's are above
-enum { MAX = LOWPREC_MAX_BLOCK, MIN_EXPONENT = -110, MAX_EXPONENT = 126, GROUP = 16 };
+enum { MAX = LOWPREC_MAX_BLOCK, MIN_EXPONENT = -110, GROUP = 16 };
+
+static const float FLOAT_MAX = 3.40282347e38f;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t padded(int64_t n) { return (n + GROUP - 1) / GROUP * GROUP; }
@@ -250,12 +252,14 @@ static int32_t normalize(T *__restrict code, int64_t n, int32_t max_code, int32_
 
 // The smallest exponent that holds a magnitude, and whether the magnitude lies above the largest code of the next
 // smaller one though in its binade. `magnitude` is the bits of a finite float other than zero.
+static inline int32_t max_exponent(int32_t word_length) { return word_length > 3 ? 129 - word_length : 126; }
+
 static inline int32_t exponent_for(uint32_t magnitude, int32_t word_length, bool &carry) {
     const int shift = 25 - word_length;  // mantissa bits below the (word_length - 2) that a code keeps
     const uint32_t full = ((1u << (word_length - 2)) - 1u) << shift;
     carry = (magnitude & 0x7FFFFFu) > full;
     int32_t e = (int32_t)(magnitude >> 23) - 127 - (word_length - 2) + (carry ? 1 : 0);
-    return clamp(e, MIN_EXPONENT, MAX_EXPONENT);
+    return clamp(e, MIN_EXPONENT, max_exponent(word_length));
 }
 
 static void store_codes(const lowprec_store &s, int64_t at, int64_t n, const int32_t *__restrict code) {
@@ -289,7 +293,7 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
         return saturated;
     }
     if (largest >= INFINITE) {  // an overflow saturates; the caller has refused NaN
-        for (int64_t j = 0; j < n; j++) x[j] = x[j] > 3.40282347e38f ? 3.40282347e38f : x[j] < -3.40282347e38f ? -3.40282347e38f : x[j];
+        for (int64_t j = 0; j < n; j++) x[j] = x[j] > FLOAT_MAX ? FLOAT_MAX : x[j] < -FLOAT_MAX ? -FLOAT_MAX : x[j];
         largest = 0x7F7FFFFFu;
     }
     if (largest == 0) {
@@ -303,7 +307,7 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
     const bool doubtful = carry || e == MIN_EXPONENT;
     int64_t saturated = 0;
     const bool one_key = random.counter >> 32 == (random.counter + (uint64_t)n / 2) >> 32;
-    if (s.word_length <= 16 && e < MAX_EXPONENT && !random.given && one_key) {
+    if (s.word_length <= 16 && e < max_exponent(s.word_length) && !random.given && one_key) {
         if (s.word_length > 8) {
             int16_t *out = (int16_t *)s.codes + at;
             round_into(x, n, e, s.squared, random, out);
@@ -337,6 +341,8 @@ static void encode_single_elements(const lowprec_store &s, int64_t at, int64_t n
         float v;
         memcpy(&v, &magnitude, 4);
         v = x[j] < 0 ? -v : v;
+        const float limit = (float)max_code * power_of_two(e);  // binding at the largest exponent only
+        v = v > limit ? limit : v < -limit ? -limit : v;
         int32_t c;
         if (stochastic) {
             const uint64_t at_counter = counter + (uint64_t)j * 8;
@@ -557,7 +563,7 @@ static void dequantize_chunks(lowprec_item &item, int64_t begin, int64_t end) {
         float *out = item.out_type == LOWPREC_FLOAT32 ? (float *)item.out + c.at : x;
         decode(item, s, c, out);
         if (s.squared)
-            for (int64_t j = 0; j < c.n; j++) out[j] = out[j] * out[j];
+            for (int64_t j = 0; j < c.n; j++) out[j] = out[j] <= 1.84467429741979238e19f ? out[j] * out[j] : FLOAT_MAX;
         if (item.out_type == LOWPREC_BFLOAT16) store_bfloat16(x, c.n, (uint16_t *)item.out + c.at);
     }
 }

@@ -6,6 +6,7 @@ the constant ``1.5 * 2**23``, which rounds to an integer, ties to even, and leav
 step rounds but the one that the law asks for, so nothing depends on how a device converts floats to integers.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Code:
     @property
     def max_code(self) -> int:
         """The largest code."""
-        return 2 ** (self.word_length - 1) - 1
+        return (1 << (self.word_length - 1)) - 1
 
     @property
     def min_code(self) -> int:

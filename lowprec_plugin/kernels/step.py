@@ -6,6 +6,7 @@ bisecting the column of first programs, reads its tile, evaluates the formula of
 registers and writes the tile back.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
 
 from collections import defaultdict

@@ -5,6 +5,7 @@ divide; a shorter row is one block, and the tile is as narrow as the next power 
 on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vector.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -93,10 +94,9 @@ def locate(program, rows, row_length, first_row, TILING: tl.constexpr):
         mask = inside
         counter = first_row * half_row + block * max(WIDTH // 2, 8)
     else:
-        if TILING.wide:
-            row = block // per_row
-        else:  # where a 64-bit division would take a hundred instructions
-            row = (block.to(tl.int32) // per_row.to(tl.int32)).to(tl.int64)
+        # A 64-bit division takes a hundred instructions.
+        index: tl.constexpr = tl.int64 if TILING.wide else tl.int32
+        row = (block.to(index) // per_row.to(index)).to(tl.int64)
         left = (block - row * per_row) * WIDTH
         start = row * row_length + left
         mask = inside & (column < row_length - left)
