@@ -1,8 +1,8 @@
 """Compile the kernels for GPUs that are not there, and say what came of them.
 
-``python -m lowprec_plugin.kernels.aot [--all] [--target sm_90 ...]`` prints for each kernel and target the registers and
-spills of a thread, and how many of the bytes it moves go 128 bits at a time: kernels that wait for memory should
-spill nothing and move nearly everything so.
+``python -m lowprec_plugin.kernels.aot [--all] [--target sm_90 ...]`` prints for each kernel and target the registers
+and spills of a thread, and how many of the bytes it moves go 128 bits at a time: kernels that wait for memory should
+spill nothing and move everything but exponents so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -40,8 +41,10 @@ _FORMATS = ("fixed8", "fixed16", "fixed24", "fixed16^2", "<4,12>")
 
 _PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)\b")
 _AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_dwordx(\d)\b")
+_FMA = re.compile(r"call (?:<(\d+) x float>|float) @llvm\.fma|\bfma\.rn\.f32(x2)?")
 _INEXACT = re.compile(
-    r"\.ftz|\.approx|div\.full|!fpmath|denorm_mode_32 [012]|\bf(?:add|sub|mul|div) (?:\w+ )*?(?:fast|contract|reassoc)\b"
+    r"\.ftz|\.approx|div\.full|!fpmath|denorm_mode_32 [012]"
+    r"|\bf(?:add|sub|mul|div) (?:\w+ )*?(?:fast|contract|reassoc|arcp|afn)\b"
 )
 
 
@@ -85,16 +88,21 @@ class Report(NamedTuple):
 
 def kernels(everything: bool = False) -> Iterator[Kernel]:
     """The kernels worth watching, or most that can be had."""
-    shapes = _SHAPES if everything else ("flat",)
-    for name, shape, stochastic in product(_FORMATS, shapes, (True, False) if everything else (True,)):
+    if not everything:
+        yield _quantize("fixed16", "flat", stochastic=True)
+        yield _quantize("<4,16>", "flat", stochastic=True)
+        yield _dequantize("fixed8", "flat", "*i16")
+        for algorithm in Algorithm:
+            yield _update(algorithm, ["fixed16", *["fixed8"] * algorithm.states], "flat", FLOAT32.value)
+        yield _update(Algorithm.ADAM, ["fixed24", "fixed16", "fixed16^2"], "flat", BFLOAT16.value)
+        return
+    for name, shape, stochastic in product(_FORMATS, _SHAPES, (True, False)):
         yield _quantize(name, shape, stochastic)
-    for name, shape, dtype in product(_FORMATS, shapes, ("*fp32", "*i16")):
-        yield _dequantize(name, shape, dtype)
-    states = ("fixed8", "fixed16", "fixed24") if everything else ("fixed8",)
-    for algorithm, state, shape in product(Algorithm, states, shapes):
-        yield _update(algorithm, ["fixed16", *[state] * algorithm.states], shape, FLOAT32.value)
-    for weight, state in (("fixed16", "fixed16"), ("fixed24", "fixed24")):
-        yield _update(Algorithm.ADAM, [weight, state, f"{state}^2"], "flat", BFLOAT16.value)
+    for name, shape, out in product(_FORMATS, _SHAPES, ("*fp32", "*i16")):
+        yield _dequantize(name, shape, out)
+    for algorithm, weight, shape in product(Algorithm, _FORMATS, _SHAPES):
+        for state, gradient in (("fixed8", FLOAT32), ("fixed16", BFLOAT16), ("fixed24", FLOAT32)):
+            yield _update(algorithm, [weight, *[state] * algorithm.states], shape, gradient.value)
 
 
 def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
@@ -138,8 +146,8 @@ def _update(algorithm: Algorithm, names: list[str], shape: str, gradient: int) -
     return Kernel(title, update_kernel, types, values, _SHAPES[shape], 1, size + (4, 2)[gradient], size)
 
 
-def inspect(kernel: Kernel, target: str) -> Report:
-    """Compile ``kernel`` for ``target`` and read what the compilers wrote."""
+def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
+    """Compile ``kernel`` for ``target``, multiplications and additions fused if wanted, and read what was made."""
     gpu = TARGETS[target]
     width, flat, aligned = kernel.shape
     tiling = Tiling(width, PER_THREAD * gpu.warp_size * kernel.warps // width, flat, aligned, wide=False)
@@ -150,24 +158,31 @@ def inspect(kernel: Kernel, target: str) -> Report:
         {**kernel.values, "TILING": tiling},
         {(names.index(name),): [["tt.divisibility", 16]] for name, type in kernel.types.items() if type[0] == "*"},
     )
-    compiled = triton.compile(source, target=gpu, options=tiling.options(gpu.warp_size))
+    compiled = triton.compile(source, target=gpu, options=tiling.options(gpu.warp_size) | {"enable_fp_fusion": fuse})
+    moved: Counter[str] = Counter()
+    inexact = set(_INEXACT.findall(compiled.asm["llir"]))
     if gpu.backend == "cuda":
         code = compiled.asm["ptx"]
         registers, spills = _assemble(code, gpu.arch)
-        moved = {kind: 0 for kind in ("ld", "st")}
         for kind, vector, bits in _PTX_ACCESS.findall(code):
-            wide = int(vector or 1) * int(bits)
-            moved[kind] += wide // 8 if wide >= 128 else 0
+            width = int(vector or 1) * int(bits)
+            moved[kind] += width // 8 if width >= 128 else 0
+        if _multiply_adds(code) != _multiply_adds(compiled.asm["llir"]):
+            inexact.add("contraction")
     else:
         code = compiled.asm["amdgcn"]
-        counts = dict(re.findall(r"\.([vs]gpr(?:_spill)?_count|agpr_count): +(\d+)", code))
-        registers = int(counts["vgpr_count"])
-        spills = int(counts["vgpr_spill_count"]) + int(counts["sgpr_spill_count"])
-        moved = {"ld": 0, "st": 0}
+        counts = {name: int(count) for name, count in re.findall(r"\.(\w+_count): +(\d+)", code)}
+        registers, spills = counts["vgpr_count"], counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
         for kind, words in _AMD_ACCESS.findall(code):
-            moved["ld" if kind == "load" else "st"] += 4 * int(words) if int(words) >= 4 else 0
-    inexact = sorted(set(_INEXACT.findall(code + compiled.asm["llir"])))
-    return Report(kernel.name, target, registers, spills, moved["ld"] / PER_THREAD, moved["st"] / PER_THREAD, inexact)
+            moved[{"load": "ld", "store": "st"}[kind]] += 4 * int(words) if int(words) >= 4 else 0
+    inexact.update(_INEXACT.findall(code))
+    loads, stores = moved["ld"] / PER_THREAD, moved["st"] / PER_THREAD
+    return Report(kernel.name, target, registers, spills, loads, stores, sorted(inexact))
+
+
+def _multiply_adds(code: str) -> int:
+    """Fused multiply-adds in LLVM's representation or in PTX: the former has those that the kernel asks for."""
+    return sum(int(vector or 1) * (2 if pair else 1) for vector, pair in _FMA.findall(code))
 
 
 def _assemble(ptx: str, capability: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Each takes float32 tiles and a pointer to the hyperparameters, float32 in the or
 are compiled without fused multiply-add; division and square root are the correctly rounded ones.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
 import triton

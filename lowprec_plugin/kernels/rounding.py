@@ -6,7 +6,7 @@ the constant ``1.5 * 2**23``, which rounds to an integer, ties to even, and leav
 step rounds but the one that the law asks for, so nothing depends on how a device converts floats to integers.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
 from dataclasses import dataclass

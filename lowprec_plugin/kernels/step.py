@@ -6,12 +6,13 @@ bisecting the column of first programs, reads its tile, evaluates the formula of
 registers and writes the tile back.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -23,7 +24,7 @@ from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels import formulas
 from lowprec_plugin.kernels.random import random_bits
 from lowprec_plugin.kernels.rounding import INFINITE, Code, encode, largest_bits, load_codes, power_of_two, store_codes
-from lowprec_plugin.kernels.tiles import locate, on_boundaries, signed, tiling_of
+from lowprec_plugin.kernels.tiles import Tiling, locate, on_boundaries, signed, tiling_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
 Stored = tuple[Blocks, FixedPointFormat, int]
@@ -185,6 +186,14 @@ def update_kernel(
         tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
 
 
+class _Kind(NamedTuple):
+    """What the parameters of one launch have in common."""
+
+    codes: tuple[Code, ...]
+    gradient: int
+    tiling: Tiling
+
+
 def update(
     algorithm: Algorithm,
     grads: Sequence[Tensor],
@@ -195,13 +204,13 @@ def update(
     stochastic: bool,
 ) -> tuple[int, int | None]:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
-    launches: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+    launches: dict[_Kind, list[tuple[int, int]]] = defaultdict(list)
     for index, (grad, tensors, first_row) in enumerate(zip(grads, stores, first_rows, strict=True)):
         tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
         planes = [plane for blocks, _, _ in tensors for plane in (blocks.codes, blocks.low)]
         tiling = replace(tiling, aligned=tiling.aligned and on_boundaries([grad, *planes]))
         codes = tuple(Code.of(format) for _, format, _ in tensors)
-        launches[codes, _GRADIENT_TYPES[grad.dtype], tiling].append((index, programs))
+        launches[_Kind(codes, _GRADIENT_TYPES[grad.dtype], tiling)].append((index, programs))
 
     rows, numbers, grids = [], [], []
     for members in launches.values():
@@ -222,18 +231,18 @@ def update(
 
     at = 1
     with torch.cuda.device_of(buffer):
-        for (codes, gradient, tiling), members, grid in zip(launches, launches.values(), grids, strict=True):
+        for (kind, members), grid in zip(launches.items(), grids, strict=True):
             update_kernel[(grid,)](
                 buffer[at:],
                 buffer[0],
                 len(members),
                 ALGORITHM=int(algorithm),
-                CODES=codes,
-                GRADIENT=gradient,
-                TILING=tiling,
+                CODES=kind.codes,
+                GRADIENT=kind.gradient,
+                TILING=kind.tiling,
                 STOCHASTIC=stochastic,
-                SATURATES=any(code.saturates for code in codes),
-                **tiling.options(),
+                SATURATES=any(code.saturates for code in kind.codes),
+                **kind.tiling.options(),
             )
             at += len(members)
     saturated, refused = buffer[0, :2].tolist()

@@ -5,7 +5,7 @@ divide; a shorter row is one block, and the tile is as narrow as the next power 
 on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vector.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

@@ -1,0 +1,66 @@
+"""Every other torch.optim optimizer, through floats, one parameter at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowprec_plugin import FixedPointTensor, optim
+
+GENERIC: list[tuple[Any, dict[str, Any]]] = [
+    (torch.optim.Adagrad, {"lr": 0.01}),
+    (torch.optim.RMSprop, {"lr": 0.001, "momentum": 0.5, "centered": True}),
+    (torch.optim.NAdam, {"lr": 0.01}),
+    (torch.optim.RAdam, {"lr": 0.01}),
+    (torch.optim.Adamax, {"lr": 0.01}),
+    (torch.optim.Adadelta, {"lr": 1.0}),
+    (torch.optim.ASGD, {"lr": 0.01}),
+    (torch.optim.Rprop, {"lr": 0.001}),
+    (torch.optim.Adafactor, {"lr": 0.01}),
+    (torch.optim.Adam, {"lr": 0.01, "amsgrad": True}),
+    (torch.optim.AdamW, {"lr": 0.01, "amsgrad": True}),
+]
+if hasattr(torch.optim, "Muon"):
+    GENERIC.append((torch.optim.Muon, {"lr": 0.01}))
+
+
+@pytest.mark.parametrize(("kind", "options"), GENERIC, ids=lambda value: getattr(value, "__name__", ""))
+def test_follows_the_float_run(kind: Any, options: dict[str, Any]) -> None:
+    """At 24 bits; and state that has the parameter's shape is stored, whatever its name."""
+    start = torch.randn(8, 40)
+    floats = nn.Parameter(start.clone())
+    fixed = nn.Parameter(FixedPointTensor.quantize(start, "fixed24", rounding="nearest"))
+    one, other = kind([floats], **options), optim.adopt(kind([fixed], **options))
+    for _ in range(20):
+        floats.grad = 2 * floats.detach() + 1
+        fixed.grad = 2 * fixed.dequantize() + 1
+        one.step()
+        other.step()
+    assert isinstance(fixed, FixedPointTensor)
+    torch.testing.assert_close(fixed.dequantize(), floats.detach(), rtol=1e-3, atol=1e-4)
+    for name, value in other.state[fixed].items():
+        if isinstance(value, torch.Tensor) and value.shape == fixed.shape:
+            assert isinstance(value, FixedPointTensor), name
+            torch.testing.assert_close(value.dequantize(), one.state[floats][name], rtol=2e-3, atol=3e-3)
+
+
+def test_groups_and_hooks_stay_the_optimizers_own() -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.randn(4, 4), "fixed16"))
+    optimizer = optim.adopt(torch.optim.NAdam([param], lr=0.01))
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    param.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert called == ["before", "after"]
+    assert optimizer.param_groups[0]["params"][0] is param
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_those_that_cannot_work_say_why(kind: Any) -> None:
+    optimizer = kind([nn.Parameter(torch.randn(2, 2))])
+    with pytest.raises(ValueError, match=f"torch.optim.{kind.__name__} cannot update fixed-point parameters"):
+        optim.adopt(optimizer)
