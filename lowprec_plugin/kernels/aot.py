@@ -100,9 +100,9 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
         yield _quantize(name, shape, stochastic)
     for name, shape, out in product(_FORMATS, _SHAPES, ("*fp32", "*i16")):
         yield _dequantize(name, shape, out)
-    for algorithm, weight, shape in product(Algorithm, _FORMATS, _SHAPES):
-        for state, gradient in (("fixed8", FLOAT32), ("fixed16", BFLOAT16), ("fixed24", FLOAT32)):
-            yield _update(algorithm, [weight, *[state] * algorithm.states], shape, gradient.value)
+    pairs = (("fixed16", "fixed8", FLOAT32), ("fixed24", "fixed16^2", BFLOAT16), ("<4,12>", "fixed24", FLOAT32))
+    for algorithm, shape, (weight, state, gradient) in product(Algorithm, _SHAPES, pairs):
+        yield _update(algorithm, [weight, *[state] * algorithm.states], shape, gradient.value)
 
 
 def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:

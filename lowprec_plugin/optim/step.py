@@ -207,6 +207,8 @@ class FixedPointStep(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for param, state in self.state.items():
             for name, value in state.items():
+                # torch keeps references to the given tensors, and a step would change them under their owner
+                value = value.clone() if isinstance(value, Tensor) else value
                 if isinstance(param, FixedPointTensor):
                     state[name] = self.store_state(param, name, value)
                 elif isinstance(value, FixedPointTensor):
