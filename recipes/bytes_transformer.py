@@ -88,7 +88,7 @@ def train(variant, seed, steps):
         with torch.no_grad():
             for param in model.parameters():
                 param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
-    options = {"lr": 2e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    options = {"lr": 4e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
     how = VARIANTS[variant]
     if how is None:
         optimizer = torch.optim.AdamW(model.parameters(), **options)

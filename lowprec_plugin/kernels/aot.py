@@ -35,13 +35,19 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-#: (width, flat, aligned): rows of whole blocks; rows that leave a rest; rows of an odd length; a vector.
-_SHAPES = {"flat": (256, True, True), "rest": (256, False, True), "odd": (32, False, False), "vector": (1, True, True)}
+#: Tilings as (width, flat, aligned, wide).
+_SHAPES = {
+    "flat": (256, True, True, False),  # rows of whole blocks
+    "rest": (256, False, True, False),  # rows that end in a shorter block
+    "huge": (256, False, True, True),
+    "odd": (32, False, False, False),  # short rows of an odd length
+    "vector": (1, True, True, False),
+}
 _FORMATS = ("fixed8", "fixed16", "fixed24", "fixed16^2", "<4,12>")
 
 _PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)\b")
 _AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_dwordx(\d)\b")
-_FMA = re.compile(r"call (?:<(\d+) x float>|float) @llvm\.fma|\bfma\.rn\.f32(x2)?")
+_FMA = re.compile(r"call (?:<(\d+) x float>|float) @llvm\.fma|\bfma\.rn\.f32(x2)?|\bv_(pk_)?fma\w*_f32")
 _INEXACT = re.compile(
     r"\.ftz|\.approx|div\.full|!fpmath|denorm_mode_32 [012]"
     r"|\bf(?:add|sub|mul|div) (?:\w+ )*?(?:fast|contract|reassoc|arcp|afn)\b"
@@ -61,7 +67,7 @@ class Kernel(NamedTuple):
     function: Any
     types: dict[str, str]
     values: dict[str, Any]
-    shape: tuple[int, bool, bool]
+    shape: tuple[int, bool, bool, bool]
     warps: int
     loads: int
     stores: int
@@ -149,8 +155,8 @@ def _update(algorithm: Algorithm, names: list[str], shape: str, gradient: int) -
 def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
     """Compile ``kernel`` for ``target``, multiplications and additions fused if wanted, and read what was made."""
     gpu = TARGETS[target]
-    width, flat, aligned = kernel.shape
-    tiling = Tiling(width, PER_THREAD * gpu.warp_size * kernel.warps // width, flat, aligned, wide=False)
+    width, *flags = kernel.shape
+    tiling = Tiling(width, PER_THREAD * gpu.warp_size * kernel.warps // width, *flags)
     names = kernel.function.arg_names
     source = ASTSource(
         kernel.function,
@@ -165,10 +171,8 @@ def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
         code = compiled.asm["ptx"]
         registers, spills = _assemble(code, gpu.arch)
         for kind, vector, bits in _PTX_ACCESS.findall(code):
-            width = int(vector or 1) * int(bits)
-            moved[kind] += width // 8 if width >= 128 else 0
-        if _multiply_adds(code) != _multiply_adds(compiled.asm["llir"]):
-            inexact.add("contraction")
+            size = int(vector or 1) * int(bits) // 8
+            moved[kind] += size if size >= 16 else 0
     else:
         code = compiled.asm["amdgcn"]
         counts = {name: int(count) for name, count in re.findall(r"\.(\w+_count): +(\d+)", code)}
@@ -176,13 +180,17 @@ def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
         for kind, words in _AMD_ACCESS.findall(code):
             moved[{"load": "ld", "store": "st"}[kind]] += 4 * int(words) if int(words) >= 4 else 0
     inexact.update(_INEXACT.findall(code))
+    # AMD's divisions and roots are made of multiply-adds, so there only kernels without them tell.
+    countable = gpu.backend == "cuda" or not re.search(r"\bfdiv\b|@llvm\.sqrt", compiled.asm["llir"])
+    if countable and _multiply_adds(code) != _multiply_adds(compiled.asm["llir"]):
+        inexact.add("contraction")
     loads, stores = moved["ld"] / PER_THREAD, moved["st"] / PER_THREAD
     return Report(kernel.name, target, registers, spills, loads, stores, sorted(inexact))
 
 
 def _multiply_adds(code: str) -> int:
-    """Fused multiply-adds in LLVM's representation or in PTX: the former has those that the kernel asks for."""
-    return sum(int(vector or 1) * (2 if pair else 1) for vector, pair in _FMA.findall(code))
+    """The fused multiply-adds in assembly, or in LLVM's representation, which has only those that a kernel asks for."""
+    return sum(int(vector or 1) * (2 if pair or packed else 1) for vector, pair, packed in _FMA.findall(code))
 
 
 def _assemble(ptx: str, capability: int) -> tuple[int, int]:
