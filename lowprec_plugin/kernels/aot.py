@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.kernels.convert import dequantize_kernel, quantize_kernel
-from lowprec_plugin.kernels.rounding import Code
+from lowprec_plugin.kernels.rounding import compiled as compiled_for
 from lowprec_plugin.kernels.step import BFLOAT16, FLOAT32, update_kernel
 from lowprec_plugin.kernels.tiles import PER_THREAD, Tiling
 from lowprec_plugin.updates import Algorithm
@@ -121,12 +121,9 @@ def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
 def _quantize(name: str, shape: str, stochastic: bool) -> Kernel:
     format = FixedPointFormat.parse(name)
     types, values = _planes(format)
-    types |= {"x": "*fp32", "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64", "exponent": "i32"}
-    if Code.of(format).saturates:
-        types["saturated"] = "*i64"
-    else:
-        values["saturated"] = None
-    values |= {"bits": None, "CODE": Code.of(format), "STOCHASTIC": stochastic}
+    types |= {"x": "*fp32", "saturated": "*i64", "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64"}
+    types |= {"exponent": "i32"}
+    values |= {"bits": None, "FORMAT": compiled_for(format), "STOCHASTIC": stochastic}
     title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {shape}"
     return Kernel(title, quantize_kernel, types, values, _SHAPES[shape], 4, 4, format.container_bytes)
 
@@ -135,7 +132,7 @@ def _dequantize(name: str, shape: str, out: str) -> Kernel:
     format = FixedPointFormat.parse(name)
     types, values = _planes(format)
     types |= {"out": out, "rows": "i64", "row_length": "i64", "exponent": "i32"}
-    values |= {"CODE": Code.of(format)}
+    values |= {"FORMAT": compiled_for(format)}
     size = 4 if out == "*fp32" else 2
     title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {shape}"
     return Kernel(title, dequantize_kernel, types, values, _SHAPES[shape], 4, format.container_bytes, size)
@@ -143,10 +140,9 @@ def _dequantize(name: str, shape: str, out: str) -> Kernel:
 
 def _update(algorithm: Algorithm, names: list[str], shape: str, gradient: int) -> Kernel:
     formats = [FixedPointFormat.parse(name) for name in names]
-    codes = tuple(Code.of(format) for format in formats)
     size = sum(format.container_bytes for format in formats)
-    values = {"ALGORITHM": int(algorithm), "CODES": codes, "GRADIENT": gradient, "STOCHASTIC": True}
-    values["SATURATES"] = any(code.saturates for code in codes)
+    compile_for = tuple(compiled_for(format) for format in formats)
+    values = {"ALGORITHM": int(algorithm), "FORMATS": compile_for, "GRADIENT": gradient, "STOCHASTIC": True}
     title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {shape}"
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
     return Kernel(title, update_kernel, types, values, _SHAPES[shape], 1, size + (4, 2)[gradient], size)

@@ -11,7 +11,16 @@ from torch import Tensor
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels.random import random_bits
-from lowprec_plugin.kernels.rounding import Code, encode, largest_bits, load_codes, power_of_two, store_codes
+from lowprec_plugin.kernels.rounding import (
+    FLOAT32_MAX,
+    compiled,
+    encode,
+    largest_bits,
+    load_codes,
+    power_of_two,
+    radix,
+    store_codes,
+)
 from lowprec_plugin.kernels.tiles import locate, signed, tiling_of
 
 #: A program has enough to do that starting programs does not cost more than running them.
@@ -32,14 +41,16 @@ def quantize_kernel(
     first_row: tl.int64,
     key: tl.int64,
     exponent: tl.int32,
-    CODE: tl.constexpr,
+    FORMAT: tl.constexpr,
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
     """Round float32 ``x``; planes that the format does not have, and ``bits`` to hash them, are ``None``."""
-    at, mask, block, inside, counter = locate(tl.program_id(0), rows, row_length, first_row, TILING)
+    # The interpreter does not heed the types that arguments are declared with: hence the casts.
+    place = locate(tl.program_id(0), rows.to(tl.int64), row_length.to(tl.int64), first_row.to(tl.int64), TILING)
+    at, mask, block, inside, counter = place
     value = tl.load(x + at, mask=mask, other=0.0)
-    if CODE.squared:
+    if FORMAT.squared:
         value = tl.sqrt_rn(value)
     drawn = 0
     if STOCHASTIC:
@@ -47,12 +58,11 @@ def quantize_kernel(
             drawn = random_bits(counter, key.to(tl.int64), TILING.width, TILING.wide)
         else:
             drawn = tl.load(bits + at, mask=mask, other=0)
-    code, chosen, outside = encode(value, largest_bits(value), drawn, exponent, mask, CODE, STOCHASTIC)
-    store_codes(codes, low, at, mask, code, CODE)
-    if CODE.dynamic:
+    code, chosen, outside = encode(value, largest_bits(value), drawn, exponent, mask, FORMAT, STOCHASTIC)
+    store_codes(codes, low, at, mask, code, FORMAT)
+    if FORMAT.dynamic:
         tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
-    if CODE.saturates:
-        tl.atomic_add(saturated + tl.zeros_like(outside), outside.to(tl.int64), mask=outside > 0, sem="relaxed")
+    tl.atomic_add(saturated + tl.zeros_like(outside), outside.to(tl.int64), mask=outside > 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -64,16 +74,16 @@ def dequantize_kernel(
     rows: tl.int64,
     row_length: tl.int64,
     exponent: tl.int32,
-    CODE: tl.constexpr,
+    FORMAT: tl.constexpr,
     TILING: tl.constexpr,
 ):
     """Write the stored numbers to ``out``: float32, or int16 for the bits of bfloat16."""
-    at, mask, block, inside, _ = locate(tl.program_id(0), rows, row_length, 0, TILING)
-    if CODE.dynamic:
+    at, mask, block, inside, _ = locate(tl.program_id(0), rows.to(tl.int64), row_length.to(tl.int64), 0, TILING)
+    if FORMAT.dynamic:
         exponent = tl.load(exponents + block, mask=inside, other=0).to(tl.int32)
-    value = load_codes(codes, low, at, mask, CODE).to(tl.float32) * power_of_two(exponent)
-    if CODE.squared:
-        value = value * value
+    value = load_codes(codes, low, at, mask, FORMAT).to(tl.float32) * power_of_two(exponent)
+    if FORMAT.squared:
+        value = tl.minimum(value * value, FLOAT32_MAX)
     if out.dtype.element_ty == tl.int16:
         word = value.to(tl.int32, bitcast=True)
         tl.store(out + at, ((word + 0x7FFF + ((word >> 16) & 1)) >> 16).to(tl.int16), mask=mask)
@@ -85,9 +95,8 @@ def quantize(
     x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
 ) -> int:
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.ops.quantize`. Returns the saturated elements."""
-    code = Code.of(format)
     tiling, programs = tiling_of(x.shape, format.block_size, first_row, _WARPS)
-    saturated = torch.zeros(1, dtype=torch.int64, device=x.device) if code.saturates else None
+    saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.cuda.device_of(x):
         quantize_kernel[(programs,)](
             x,
@@ -97,13 +106,13 @@ def quantize(
             *rows_of(x.shape),
             first_row,
             signed(key),
-            0 if format.dynamic else format.static_exponent,
-            CODE=code,
+            radix(format),
+            FORMAT=compiled(format),
             TILING=tiling,
             STOCHASTIC=stochastic,
             **tiling.options(),
         )
-    return 0 if saturated is None else int(saturated)
+    return int(saturated)
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
@@ -114,8 +123,8 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
             out.view(torch.int16) if out.dtype == torch.bfloat16 else out,
             *blocks,
             *rows_of(out.shape),
-            0 if format.dynamic else format.static_exponent,
-            CODE=Code.of(format),
+            radix(format),
+            FORMAT=compiled(format),
             TILING=tiling,
             **tiling.options(),
         )

@@ -9,15 +9,15 @@ step rounds but the one that the law asks for, so nothing depends on how a devic
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import triton
 import triton.language as tl
 
 from lowprec_plugin import formats
+from lowprec_plugin.formats import FixedPointFormat
 
 MIN_EXPONENT = tl.constexpr(formats.MIN_EXPONENT)
-MAX_EXPONENT = tl.constexpr(formats.MAX_EXPONENT)
 #: The bits of infinity; those of a NaN, without its sign, are above.
 INFINITE = tl.constexpr(0x7F800000)
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
@@ -26,33 +26,14 @@ MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
-@dataclass(frozen=True)
-class Code:
-    """What a kernel is compiled for of a :class:`~lowprec_plugin.formats.FixedPointFormat`."""
+def compiled(format: FixedPointFormat) -> FixedPointFormat:
+    """What of ``format`` kernels are compiled for: not the radix point of a static one, and no block size."""
+    return replace(format, fraction_length=None if format.dynamic else 0, block_size=256)
 
-    word_length: int
-    dynamic: bool
-    squared: bool
 
-    @classmethod
-    def of(cls, format: formats.FixedPointFormat) -> Code:
-        """The part of ``format`` that kernels are compiled for: all but a static format's exponent."""
-        return cls(format.word_length, format.dynamic, format.squared)
-
-    @property
-    def max_code(self) -> int:
-        """The largest code."""
-        return (1 << (self.word_length - 1)) - 1
-
-    @property
-    def min_code(self) -> int:
-        """The smallest code."""
-        return -self.max_code if self.dynamic else -self.max_code - 1
-
-    @property
-    def saturates(self) -> bool:
-        """Whether a finite float can be out of range: a dynamic block of 4 bits or more reaches float32's largest."""
-        return not self.dynamic or self.word_length < 4
+def radix(format: FixedPointFormat) -> int:
+    """What kernels are told of ``format`` at run time: the exponent of a static one."""
+    return 0 if format.dynamic else format.static_exponent
 
 
 @triton.jit
@@ -68,44 +49,44 @@ def largest_bits(x):
 
 
 @triton.jit
-def load_codes(codes, low, at, mask, CODE: tl.constexpr):
+def load_codes(codes, low, at, mask, FORMAT: tl.constexpr):
     """The codes at the offsets ``at``, int32; 0 where ``mask`` does not hold."""
     code = tl.load(codes + at, mask=mask, other=0).to(tl.int32)
-    if CODE.word_length > 16:
-        code = ((code << 8) | tl.load(low + at, mask=mask, other=0).to(tl.int32)) >> (24 - CODE.word_length)
+    if FORMAT.word_length > 16:
+        code = ((code << 8) | tl.load(low + at, mask=mask, other=0).to(tl.int32)) >> (24 - FORMAT.word_length)
     return code
 
 
 @triton.jit
-def store_codes(codes, low, at, mask, code, CODE: tl.constexpr):
+def store_codes(codes, low, at, mask, code, FORMAT: tl.constexpr):
     """Write int32 codes to their planes."""
-    if CODE.word_length > 16:
-        wide = code << (24 - CODE.word_length)
+    if FORMAT.word_length > 16:
+        wide = code << (24 - FORMAT.word_length)
         tl.store(codes + at, (wide >> 8).to(tl.int16), mask=mask)
         tl.store(low + at, (wide & 0xFF).to(tl.uint8), mask=mask)
-    elif CODE.word_length > 8:
+    elif FORMAT.word_length > 8:
         tl.store(codes + at, code.to(tl.int16), mask=mask)
     else:
         tl.store(codes + at, code.to(tl.int8), mask=mask)
 
 
 @triton.jit
-def block_exponent(magnitude, WORD_LENGTH: tl.constexpr):
-    """The smallest exponent that holds a magnitude, given as the bits of a finite float."""
-    # A code keeps WORD_LENGTH - 2 bits of the mantissa; a magnitude above the largest code needs the next exponent.
-    full: tl.constexpr = ((1 << (WORD_LENGTH - 2)) - 1) << (25 - WORD_LENGTH)
-    carry = ((magnitude & 0x7FFFFF) > full).to(tl.int32)
-    exponent = (magnitude >> 23) + carry - (127 + WORD_LENGTH - 2)
-    return tl.minimum(tl.maximum(exponent, MIN_EXPONENT), MAX_EXPONENT)
+def block_exponent(largest, FORMAT: tl.constexpr):
+    """The smallest exponent that holds a magnitude, given as a float's bits, within the format's bounds."""
+    # A code keeps word_length - 2 bits of the mantissa; a magnitude above the largest code needs the next exponent.
+    full: tl.constexpr = ((1 << (FORMAT.word_length - 2)) - 1) << (25 - FORMAT.word_length)
+    carry = ((largest & 0x7FFFFF) > full).to(tl.int32)
+    exponent = (largest >> 23) + carry - (127 + FORMAT.word_length - 2)
+    return tl.minimum(tl.maximum(exponent, MIN_EXPONENT), FORMAT.max_exponent)
 
 
 @triton.jit
-def round_to_code(x, scale, bits, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
+def round_to_code(x, scale, bits, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr):
     """``rint(x * scale)``, or ``(rint(x * scale * 2**16) + bits) >> 16``, of ``x * scale`` within the codes' range.
 
     ``scale`` is a power of two, so that a product is exact, be it added to something in the same step or not.
     """
-    if CODE.word_length <= 16:
+    if FORMAT.word_length <= 16:
         shifted = tl.fma(x, scale, MAGIC)
         whole = shifted - MAGIC
         code = shifted.to(tl.int32, bitcast=True) - MAGIC_BITS
@@ -121,7 +102,7 @@ def round_to_code(x, scale, bits, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
-def encode(x, largest, bits, exponent, mask, CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
+def encode(x, largest, bits, exponent, mask, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr):
     """Round blocks of floats to codes: :func:`lowprec_plugin.reference.quantize_roots`.
 
     Args:
@@ -134,23 +115,26 @@ def encode(x, largest, bits, exponent, mask, CODE: tl.constexpr, STOCHASTIC: tl.
     Returns:
         the codes, every block's exponent, and how many elements of every block were out of range.
     """
-    x = tl.clamp(x, -FLOAT32_MAX, FLOAT32_MAX)
-    if CODE.dynamic:
-        exponent = block_exponent(tl.minimum(largest, INFINITE - 1), CODE.word_length)
     saturated = tl.zeros_like(largest)
-    if CODE.saturates:
-        unit = power_of_two(exponent)
-        lowest, highest = unit * CODE.min_code, unit * CODE.max_code
-        outside = ((x < lowest) | (x > highest)) & mask
-        saturated = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
+    if FORMAT.dynamic:
+        # Only at the largest exponent can anything be out of range, and there the range is always the same.
+        limit: tl.constexpr = FORMAT.max_code * 2.0**FORMAT.max_exponent
+        if tl.minimum(tl.max(largest), INFINITE).to(tl.float32, bitcast=True) > limit:
+            saturated = tl.sum((mask & (tl.abs(x) > limit)).to(tl.int32), axis=1, keep_dims=True)
+        x = tl.clamp(x, -limit, limit)
+        exponent = block_exponent(largest, FORMAT)
+    else:
+        x = tl.clamp(x, -FLOAT32_MAX, FLOAT32_MAX)
+        lowest, highest = power_of_two(exponent) * FORMAT.min_code, power_of_two(exponent) * FORMAT.max_code
+        saturated = tl.sum((mask & ((x < lowest) | (x > highest))).to(tl.int32), axis=1, keep_dims=True)
         x = tl.clamp(x, lowest, highest)
-    code = round_to_code(x, power_of_two(-exponent), bits, CODE, STOCHASTIC)
-    if CODE.squared:
+    code = round_to_code(x, power_of_two(-exponent), bits, FORMAT, STOCHASTIC)
+    if FORMAT.squared:
         code = tl.where((code == 0) & (x > 0), 1, code)
-    if CODE.dynamic:
+    if FORMAT.dynamic:
         # Where rounding down has left room for the next smaller exponent, the codes are doubled.
         top = tl.max(tl.abs(code), axis=1, keep_dims=True)
-        spare = ((top > 0) & (top <= CODE.max_code // 2) & (exponent > MIN_EXPONENT)).to(tl.int32)
+        spare = ((top > 0) & (top <= FORMAT.max_code // 2) & (exponent > MIN_EXPONENT)).to(tl.int32)
         code = code << spare
         exponent = tl.where(top > 0, exponent - spare, MIN_EXPONENT)
     return code, exponent, saturated

@@ -23,7 +23,16 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels import formulas
 from lowprec_plugin.kernels.random import random_bits
-from lowprec_plugin.kernels.rounding import INFINITE, Code, encode, largest_bits, load_codes, power_of_two, store_codes
+from lowprec_plugin.kernels.rounding import (
+    INFINITE,
+    compiled,
+    encode,
+    largest_bits,
+    load_codes,
+    power_of_two,
+    radix,
+    store_codes,
+)
 from lowprec_plugin.kernels.tiles import Tiling, locate, on_boundaries, signed, tiling_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
@@ -54,10 +63,10 @@ def pointer(word, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def stored(item, SLOT: tl.constexpr, CODES: tl.constexpr, ALIGNED: tl.constexpr):
+def stored(item, SLOT: tl.constexpr, FORMATS: tl.constexpr, ALIGNED: tl.constexpr):
     """Pointers to a stored tensor's codes, lower codes and exponents; its key; its exponent if static."""
     at = item + STORES + SLOT * STORE
-    if CODES[SLOT].word_length > 8:
+    if FORMATS[SLOT].word_length > 8:
         codes = pointer(tl.load(at), tl.int16, ALIGNED)
     else:
         codes = pointer(tl.load(at), tl.int8, ALIGNED)
@@ -80,26 +89,26 @@ def read_gradient(item, at, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def read(store, place, CODE: tl.constexpr):
+def read(store, place, FORMAT: tl.constexpr):
     """The tile of one stored tensor; for a squared format, the roots."""
     codes, low, exponents, _, exponent = store
     at, mask, block, inside, _ = place
-    if CODE.dynamic:
+    if FORMAT.dynamic:
         exponent = tl.load(exponents + block, mask=inside, other=0).to(tl.int32)
-    return load_codes(codes, low, at, mask, CODE).to(tl.float32) * power_of_two(exponent)
+    return load_codes(codes, low, at, mask, FORMAT).to(tl.float32) * power_of_two(exponent)
 
 
 @triton.jit
-def write(x, largest, store, place, CODE: tl.constexpr, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
+def write(x, largest, store, place, FORMAT: tl.constexpr, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
     """Round the tile of one stored tensor and write it. Returns how many elements of each block saturated."""
     codes, low, exponents, key, exponent = store
     at, mask, block, inside, counter = place
     bits = 0
     if STOCHASTIC:
         bits = random_bits(counter, key, TILING.width, TILING.wide)
-    code, chosen, saturated = encode(x, largest, bits, exponent, mask, CODE, STOCHASTIC)
-    store_codes(codes, low, at, mask, code, CODE)
-    if CODE.dynamic:
+    code, chosen, saturated = encode(x, largest, bits, exponent, mask, FORMAT, STOCHASTIC)
+    store_codes(codes, low, at, mask, code, FORMAT)
+    if FORMAT.dynamic:
         tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
     return saturated
 
@@ -130,11 +139,10 @@ def update_kernel(
     result,
     count: tl.int32,
     ALGORITHM: tl.constexpr,
-    CODES: tl.constexpr,
+    FORMATS: tl.constexpr,
     GRADIENT: tl.constexpr,
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    SATURATES: tl.constexpr,
 ):
     """Update the ``count`` parameters of ``table``; ``result`` is how many saturated and the first index refused."""
     item = parameter_of(tl.program_id(0), table, count)
@@ -143,14 +151,14 @@ def update_kernel(
     at, mask, block, inside, counter = place
     hyper = (item + HYPER).to(tl.pointer_type(tl.float32))
     g = read_gradient(item, at, mask, GRADIENT, TILING.aligned)
-    store_p = stored(item, 0, CODES, TILING.aligned)
-    p = read(store_p, place, CODES[0])
+    store_p = stored(item, 0, FORMATS, TILING.aligned)
+    p = read(store_p, place, FORMATS[0])
     if ALGORITHM != SGD:
-        store_m = stored(item, 1, CODES, TILING.aligned)
-        m = read(store_m, place, CODES[1])
+        store_m = stored(item, 1, FORMATS, TILING.aligned)
+        m = read(store_m, place, FORMATS[1])
     if ALGORITHM == ADAM:
-        store_r = stored(item, 2, CODES, TILING.aligned)
-        r = read(store_r, place, CODES[2])
+        store_r = stored(item, 2, FORMATS, TILING.aligned)
+        r = read(store_r, place, FORMATS[2])
 
     if ALGORITHM == SGD:
         p = formulas.sgd(p, g, hyper)
@@ -177,19 +185,18 @@ def update_kernel(
     finite = worst <= INFINITE
     tl.atomic_min(result + 1 + tl.zeros_like(worst), tl.load(item + 1), mask=inside & ~finite, sem="relaxed")
     place = (at, mask & finite, block, inside & finite, counter)
-    saturated = write(p, largest_p, store_p, place, CODES[0], TILING, STOCHASTIC)
+    saturated = write(p, largest_p, store_p, place, FORMATS[0], TILING, STOCHASTIC)
     if ALGORITHM != SGD:
-        saturated += write(m, largest_m, store_m, place, CODES[1], TILING, STOCHASTIC)
+        saturated += write(m, largest_m, store_m, place, FORMATS[1], TILING, STOCHASTIC)
     if ALGORITHM == ADAM:
-        saturated += write(r, largest_r, store_r, place, CODES[2], TILING, STOCHASTIC)
-    if SATURATES:
-        tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
+        saturated += write(r, largest_r, store_r, place, FORMATS[2], TILING, STOCHASTIC)
+    tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
 
 
 class _Kind(NamedTuple):
     """What the parameters of one launch have in common."""
 
-    codes: tuple[Code, ...]
+    formats: tuple[FixedPointFormat, ...]
     gradient: int
     tiling: Tiling
 
@@ -209,8 +216,8 @@ def update(
         tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
         planes = [plane for blocks, _, _ in tensors for plane in (blocks.codes, blocks.low)]
         tiling = replace(tiling, aligned=tiling.aligned and on_boundaries([grad, *planes]))
-        codes = tuple(Code.of(format) for _, format, _ in tensors)
-        launches[_Kind(codes, _GRADIENT_TYPES[grad.dtype], tiling)].append((index, programs))
+        formats = tuple(compiled(format) for _, format, _ in tensors)
+        launches[_Kind(formats, _GRADIENT_TYPES[grad.dtype], tiling)].append((index, programs))
 
     rows, numbers, grids = [], [], []
     for members in launches.values():
@@ -237,11 +244,10 @@ def update(
                 buffer[0],
                 len(members),
                 ALGORITHM=int(algorithm),
-                CODES=kind.codes,
+                FORMATS=kind.formats,
                 GRADIENT=kind.gradient,
                 TILING=kind.tiling,
                 STOCHASTIC=stochastic,
-                SATURATES=any(code.saturates for code in kind.codes),
                 **kind.tiling.options(),
             )
             at += len(members)
@@ -254,5 +260,5 @@ def _describe(grad: Tensor, tensors: Sequence[Stored], first_row: int) -> list[i
     row = [grad.data_ptr(), *rows_of(grad.shape), first_row]
     for blocks, format, key in tensors:
         row += [0 if plane is None else plane.data_ptr() for plane in blocks]
-        row += [signed(key), 0 if format.dynamic else format.static_exponent]
+        row += [signed(key), radix(format)]
     return row + [0] * (HYPER.value - 2 - len(row))

@@ -37,6 +37,8 @@ def test_the_package_imports_without(block: str, environment: dict[str, str], ex
     hide = "" if block == "..." else "import sys; sys.modules['triton'] = None; "
     script = f"{hide}from lowprec_plugin import kernels; print(kernels.available())"
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
+    )
     assert run.stdout.startswith("(False")
     assert expected in run.stdout
