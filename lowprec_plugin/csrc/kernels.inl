@@ -59,7 +59,14 @@ static inline uint32_t hash(uint32_t x, key32 k) {
     return x ^ (x >> 16);
 }
 
-static inline u8 hash(u8 x, key32 k) {
+// The same in every lane: kept as vectors, for the compiler would broadcast a scalar anew in every round of a loop.
+struct key256 {
+    u8 first, second;
+    key256() = default;
+    explicit key256(key32 k) : first(u8{} + k.first), second(u8{} + k.second) {}
+};
+
+static inline u8 hash(u8 x, const key256 &k) {
     x ^= k.first;
     x = (x ^ (x >> 16)) * 0x7FEB352Du + k.second;
     x = (x ^ (x >> 15)) * 0x846CA68Bu;
@@ -172,7 +179,7 @@ template <typename T, bool STOCHASTIC, bool SQUARED>
 static void round_into(const float *__restrict x, int64_t n, int32_t exponent, const randomness &random, T *out) {
     const float scale = power_of_two(STOCHASTIC ? 16 - exponent : -exponent);
     u8 counter = u8{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)random.counter;
-    const key32 key = key_at(random.key, random.counter);
+    const key256 key(key_at(random.key, random.counter));
     alignas(32) T last[GROUP];
     for (int64_t j = 0; j < n; j += GROUP, counter += 8) {
         f8 a, b;
@@ -437,85 +444,179 @@ static int64_t encode(const lowprec_item &item, const lowprec_store &s, const ch
 
 // ----------------------------------------------------------------------------------------------------------- updates
 
-// Each formula of updates.py, and the bits of the largest magnitude of every result.
-static inline int32_t larger(int32_t seen, float x) {
-    const int32_t m = (int32_t)(bits_of(x) & 0x7FFFFFFFu);
-    return m > seen ? m : seen;
+// Each formula of updates.py, for one float or for eight: v[0] is the parameter, v[1] and v[2] its state.
+static inline float square_root(float x) { return sqrtf(x); }
+static inline f8 square_root(f8 x) {
+#if defined(__AVX2__)
+    return (f8)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int j = 0; j < 8; j++) x[j] = sqrtf(x[j]);
+    return x;
+#endif
 }
+static inline float sign_of(float x) { return (float)(x > 0) - (float)(x < 0); }
+static inline f8 sign_of(f8 x) { return __builtin_convertvector((x < 0) - (x > 0), f8); }  // true is -1
 
-static void sgd(int64_t n, const float *h, float *__restrict p, const float *__restrict g, uint32_t *largest) {
-    const float sign = h[0], l2 = h[1], lr = h[2];
-    int32_t top = 0;
-    for (int64_t j = 0; j < n; j++) {
-        const float d = g[j] * sign + p[j] * l2;
-        p[j] = p[j] - d * lr;
-        top = larger(top, p[j]);
+struct sgd {
+    enum { STATES = 0, SQUARED = -1 };
+    template <typename V>
+    static inline void apply(const V *h, V g, V *v) {
+        const V d = g * h[0] + v[0] * h[1];
+        v[0] = v[0] - d * h[2];
     }
-    largest[0] = (uint32_t)top;
-}
+};
 
-static void momentum(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
-                     uint32_t *largest) {
-    const float sign = h[0], l2 = h[1], lr = h[2], mu = h[3], fresh = h[4], a = h[5], b = h[6];
-    int32_t top_p = 0, top_m = 0;
-    for (int64_t j = 0; j < n; j++) {
-        const float d = g[j] * sign + p[j] * l2;
-        const float new_m = m[j] * mu + d * fresh;
-        const float new_p = p[j] - (d * a + new_m * b) * lr;
-        m[j] = new_m;
-        p[j] = new_p;
-        top_p = larger(top_p, new_p);
-        top_m = larger(top_m, new_m);
+struct momentum {
+    enum { STATES = 1, SQUARED = -1 };
+    template <typename V>
+    static inline void apply(const V *h, V g, V *v) {
+        const V d = g * h[0] + v[0] * h[1];
+        v[1] = v[1] * h[3] + d * h[4];
+        v[0] = v[0] - (d * h[5] + v[1] * h[6]) * h[2];
     }
-    largest[0] = (uint32_t)top_p;
-    largest[1] = (uint32_t)top_m;
-}
+};
 
-static void adam(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
-                 float *__restrict r, uint32_t *largest) {
-    const float sign = h[0], l2 = h[1], step_size = h[2], decay = h[3], one_minus_beta1 = h[4], beta2 = h[5],
-                one_minus_beta2 = h[6], correction = h[7], eps = h[8];
-    int32_t top_p = 0, top_m = 0, top_r = 0;
-    for (int64_t j = 0; j < n; j++) {
-        const float d = g[j] * sign + p[j] * l2;
-        const float new_m = m[j] + (d - m[j]) * one_minus_beta1;
-        const float new_r = sqrtf((r[j] * r[j]) * beta2 + (d * d) * one_minus_beta2);
-        const float new_p = p[j] - ((new_m / (new_r * correction + eps)) * step_size + p[j] * decay);
-        m[j] = new_m;
-        r[j] = new_r;
-        p[j] = new_p;
-        top_p = larger(top_p, new_p);
-        top_m = larger(top_m, new_m);
-        top_r = larger(top_r, new_r);
+struct adam {
+    enum { STATES = 2, SQUARED = 2 };
+    template <typename V>
+    static inline void apply(const V *h, V g, V *v) {
+        const V d = g * h[0] + v[0] * h[1];
+        v[1] = v[1] + (d - v[1]) * h[4];
+        v[2] = square_root((v[2] * v[2]) * h[5] + (d * d) * h[6]);
+        v[0] = v[0] - ((v[1] / (v[2] * h[7] + h[8])) * h[2] + v[0] * h[3]);
     }
-    largest[0] = (uint32_t)top_p;
-    largest[1] = (uint32_t)top_m;
-    largest[2] = (uint32_t)top_r;
-}
+};
 
-static void lion(int64_t n, const float *h, float *__restrict p, const float *__restrict g, float *__restrict m,
-                 uint32_t *largest) {
-    const float sign = h[0], lr = h[1], decay = h[2], one_minus_beta1 = h[3], one_minus_beta2 = h[4];
-    int32_t top_p = 0, top_m = 0;
-    for (int64_t j = 0; j < n; j++) {
-        const float d = g[j] * sign;
-        const float c = m[j] + (d - m[j]) * one_minus_beta1;
-        const float direction = (float)(c > 0) - (float)(c < 0);
-        const float new_p = p[j] - (direction * lr + p[j] * decay);
-        const float new_m = m[j] + (d - m[j]) * one_minus_beta2;
-        p[j] = new_p;
-        m[j] = new_m;
-        top_p = larger(top_p, new_p);
-        top_m = larger(top_m, new_m);
+struct lion {
+    enum { STATES = 1, SQUARED = -1 };
+    template <typename V>
+    static inline void apply(const V *h, V g, V *v) {
+        const V d = g * h[0];
+        const V direction = sign_of(v[1] + (d - v[1]) * h[3]);
+        v[0] = v[0] - (direction * h[1] + v[0] * h[2]);
+        v[1] = v[1] + (d - v[1]) * h[4];
     }
-    largest[0] = (uint32_t)top_p;
-    largest[1] = (uint32_t)top_m;
+};
+
+typedef float values[3][MAX + 32];  // 32: the three do not share the sets of a cache
+
+static inline i8 larger(i8 a, i8 b) {
+#if defined(__AVX2__)
+    return (i8)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return a > b ? a : b;
+#endif
 }
 
-static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
-    static const int states_of[] = {0, 1, 2, 1};
-    const int states = states_of[algorithm];
-    alignas(64) float g[MAX], value[3][MAX + 32];  // 32: not the same cache set for each
+static inline i8 smaller(i8 a, i8 b) {
+#if defined(__AVX2__)
+    return (i8)_mm256_min_epi32((__m256i)a, (__m256i)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+static inline f8 load_codes(const int16_t *code) {
+#if defined(__AVX2__)
+    return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)code)));
+#else
+    f8 x;
+    for (int j = 0; j < 8; j++) x[j] = (float)code[j];
+    return x;
+#endif
+}
+
+static inline f8 load_codes(const int8_t *code) {
+#if defined(__AVX2__)
+    return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)code)));
+#else
+    f8 x;
+    for (int j = 0; j < 8; j++) x[j] = (float)code[j];
+    return x;
+#endif
+}
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 4")  // or the tensors' vectors live in memory
+#endif
+
+// A block's new codes in one pass, on the guess that no exponent changes: most often none does. n is a multiple of a
+// group; the parameter's codes are of type W, its state's of type S. Nothing of the block is overwritten.
+template <typename RULE, typename W, typename S, bool STOCHASTIC>
+static void update_guessing(const lowprec_item &item, const chunk &c, const float *grad, const int32_t *exponent,
+                            uint64_t counter, int16_t (*code)[MAX], uint32_t *largest) {
+    enum { N = 1 + RULE::STATES };
+    f8 h[LOWPREC_HYPERS], in[N], out[N];
+    key256 key[N];
+    i8 top[N];
+    for (int k = 0; k < LOWPREC_HYPERS; k++) h[k] = f8{} + item.hyper[k];
+    UNROLL for (int k = 0; k < N; k++) {
+        in[k] = f8{} + power_of_two(exponent[k]);
+        out[k] = f8{} + power_of_two(STOCHASTIC ? 16 - exponent[k] : -exponent[k]);
+        key[k] = key256(key_at(item.stores[k].key, counter));
+        top[k] = i8{};
+    }
+    u8 lane = u8{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)counter;
+    for (int64_t j = 0; j < c.n; j += GROUP, lane += 8) {
+        u8 word[N];
+        i8 rounded[N][2];
+        if (STOCHASTIC)
+            UNROLL for (int k = 0; k < N; k++) word[k] = hash(lane, key[k]);
+        UNROLL for (int half = 0; half < 2; half++) {
+            const int64_t at = j + 8 * half;
+            f8 g, v[N];
+            memcpy(&g, grad + at, 32);
+            v[0] = load_codes((const W *)item.stores[0].codes + c.at + at) * in[0];
+            UNROLL for (int k = 1; k < N; k++) v[k] = load_codes((const S *)item.stores[k].codes + c.at + at) * in[k];
+            RULE::apply(h, g, v);
+            UNROLL for (int k = 0; k < N; k++) {
+                i8 bits = (i8)v[k];
+                i8 r = round_to_int(v[k] * out[k]);
+                if (STOCHASTIC) r = (r + (i8)(half ? word[k] >> 16 : word[k] & 0xFFFFu)) >> 16;
+                if (k == RULE::SQUARED)  // a root is never negative, and code 0 is for zero alone
+                    r = larger(r, smaller(bits, i8{} + 1));
+                else
+                    bits &= 0x7FFFFFFF;
+                top[k] = larger(top[k], bits);
+                rounded[k][half] = r;
+            }
+        }
+        store_group(rounded[0][0], rounded[0][1], (W *)code[0] + j);
+        UNROLL for (int k = 1; k < N; k++) store_group(rounded[k][0], rounded[k][1], (S *)code[k] + j);
+    }
+    UNROLL for (int k = 0; k < N; k++) {
+        largest[k] = 0;
+        for (int j = 0; j < 8; j++) largest[k] = (uint32_t)top[k][j] > largest[k] ? (uint32_t)top[k][j] : largest[k];
+    }
+}
+
+// Whether a block of this largest magnitude has this exponent, beyond doubt: see normalize.
+static inline bool is_exponent_of(uint32_t largest, int32_t word_length, int32_t exponent) {
+    bool carry;
+    return largest > 0 && largest < INFINITE && exponent_for(largest, word_length, carry) == exponent && !carry &&
+           exponent > MIN_EXPONENT && exponent < max_exponent(word_length);
+}
+
+// Whether update_guessing serves an item's formats: dynamic, up to 16 bits, squared where the formula says so.
+template <typename RULE>
+static bool guessable(const lowprec_item &item) {
+    for (int k = 0; k <= RULE::STATES; k++) {
+        const lowprec_store &s = item.stores[k];
+        if (!s.exponents || s.word_length > 16 || s.squared != (k == RULE::SQUARED)) return false;
+    }
+    return RULE::STATES < 2 || (item.stores[1].word_length > 8) == (item.stores[2].word_length > 8);
+}
+
+template <typename RULE, bool STOCHASTIC>
+static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
+    enum { N = 1 + RULE::STATES };
+    alignas(64) float g[MAX];
+    alignas(64) values value;
+    alignas(64) int16_t code[3][MAX];
+    const bool wide_word = item.stores[0].word_length > 8, wide_state = N > 1 && item.stores[1].word_length > 8;
+    const bool formats_fit = guessable<RULE>(item);
     int64_t saturated = 0;
     for (int64_t index = begin; index < end; index++) {
         const chunk c = chunk_at(item, item.stores[0].block_size, index);
@@ -524,21 +625,58 @@ static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, 
             load_floats(item.grad, item.grad_type, c.at, c.n, g);
             grad = g;
         }
-        for (int k = 0; k <= states; k++) decode(item, item.stores[k], c, value[k]);
+        const uint64_t counter = (uint64_t)((item.first_row + c.row) * (padded(item.row_length) / 2) + c.column / 2);
+        const bool guess = formats_fit && c.n == c.block_length && c.n % GROUP == 0 &&
+                           counter >> 32 == (counter + (uint64_t)c.n / 2) >> 32;
         uint32_t largest[3] = {0, 0, 0};
-        switch (algorithm) {
-            case LOWPREC_SGD: sgd(c.n, item.hyper, value[0], grad, largest); break;
-            case LOWPREC_MOMENTUM: momentum(c.n, item.hyper, value[0], grad, value[1], largest); break;
-            case LOWPREC_ADAM: adam(c.n, item.hyper, value[0], grad, value[1], value[2], largest); break;
-            default: lion(c.n, item.hyper, value[0], grad, value[1], largest); break;
+        bool right = false;
+        if (guess) {
+            int32_t exponent[3];
+            for (int k = 0; k < N; k++) exponent[k] = item.stores[k].exponents[first_block(item, item.stores[k], c)];
+            const auto run = wide_word ? (wide_state ? update_guessing<RULE, int16_t, int16_t, STOCHASTIC>
+                                                     : update_guessing<RULE, int16_t, int8_t, STOCHASTIC>)
+                                       : (wide_state ? update_guessing<RULE, int8_t, int16_t, STOCHASTIC>
+                                                     : update_guessing<RULE, int8_t, int8_t, STOCHASTIC>);
+            run(item, c, grad, exponent, counter, code, largest);
+            right = true;
+            for (int k = 0; k < N; k++) right &= is_exponent_of(largest[k], item.stores[k].word_length, exponent[k]);
         }
+        if (right) {
+            for (int k = 0; k < N; k++) {
+                const int64_t size = item.stores[k].word_length > 8 ? 2 : 1;
+                memcpy((char *)item.stores[k].codes + c.at * size, code[k], (size_t)(c.n * size));
+            }
+            continue;
+        }
+        for (int k = 0; k < N; k++) decode(item, item.stores[k], c, value[k]);
+        for (int64_t j = 0; j < c.n; j++) {
+            float v[N];
+            for (int k = 0; k < N; k++) v[k] = value[k][j];
+            RULE::apply(item.hyper, grad[j], v);
+            for (int k = 0; k < N; k++) value[k][j] = v[k];
+        }
+        for (int k = 0; k < N; k++) largest[k] = largest_bits(value[k], c.n);
         if (largest[0] > INFINITE || largest[1] > INFINITE || largest[2] > INFINITE) {  // NaN
             __atomic_store_n(&item.refused, 1, __ATOMIC_RELAXED);
             continue;
         }
-        for (int k = 0; k <= states; k++) saturated += encode(item, item.stores[k], c, value[k], largest[k], stochastic);
+        for (int k = 0; k < N; k++) saturated += encode(item, item.stores[k], c, value[k], largest[k], STOCHASTIC);
     }
     __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
+}
+
+template <typename RULE>
+static void update_with(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    stochastic ? update_with<RULE, true>(item, begin, end) : update_with<RULE, false>(item, begin, end);
+}
+
+static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    switch (algorithm) {
+        case LOWPREC_SGD: return update_with<sgd>(item, begin, end, stochastic);
+        case LOWPREC_MOMENTUM: return update_with<momentum>(item, begin, end, stochastic);
+        case LOWPREC_ADAM: return update_with<adam>(item, begin, end, stochastic);
+        default: return update_with<lion>(item, begin, end, stochastic);
+    }
 }
 
 static void quantize_chunks(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {

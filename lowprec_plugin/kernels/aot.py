@@ -26,7 +26,7 @@ from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.kernels.convert import dequantize_kernel, quantize_kernel
 from lowprec_plugin.kernels.rounding import compiled as compiled_for
 from lowprec_plugin.kernels.step import BFLOAT16, FLOAT32, update_kernel
-from lowprec_plugin.kernels.tiles import PER_THREAD, Tiling
+from lowprec_plugin.kernels.tiles import Tiling
 from lowprec_plugin.updates import Algorithm
 
 TARGETS = {
@@ -35,13 +35,12 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-#: Tilings as (width, flat, aligned, wide).
-_SHAPES = {
-    "flat": (256, True, True, False),  # rows of whole blocks
-    "rest": (256, False, True, False),  # rows that end in a shorter block
-    "huge": (256, False, True, True),
-    "odd": (32, False, False, False),  # short rows of an odd length
-    "vector": (1, True, True, False),
+_TILINGS = {
+    "flat": Tiling(256, 1, flat=True, aligned=True, wide=False),  # rows of whole blocks
+    "rest": Tiling(256, 1, flat=False, aligned=True, wide=False),  # rows that end in a shorter block
+    "huge": Tiling(256, 1, flat=False, aligned=True, wide=True),
+    "odd": Tiling(32, 1, flat=False, aligned=False, wide=False),  # short rows of an odd length
+    "vector": Tiling(1, 1, flat=True, aligned=True, wide=False),
 }
 _FORMATS = ("fixed8", "fixed16", "fixed24", "fixed16^2", "<4,12>")
 
@@ -67,7 +66,7 @@ class Kernel(NamedTuple):
     function: Any
     types: dict[str, str]
     values: dict[str, Any]
-    shape: tuple[int, bool, bool, bool]
+    tiling: str
     warps: int
     loads: int
     stores: int
@@ -102,13 +101,13 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
             yield _update(algorithm, ["fixed16", *["fixed8"] * algorithm.states], "flat", FLOAT32.value)
         yield _update(Algorithm.ADAM, ["fixed24", "fixed16", "fixed16^2"], "flat", BFLOAT16.value)
         return
-    for name, shape, stochastic in product(_FORMATS, _SHAPES, (True, False)):
-        yield _quantize(name, shape, stochastic)
-    for name, shape, out in product(_FORMATS, _SHAPES, ("*fp32", "*i16")):
-        yield _dequantize(name, shape, out)
+    for name, tiling, stochastic in product(_FORMATS, _TILINGS, (True, False)):
+        yield _quantize(name, tiling, stochastic)
+    for name, tiling, out in product(_FORMATS, _TILINGS, ("*fp32", "*i16")):
+        yield _dequantize(name, tiling, out)
     pairs = (("fixed16", "fixed8", FLOAT32), ("fixed24", "fixed16^2", BFLOAT16), ("<4,12>", "fixed24", FLOAT32))
-    for algorithm, shape, (weight, state, gradient) in product(Algorithm, _SHAPES, pairs):
-        yield _update(algorithm, [weight, *[state] * algorithm.states], shape, gradient.value)
+    for algorithm, tiling, (weight, state, gradient) in product(Algorithm, _TILINGS, pairs):
+        yield _update(algorithm, [weight, *[state] * algorithm.states], tiling, gradient.value)
 
 
 def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
@@ -118,41 +117,40 @@ def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
     return {name: type for name, type in types.items() if name not in absent}, dict.fromkeys(absent)
 
 
-def _quantize(name: str, shape: str, stochastic: bool) -> Kernel:
+def _quantize(name: str, tiling: str, stochastic: bool) -> Kernel:
     format = FixedPointFormat.parse(name)
     types, values = _planes(format)
     types |= {"x": "*fp32", "saturated": "*i64", "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64"}
     types |= {"exponent": "i32"}
     values |= {"bits": None, "FORMAT": compiled_for(format), "STOCHASTIC": stochastic}
-    title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {shape}"
-    return Kernel(title, quantize_kernel, types, values, _SHAPES[shape], 4, 4, format.container_bytes)
+    title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {tiling}"
+    return Kernel(title, quantize_kernel, types, values, tiling, 4, 4, format.container_bytes)
 
 
-def _dequantize(name: str, shape: str, out: str) -> Kernel:
+def _dequantize(name: str, tiling: str, out: str) -> Kernel:
     format = FixedPointFormat.parse(name)
     types, values = _planes(format)
     types |= {"out": out, "rows": "i64", "row_length": "i64", "exponent": "i32"}
     values |= {"FORMAT": compiled_for(format)}
     size = 4 if out == "*fp32" else 2
-    title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {shape}"
-    return Kernel(title, dequantize_kernel, types, values, _SHAPES[shape], 4, format.container_bytes, size)
+    title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {tiling}"
+    return Kernel(title, dequantize_kernel, types, values, tiling, 4, format.container_bytes, size)
 
 
-def _update(algorithm: Algorithm, names: list[str], shape: str, gradient: int) -> Kernel:
+def _update(algorithm: Algorithm, names: list[str], tiling: str, gradient: int) -> Kernel:
     formats = [FixedPointFormat.parse(name) for name in names]
     size = sum(format.container_bytes for format in formats)
     compile_for = tuple(compiled_for(format) for format in formats)
     values = {"ALGORITHM": int(algorithm), "FORMATS": compile_for, "GRADIENT": gradient, "STOCHASTIC": True}
-    title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {shape}"
+    title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {tiling}"
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
-    return Kernel(title, update_kernel, types, values, _SHAPES[shape], 1, size + (4, 2)[gradient], size)
+    return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2)[gradient], size)
 
 
 def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
     """Compile ``kernel`` for ``target``, multiplications and additions fused if wanted, and read what was made."""
     gpu = TARGETS[target]
-    width, *flags = kernel.shape
-    tiling = Tiling(width, PER_THREAD * gpu.warp_size * kernel.warps // width, *flags)
+    tiling = _TILINGS[kernel.tiling].filling(kernel.warps, gpu.warp_size)
     names = kernel.function.arg_names
     source = ASTSource(
         kernel.function,
@@ -180,7 +178,7 @@ def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
     countable = gpu.backend == "cuda" or not re.search(r"\bfdiv\b|@llvm\.sqrt", compiled.asm["llir"])
     if countable and _multiply_adds(code) != _multiply_adds(compiled.asm["llir"]):
         inexact.add("contraction")
-    loads, stores = moved["ld"] / PER_THREAD, moved["st"] / PER_THREAD
+    loads, stores = moved["ld"] / tiling.per_thread, moved["st"] / tiling.per_thread
     return Report(kernel.name, target, registers, spills, loads, stores, sorted(inexact))
 
 

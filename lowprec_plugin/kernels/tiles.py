@@ -9,7 +9,7 @@ on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vec
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,8 +19,6 @@ from torch import Tensor
 from lowprec_plugin.formats import rows_of
 from lowprec_plugin.random_bits import GROUP, padded_row
 
-#: Elements per thread: 128 bits of the narrowest codes, and one group of random words.
-PER_THREAD = 16
 #: Threads that run in step, of the GPUs that torch is built for.
 WARP = 64 if torch.version.hip else 32
 
@@ -43,23 +41,35 @@ class Tiling:
     aligned: bool
     wide: bool
 
+    @property
+    def per_thread(self) -> int:
+        """Elements per thread: 128 bits of the narrowest codes and one group of random words.
+
+        Fewer where every element is a block, or is read, by itself: 16 of those do not fit the registers.
+        """
+        return 16 if self.aligned and self.width >= 16 else 4
+
+    def filling(self, warps: int, warp: int = WARP) -> Tiling:
+        """The same with as many blocks as ``warps`` warps are for, at least one."""
+        return replace(self, count=max(self.per_thread * warp * warps // self.width, 1))
+
     def options(self, warp: int = WARP) -> dict[str, object]:
         """How to compile: without fused multiply-add, which rounds once where the laws round twice."""
-        return {"num_warps": max(self.width * self.count // (PER_THREAD * warp), 1), "enable_fp_fusion": False}
+        return {"num_warps": max(self.width * self.count // (self.per_thread * warp), 1), "enable_fp_fusion": False}
 
 
 def tiling_of(shape: Sequence[int], block_size: int, first_row: int, warps: int) -> tuple[Tiling, int]:
     """The tiling of a tensor whose first row is the whole tensor's ``first_row``, and how many programs it takes.
 
-    A tile gives ``warps`` warps 16 elements per thread, or is one block if that is more.
+    A tile is enough for ``warps`` warps, or one block if that is more.
     """
     rows, row_length = rows_of(shape)
     width = min(block_size, triton.next_power_of_2(row_length))
-    count = max(PER_THREAD * WARP * warps // width, 1)
     flat = row_length % width == 0
     wide = (first_row + rows) * padded_row(row_length) // 2 > 2**32
-    tiling = Tiling(width, count, flat, aligned=flat or row_length % GROUP == 0, wide=wide)
-    return tiling, -(-rows * -(-row_length // width) // count)
+    block = Tiling(width, 1, flat, aligned=flat or row_length % GROUP == 0, wide=wide)
+    tiling = block.filling(warps)
+    return tiling, -(-rows * -(-row_length // width) // tiling.count)
 
 
 def on_boundaries(tensors: Iterable[Tensor | None]) -> bool:
