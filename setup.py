@@ -17,6 +17,7 @@ FLAGS = [
     "-O3",
     "-std=c++17",
     "-fPIC",
+    "-pthread",
     "-fvisibility=hidden",
     "-ffp-contract=off",  # fused multiply-adds would round differently from the reference
     "-fno-math-errno",
@@ -42,8 +43,7 @@ class BuildKernels(build_ext):
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         built = Path(self.build_temp) / "_native.so"
-        libraries = ["dl"] if platform.system() == "Linux" else []
-        self.compiler.link_shared_object(objects, str(built), libraries=libraries, target_lang="c++")
+        self.compiler.link_shared_object(objects, str(built), extra_postargs=["-pthread"], target_lang="c++")
         shutil.copy2(built, target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,9 +41,10 @@ class Blocks(NamedTuple):
         for plane, source in zip(self.planes, other.planes, strict=True):
             plane.copy_(source)
 
-    def map(self, function) -> Blocks:  # type: ignore[no-untyped-def]
+    def map(self, function: Callable[[Tensor], Tensor]) -> Blocks:
         """``function`` of every plane that exists."""
-        return Blocks(*(None if plane is None else function(plane) for plane in self))
+        low = None if self.low is None else function(self.low)
+        return Blocks(function(self.codes), low, None if self.exponents is None else function(self.exponents))
 
 
 def empty_blocks(shape: torch.Size | tuple[int, ...], format: FixedPointFormat, device: torch.device | None) -> Blocks:
@@ -51,9 +53,7 @@ def empty_blocks(shape: torch.Size | tuple[int, ...], format: FixedPointFormat, 
     dtype = torch.int8 if format.container_bytes == 1 else torch.int16
     exponents = None
     if format.dynamic:
-        exponents = torch.full(
-            (rows, format.blocks_per_row(row_length)), MIN_EXPONENT, dtype=torch.int8, device=device
-        )
+        exponents = torch.full((rows, format.blocks_per_row(row_length)), MIN_EXPONENT, dtype=torch.int8, device=device)
     low = torch.zeros(shape, dtype=torch.uint8, device=device) if format.container_bytes == 3 else None
     return Blocks(torch.zeros(shape, dtype=dtype, device=device), low, exponents)
 

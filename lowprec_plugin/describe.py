@@ -36,7 +36,8 @@ class Row(NamedTuple):
 
 def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> list[Row]:
     """What ``module`` and ``optimizers`` store how, and which update serves each parameter group."""
-    rows, seen = [], set()
+    rows: list[Row] = []
+    seen: set[int] = set()
     for optimizer in optimizers:
         for index, group in enumerate(optimizer.param_groups):
             seen.update(id(param) for param in group["params"])
@@ -105,11 +106,21 @@ def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -
     """The table as text, with the parameters that were kept in float and why."""
     header = ("group", "weights", "state", "parameters", "bytes", "float32", "update")
     cells = [
-        (row.group, row.weights, row.state, f"{row.elements:,}", _size(row.nbytes), _size(row.float32_nbytes), row.update)
+        (
+            row.group,
+            row.weights,
+            row.state,
+            f"{row.elements:,}",
+            _size(row.nbytes),
+            _size(row.float32_nbytes),
+            row.update,
+        )
         for row in rows
     ]
     widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
+    ]
     lines += [f"kept in float: {name} ({reason})" for name, reason in kept.items()]
     if wire:
         lines.append(f"gradients between processes: {wire}")

@@ -116,7 +116,7 @@ class FixedPointFormat:
     @property
     def max_code(self) -> int:
         """The largest code, ``2**(word_length - 1) - 1``."""
-        return 2 ** (self.word_length - 1) - 1
+        return (1 << (self.word_length - 1)) - 1
 
     @property
     def min_code(self) -> int:

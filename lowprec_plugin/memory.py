@@ -90,6 +90,7 @@ def _live_tensors() -> Iterator[Tensor]:
     gc.collect()
     for thing in gc.get_objects():
         # type(), not isinstance(): some lazy objects answer the latter by importing things
-        if issubclass(type(thing), Tensor) and not issubclass(type(thing), FixedPointTensor):
-            if thing.device.type != "meta" and thing.layout == torch.strided:
-                yield thing
+        if not issubclass(type(thing), Tensor) or issubclass(type(thing), FixedPointTensor):
+            continue
+        if thing.device.type != "meta" and thing.layout == torch.strided:
+            yield thing

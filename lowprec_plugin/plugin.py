@@ -116,9 +116,10 @@ class FixedPointPrecision(Precision):
 
     def __repr__(self) -> str:
         state = self._settings["state_word_length"] or self.format.word_length
+        computing = "bf16-mixed" if self._autocast else str(self._dtype).removeprefix("torch.")
         return (
             f"{type(self).__name__}(weights {self.format}, state {state} bits, {self.rounding} rounding, "
-            f"computing in {'bf16-mixed' if self._autocast else str(self._dtype).removeprefix('torch.')}, seed {self.seed})"
+            f"computing in {computing}, seed {self.seed})"
         )
 
     def tensor_init_context(self) -> AbstractContextManager[None]:

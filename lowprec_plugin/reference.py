@@ -90,9 +90,7 @@ def quantize_roots(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> 
     return Blocks(*pack(code.reshape(shape), format), exponent.reshape(rows, count).to(torch.int8)), saturated
 
 
-def _round_saturating(
-    x: Tensor, exponent: Tensor, format: FixedPointFormat, bits: Tensor | None
-) -> tuple[Tensor, int]:
+def _round_saturating(x: Tensor, exponent: Tensor, format: FixedPointFormat, bits: Tensor | None) -> tuple[Tensor, int]:
     scaled = x.double() * _power_of_two(-exponent)
     low, high = float(format.min_code), float(format.max_code)
     saturated = int(((scaled < low) | (scaled > high)).sum())

@@ -21,7 +21,7 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
-_library = torch.library.Library("lowprec", "DEF")
+_library: Any = torch.library.Library("lowprec", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "dequantize(Tensor codes, Tensor? low, Tensor? exponents, str format, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -31,9 +31,7 @@ _library.define(
 _casts_share: ContextVar[bool] = ContextVar("lowprec_casts_share", default=False)
 
 
-def _dequantize(
-    codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype
-) -> Tensor:
+def _dequantize(codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype) -> Tensor:
     return ops.dequantize(Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype)
 
 
@@ -94,7 +92,7 @@ class FixedPointTensor(torch.Tensor):
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.first_row = format, rounding, first_row
         self.stream, self.label, self._ticks = stream, label, 0
-        return self  # type: ignore[no-any-return]
+        return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -149,7 +147,7 @@ class FixedPointTensor(torch.Tensor):
         return Blocks(self._codes, self._low, self._exponents)
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self) -> int:  # type: ignore[override]
         """Bytes held: codes and exponents."""
         return self.blocks.nbytes
 
@@ -159,16 +157,14 @@ class FixedPointTensor(torch.Tensor):
         codes = self._codes
         return self.shape == codes.shape and self.stride() == codes.stride() and self.storage_offset() == 0
 
-    def dequantize(self) -> Tensor:  # type: ignore[override]
+    def dequantize(self) -> Tensor:
         """The stored numbers as an ordinary tensor of this one's dtype: exact if that is float32."""
         with torch.no_grad():
             return self._floats()[1]
 
     def _floats(self) -> tuple[Tensor, Tensor]:
         """All floats behind this tensor, and the window on them that it is."""
-        floats = torch.ops.lowprec.dequantize(
-            self._codes, self._low, self._exponents, str(self.format), self.dtype
-        )
+        floats = torch.ops.lowprec.dequantize(self._codes, self._low, self._exponents, str(self.format), self.dtype)
         if self.is_whole:
             return floats, floats
         return floats, floats.as_strided(self.shape, self.stride(), self.storage_offset())
@@ -177,9 +173,7 @@ class FixedPointTensor(torch.Tensor):
         """Overwrite all codes behind this tensor with rounded ``floats``."""
         key = key_of(substream(self.stream, "in place"), self._ticks)
         self._ticks += 1
-        ops.quantize(
-            floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks
-        )
+        ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
         """A tensor like this one over other planes."""
@@ -192,17 +186,17 @@ class FixedPointTensor(torch.Tensor):
         result._ticks = self._ticks
         return result
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         kind = "Parameter" if isinstance(self, torch.nn.Parameter) else "FixedPointTensor"
         values = repr(self.dequantize()).removeprefix("tensor(").removesuffix(")")
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"{kind}({values}, format={self.format}, nbytes={self.nbytes}{grad})"
 
-    def tolist(self) -> Any:  # type: ignore[override]
+    def tolist(self) -> Any:
         """The stored numbers as nested lists of Python floats."""
         return self.dequantize().tolist()
 
-    def numpy(self, *, force: bool = False) -> Any:  # type: ignore[override]
+    def numpy(self, *, force: bool = False) -> Any:
         """The stored numbers as a NumPy array, a copy."""
         return self.dequantize().numpy(force=force)
 
@@ -219,7 +213,8 @@ class FixedPointTensor(torch.Tensor):
         whole = self if self.is_whole else FixedPointTensor.quantize(self.dequantize(), self.format, rounding="nearest")
         return rebuild, (
             whole._codes, whole._low, whole._exponents, str(self.format), self.dtype, self.rounding,
-            self.stream, self.label, self.first_row, self._ticks, isinstance(self, torch.nn.Parameter), self.requires_grad,
+            self.stream, self.label, self.first_row, self._ticks,
+            isinstance(self, torch.nn.Parameter), self.requires_grad,
         )  # fmt: skip
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
@@ -244,7 +239,7 @@ class FixedPointTensor(torch.Tensor):
             geometry=(size, stride, offset),
         )  # fmt: skip
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # below the graph: nothing here is for Dynamo to trace

@@ -10,7 +10,7 @@ The hyperparameters of one parameter are a tuple of at most ``HYPERS`` floats, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import torch
@@ -90,4 +90,9 @@ def lion(p: Tensor, g: Tensor, m: Tensor, hyper: Hyper) -> tuple[Tensor, ...]:
     return p - (direction * lr + p * decay), m + (g - m) * one_minus_beta2
 
 
-FORMULAS = {Algorithm.SGD: sgd, Algorithm.MOMENTUM: momentum, Algorithm.ADAM: adam, Algorithm.LION: lion}
+FORMULAS: dict[Algorithm, Callable[..., tuple[Tensor, ...]]] = {
+    Algorithm.SGD: sgd,
+    Algorithm.MOMENTUM: momentum,
+    Algorithm.ADAM: adam,
+    Algorithm.LION: lion,
+}

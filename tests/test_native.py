@@ -39,7 +39,9 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_conversions(instruction_set: str, shape: tuple[int, ...], rounding: str) -> None:
     for format in cases.formats():
         x = cases.floats(shape, squared=format.squared)
-        given = torch.randint(65536, (shape[0] if shape else 1, x.numel() // (shape[0] if shape else 1)), dtype=torch.int32)
+        given = torch.randint(
+            65536, (shape[0] if shape else 1, x.numel() // (shape[0] if shape else 1)), dtype=torch.int32
+        )
         for bits in (None, given):
             found, expected = [], []
             for backend, results in (("reference", expected), ("native", found)):
@@ -55,7 +57,14 @@ def test_conversions(instruction_set: str, shape: tuple[int, ...], rounding: str
 @pytest.mark.parametrize("rounding", ops.ROUNDINGS)
 @pytest.mark.parametrize("algorithm", Algorithm)
 def test_updates(instruction_set: str, algorithm: Algorithm, rounding: str) -> None:
-    for weights, state in (("fixed16", 16), ("fixed16", 8), ("fixed8", 8), ("fixed24", 12), ("<4,12>", 16), ("fixed2", 3)):
+    for weights, state in (
+        ("fixed16", 16),
+        ("fixed16", 8),
+        ("fixed8", 8),
+        ("fixed24", 12),
+        ("<4,12>", 16),
+        ("fixed2", 3),
+    ):
         formats = [
             FixedPointFormat.parse(weights), FixedPointFormat(state), FixedPointFormat(state, squared=True)
         ][: 1 + algorithm.states]  # fmt: skip
@@ -88,7 +97,9 @@ def test_threads_do_not_matter() -> None:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             format = FixedPointFormat(16)
-            results.append(_train("native", Algorithm.ADAM, (300, 700), [format, format, format.as_squared()], "stochastic"))
+            results.append(
+                _train("native", Algorithm.ADAM, (300, 700), [format, format, format.as_squared()], "stochastic")
+            )
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

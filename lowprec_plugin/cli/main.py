@@ -14,7 +14,7 @@ from lowprec_plugin.version import __version__
 LIGHTNING = ("fit", "validate", "test", "predict")
 USAGE = """usage: lowprec COMMAND [options]
 
-  poc                             train the handwritten digits in float32 and in fixed-point, print one table
+  poc                             train handwritten digits in float32 and in fixed-point, print one table
   fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml
 
 lowprec COMMAND --help lists a command's options. lowprec --version prints the version."""
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _poc(given: Sequence[str]) -> int:
-    parser = ArgumentParser(prog="lowprec poc", description="Compare fixed-point formats with float32 on the digits.")
+    parser = ArgumentParser(prog="lowprec poc", description="Compare fixed-point formats with float32, side by side.")
     parser.add_function_arguments(run_poc)
     options = parser.parse_args(given)
     try:

@@ -2,13 +2,14 @@
 #include "lowprec.h"
 
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <dlfcn.h>
-#endif
+#include <unistd.h>
 
 extern const lowprec_kernels lowprec_kernels_baseline;
 #if defined(__x86_64__)
@@ -39,7 +40,8 @@ struct job {
     std::vector<int64_t> chunks;       // per item
     std::vector<int64_t> chunks_turn;  // chunks in a turn, per item
     std::vector<int64_t> first_turn;   // per item, and the total
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> next{0}, done{0};
+    std::atomic<int32_t> seats{0};     // helpers still welcome
     void (*run)(const job &, int64_t item, int64_t begin, int64_t end) = nullptr;
     int32_t algorithm = 0;
     bool stochastic = false;
@@ -70,35 +72,74 @@ struct job {
         }
     }
 
+    int64_t turns() const { return first_turn.back(); }
+
     void work() {
         size_t item = 0;
         for (;;) {
             const int64_t turn = next.fetch_add(1, std::memory_order_relaxed);
-            if (turn >= first_turn.back()) return;
+            if (turn >= turns()) return;
             while (turn >= first_turn[item + 1]) item++;  // turns only grow
             const int64_t begin = (turn - first_turn[item]) * chunks_turn[item];
             const int64_t end = begin + chunks_turn[item] < chunks[item] ? begin + chunks_turn[item] : chunks[item];
             run(*this, (int64_t)item, begin, end);
+            done.fetch_add(1, std::memory_order_release);
+        }
+    }
+};
+
+// Helpers that sleep until there is a job. The caller does not wait for a helper to come, as OpenMP's would: only for
+// the turns that one has begun. So a helper that gets no core (a loader's worker has it, say) delays nobody.
+class pool {
+  public:
+    static pool &get() {
+        // Never destroyed, for helpers outlive main; made anew after a fork, which copies no threads.
+        static std::mutex making;
+        static pool *made = nullptr;
+        static pid_t owner = 0;
+        std::lock_guard<std::mutex> lock(making);
+        if (owner != getpid()) {
+            made = new pool;
+            owner = getpid();
+        }
+        return *made;
+    }
+
+    void run(const std::shared_ptr<job> &work, int32_t threads) {
+        const int64_t turns = work->turns();
+        const int32_t helpers = (int32_t)(turns < threads ? turns : threads) - 1;
+        if (helpers > 0) {
+            std::lock_guard<std::mutex> lock(mutex);
+            for (; size < helpers; size++) std::thread(&pool::help, this).detach();
+            work->seats = helpers;
+            current = work;
+            generation++;
+            wake.notify_all();
+        }
+        work->work();
+        while (work->done.load(std::memory_order_acquire) < turns) std::this_thread::yield();
+    }
+
+  private:
+    void help() {
+        uint64_t seen = 0;
+        for (;;) {
+            std::shared_ptr<job> work;
+            {
+                std::unique_lock<std::mutex> lock(mutex);
+                wake.wait(lock, [&] { return generation != seen; });
+                seen = generation;
+                work = current;
+            }
+            if (work->seats.fetch_sub(1) > 0) work->work();
         }
     }
 
-    static void enter(void *self) { static_cast<job *>(self)->work(); }
-
-    // Threads are torch's own where its OpenMP runtime can be found, so that no second pool competes with it for the
-    // cores between two kernels; else short-lived ones.
-    void start(int32_t threads) {
-        if (first_turn.back() < threads) threads = (int32_t)first_turn.back();
-        if (threads <= 1) return work();
-#if defined(__unix__) || defined(__APPLE__)
-        using parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
-        static const parallel gomp = reinterpret_cast<parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-        if (gomp) return gomp(enter, this, (unsigned)threads, 0);
-#endif
-        std::vector<std::thread> helpers;
-        for (int32_t i = 1; i < threads; i++) helpers.emplace_back(enter, this);
-        work();
-        for (auto &helper : helpers) helper.join();
-    }
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::shared_ptr<job> current;
+    uint64_t generation = 0;
+    int32_t size = 0;
 };
 
 }  // namespace
@@ -129,39 +170,39 @@ int32_t lowprec_select(const char *isa) {
 }
 
 void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
-    job work(items, count, false);
-    work.stochastic = stochastic != 0;
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+    const auto work = std::make_shared<job>(items, count, false);
+    work->stochastic = stochastic != 0;
+    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
         kernels->quantize(j.items[i], begin, end, j.stochastic);
     };
-    work.start(threads);
+    pool::get().run(work, threads);
 }
 
 void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads) {
-    job work(items, count, false);
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) { kernels->dequantize(j.items[i], begin, end); };
-    work.start(threads);
+    const auto work = std::make_shared<job>(items, count, false);
+    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) { kernels->dequantize(j.items[i], begin, end); };
+    pool::get().run(work, threads);
 }
 
 void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
-    job work(items, count, false);
-    work.algorithm = algorithm;
-    work.stochastic = stochastic != 0;
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+    const auto work = std::make_shared<job>(items, count, false);
+    work->algorithm = algorithm;
+    work->stochastic = stochastic != 0;
+    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
         kernels->update(j.algorithm, j.items[i], begin, end, j.stochastic);
     };
-    work.start(threads);
+    pool::get().run(work, threads);
 }
 
 int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads) {
-    job work(items, count, true);
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+    const auto work = std::make_shared<job>(items, count, true);
+    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
         if (kernels->finite(j.items[i], begin, end)) return;
         int64_t seen = j.nonfinite.load();
         while (i < seen && !j.nonfinite.compare_exchange_weak(seen, i)) {
         }
     };
-    work.start(threads);
-    const int64_t first = work.nonfinite.load();
+    pool::get().run(work, threads);
+    const int64_t first = work->nonfinite.load();
     return first == INT64_MAX ? -1 : first;
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from functools import cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -44,7 +44,9 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     patched = optimizer.__dict__.pop("step", None)
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
         optimizer.__dict__["step"] = patched
-        raise ValueError(f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that")
+        raise ValueError(
+            f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
+        )
     optimizer.__class__ = _fixed_point_class(float_class)
     torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
     assert isinstance(optimizer, FixedPointStep)
@@ -58,10 +60,15 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     return optimizer
 
 
-@cache
+_classes: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}
+
+
 def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    name = f"FixedPoint{float_class.__name__}"
-    return type(name, (FixedPointStep, float_class), {"float_class": float_class, "__module__": __name__})
+    if float_class not in _classes:
+        name = f"FixedPoint{float_class.__name__}"
+        members = {"float_class": float_class, "__module__": __name__}
+        _classes[float_class] = type(name, (FixedPointStep, float_class), members)
+    return _classes[float_class]
 
 
 def _count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:

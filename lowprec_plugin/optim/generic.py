@@ -19,7 +19,9 @@ def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: FixedPoint
     leaf = torch.nn.Parameter(param.dequantize())
     leaf.grad = param.grad
     held = optimizer.state[param]
-    floats = {name: value.dequantize() if isinstance(value, FixedPointTensor) else value for name, value in held.items()}
+    floats = {
+        name: value.dequantize() if isinstance(value, FixedPointTensor) else value for name, value in held.items()
+    }
     _step_as_float(optimizer, group, [leaf], {leaf: floats})
     param._store(leaf.detach(), optimizer.fixed_point.rounding)
     for name, value in floats.items():

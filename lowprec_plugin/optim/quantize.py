@@ -44,14 +44,17 @@ def quantize_(
     format = FixedPointFormat.parse(format)
     params = dict(module.named_parameters())
     kept = _kept(params, keep_float)
-    swaps = []
+    swaps: list[tuple[nn.Parameter, nn.Parameter]] = []
+    names = []
     for name, param in params.items():
         if name in kept or isinstance(param, FixedPointTensor):
             continue
-        if isinstance(param, nn.parameter.UninitializedTensorMixin):
+        if isinstance(param, nn.UninitializedParameter):
             raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
         if not param.is_floating_point():
-            raise ValueError(f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}")
+            raise ValueError(
+                f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}"
+            )
         try:
             stored = FixedPointTensor.quantize(
                 param.detach(), format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype
@@ -60,6 +63,7 @@ def quantize_(
             raise ValueError(f"parameter {name!r}: {error}") from None
         stored.rounding = rounding
         swaps.append((param, nn.Parameter(stored, param.requires_grad)))
+        names.append(name)
     for done, (param, stored_param) in enumerate(swaps):
         try:
             _swap(param, stored_param)
@@ -67,7 +71,7 @@ def quantize_(
             for undo, stored_undo in swaps[:done]:
                 _swap(undo, stored_undo)
             raise ValueError(
-                f"parameter {stored_param.label!r} is held by an autograd graph or a weak reference that is still alive: "
+                f"parameter {names[done]!r} is held by an autograd graph or a weak reference that is still alive: "
                 f"drop losses and outputs of earlier forward passes, or compute them under torch.no_grad() ({error})"
             ) from error
     return kept
@@ -78,13 +82,15 @@ def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
     grad, param.grad = param.grad, None
     hung = {name: value for name, value in param.__dict__.items() if name not in other.__dict__}
     try:
-        torch.utils.swap_tensors(param, other)
+        torch.utils.swap_tensors(param, other)  # type: ignore[no-untyped-call]
         param.__dict__.update(hung)
     finally:
         param.grad = grad
 
 
-def _kept(params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]) -> dict[str, str]:
+def _kept(
+    params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]
+) -> dict[str, str]:
     if callable(keep_float):
         return {name: "keep_float" for name, param in params.items() if keep_float(name, param)}
     kept = {}

@@ -71,7 +71,7 @@ class FixedPointStep(torch.optim.Optimizer):
     float_class: type[torch.optim.Optimizer]  # the class whose place this takes
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, in place; each stored number is rounded once.
 
         Raises:
@@ -186,7 +186,12 @@ class FixedPointStep(torch.optim.Optimizer):
         Raises:
             ValueError: if it is fixed-point in another format and not exact in this one.
         """
-        if not isinstance(value, Tensor) or value.shape != param.shape or not value.is_floating_point() or name == "step":
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != param.shape
+            or not value.is_floating_point()
+            or name == "step"
+        ):
             return value
         format = self.state_format(param, name)
         if not isinstance(value, FixedPointTensor):

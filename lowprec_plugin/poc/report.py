@@ -27,7 +27,7 @@ def save(folder: Path, title: str, runs: Sequence[RunRecord]) -> str:
 LEGEND = (
     "Bytes: weights and optimizer state held per parameter, read off the live tensors. Difference: mean over the seeds "
     "against float32; the standard error is what chaos alone gives, measured by float32 runs whose weights start one "
-    "last bit away (twin). Equal: within two standard errors and 0.3 % of float32. Step: median; small models on a CPU "
+    "last bit away (twin). Equal: accuracy within two standard errors and 0.3 % of float32. Step: median; small models on a CPU "
     "show the overhead of an operation, not its speed."
 )
 
@@ -37,7 +37,7 @@ def table(runs: Sequence[RunRecord]) -> str:
     names = list(dict.fromkeys(run["variant"] for run in runs))
     header = [
         "variant", "bytes/param", "test accuracy", "difference", "equal?",
-        "test loss", "difference", "equal?", "step ms",
+        "test loss", "difference", "step ms",
     ]  # fmt: skip
     rows = [header]
     for name in names:
@@ -51,12 +51,13 @@ def table(runs: Sequence[RunRecord]) -> str:
                 _verdict(accuracy, name),
                 f"{loss.setting:.4f}",
                 _difference(loss, name, 1, "", 4),
-                _verdict(loss, name),
                 f"{_median(runs, name, 'step_ms'):.2f}",
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
@@ -82,7 +83,9 @@ def _difference(comparison: Comparison, name: str, scale: float, unit: str, digi
 def _verdict(comparison: Comparison, name: str) -> str:
     if name in (FLOAT32.name, TWIN.name):
         return "-"
-    return {None: "too few seeds", True: "yes", False: "no"}[comparison.equal]
+    if comparison.equal is None:
+        return "too few seeds"
+    return "yes" if comparison.equal else "no, better" if comparison.difference > 0 else "no, worse"
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,8 +8,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lowprec_plugin import memory
 from lowprec_plugin.poc.report import save
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, Variant
-from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
+from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule, MNISTDataModule
 
 
 @dataclass(frozen=True)
@@ -107,24 +108,51 @@ def perturb_last_bit_(module: torch.nn.Module) -> None:
         param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
 
 
-def digits_module() -> LightningModule:
-    """The network of the default proof of concept."""
-    return Classifier(MLP())
+@dataclass(frozen=True)
+class Task:
+    """What to train: ``title`` names data, network and optimizer; ``epochs`` are the default."""
+
+    title: str
+    module: Callable[[], LightningModule]
+    data: Callable[[str], LightningDataModule]
+    epochs: int
+
+
+# The learning rates are high enough for chaos to drive two runs apart, as it does in any longer training: with a low one
+# the twins of float32 end alike, and there would be no noise to judge a difference by.
+TASKS = {
+    "digits": Task(
+        "Handwritten digits, MLP 64-256-256-10, AdamW",
+        lambda: Classifier(MLP(), lr=0.02),
+        lambda root: DigitsDataModule(),
+        15,
+    ),
+    "mnist": Task(
+        "MNIST, MLP 784-256-256-10, AdamW",
+        lambda: Classifier(MLP(784), lr=0.004),
+        lambda root: MNISTDataModule(root),
+        4,
+    ),
+}
 
 
 def run_poc(
+    task: Literal["digits", "mnist"] = "digits",
     variants: Sequence[str] = tuple(VARIANTS),
     seeds: int = 4,
-    epochs: int = 15,
+    epochs: int | None = None,
+    root: str = "data/mnist",
     output: str = "lowprec_poc",
     progress: bool = True,
 ) -> list[Run]:
-    """Train scikit-learn's digits in float32 and in fixed-point, and print and save one table.
+    """Train one task in float32 and in fixed-point, and print and save one table.
 
     Args:
+        task: ``"digits"`` (scikit-learn's, no download) or ``"mnist"``.
         variants: which to run, by name; float32 and its twin are always run, for they are the yardstick.
         seeds: how many; with at least 4 the table gives a verdict on equal quality.
-        epochs: of each training.
+        epochs: of each training; a default of the task's if not given.
+        root: folder of MNIST's files.
         output: folder for ``table.md`` and ``runs.json``.
         progress: show progress bars.
 
@@ -134,19 +162,24 @@ def run_poc(
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, VARIANTS))}")
+    if task not in TASKS:
+        raise ValueError(f"no task {task!r}; there are {', '.join(map(repr, TASKS))}")
+    chosen_task = TASKS[task]
+    epochs = chosen_task.epochs if epochs is None else epochs
     if seeds < 1 or epochs < 1:
         raise ValueError(f"seeds={seeds} and epochs={epochs} must be at least 1")
     chosen = list(dict.fromkeys([FLOAT32.name, TWIN.name, *variants]))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    runs, start = [], time.perf_counter()
+    runs: list[Run] = []
+    start = time.perf_counter()
     for seed in range(seeds):  # all variants of a seed in turn, so that a slow minute slows them alike
         for name in chosen:
             if progress:
                 print(f"{name}, seed {seed}: run {len(runs) + 1} of {seeds * len(chosen)}", flush=True)
-            runs.append(
-                run_variant(VARIANTS[name], seed, digits_module, DigitsDataModule, epochs=epochs, progress=progress)
-            )
+            make_data = partial(chosen_task.data, root)
+            run = run_variant(VARIANTS[name], seed, chosen_task.module, make_data, epochs=epochs, progress=progress)
+            runs.append(run)
     seconds = time.perf_counter() - start
-    title = f"Handwritten digits, {MLP.__name__} 64-256-256-10, AdamW, {epochs} epochs, {seeds} seeds, {seconds:.0f} s"
+    title = f"{chosen_task.title}, {epochs} epochs, {seeds} seeds, {seconds:.0f} s"
     print("\n" + save(Path(output), title, [asdict(run) for run in runs]))
     return runs

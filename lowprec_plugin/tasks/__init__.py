@@ -1,6 +1,6 @@
 """Small tasks on real data, as LightningModules and DataModules: for a first look, for tests and as examples."""
 
-from lowprec_plugin.tasks.classifier import MLP, CNN, Classifier
+from lowprec_plugin.tasks.classifier import CNN, MLP, Classifier
 from lowprec_plugin.tasks.digits import DigitsDataModule
 from lowprec_plugin.tasks.mnist import MNISTDataModule
 

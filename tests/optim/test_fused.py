@@ -116,7 +116,9 @@ def test_one_call_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
     calls: list[int] = []
     update = ops.update_
-    monkeypatch.setattr(ops, "update_", lambda *args, **kwargs: (calls.append(len(args[1])), update(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        ops, "update_", lambda *args, **kwargs: (calls.append(len(args[1])), update(*args, **kwargs))[1]
+    )
     params = [nn.Parameter(FixedPointTensor.quantize(torch.randn(5, 5), "fixed16")) for _ in range(6)]
     optimizer = optim.AdamW([{"params": params[:2]}, {"params": params[2:], "lr": 1.0}])
     for param in params:

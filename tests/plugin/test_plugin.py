@@ -34,7 +34,7 @@ def planes(module: LightningModule, optimizer: torch.optim.Optimizer) -> list[to
 
 
 class DataByStep(users.Regressor):
-    """Draws its batch from the number of the step: a resumed Trainer may begin its loader elsewhere, flag or no flag."""
+    """Draws its batch from the step's number: a resumed Trainer may begin its loader elsewhere, flag or no flag."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         x = torch.randn(16, 12, generator=torch.Generator().manual_seed(self.global_step))
@@ -50,7 +50,9 @@ def fit(tmp_path: Path, steps: int, plugin: FixedPointPrecision, checkpoint: str
     return planes(module, run.optimizers[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"state_word_length": 8}, {"word_length": 20}, {"rounding": "nearest"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"state_word_length": 8}, {"word_length": 20}, {"rounding": "nearest"}], ids=str
+)
 def test_resume_is_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     """20 steps equal 10, a checkpoint, and 10 more: codes and state."""
     expected = fit(tmp_path, 20, FixedPointPrecision(**options))
@@ -69,7 +71,9 @@ def test_load_from_checkpoint_with_and_without_the_plugin(tmp_path: Path) -> Non
     for name, param in plain.named_parameters():
         assert torch.equal(param, stored[name].dequantize())
     callbacks = [ModelCheckpoint(tmp_path)]
-    (metrics,) = trainer(tmp_path, FixedPointPrecision(), callbacks=callbacks).test(plain, users.vectors(), verbose=False)
+    (metrics,) = trainer(tmp_path, FixedPointPrecision(), callbacks=callbacks).test(
+        plain, users.vectors(), verbose=False
+    )
     again = users.Regressor()
     (same,) = trainer(tmp_path, FixedPointPrecision(), callbacks=callbacks).test(
         again, users.vectors(), ckpt_path=path, weights_only=True, verbose=False
