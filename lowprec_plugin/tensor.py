@@ -157,6 +157,11 @@ class FixedPointTensor(torch.Tensor):
         codes = self._codes
         return self.shape == codes.shape and self.stride() == codes.stride() and self.storage_offset() == 0
 
+    @property
+    def _geometry(self) -> tuple[Any, Any, Any] | None:
+        """Shape, strides and offset of the window on the codes that this is; ``None`` for the tensor itself."""
+        return None if self.is_whole else (tuple(self.shape), self.stride(), self.storage_offset())
+
     def dequantize(self) -> Tensor:
         """The stored numbers as an ordinary tensor of this one's dtype: exact if that is float32."""
         with torch.no_grad():
@@ -180,11 +185,18 @@ class FixedPointTensor(torch.Tensor):
         options: dict[str, Any] = {
             "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label,
             "first_row": self.first_row,
-            "geometry": None if self.is_whole else (self.shape, self.stride(), self.storage_offset()),
+            "geometry": self._geometry,
         } | changes  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
         result._ticks = self._ticks
         return result
+
+    def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
+        """Another view of the same codes. Under inference mode a view of an ordinary tensor is an ordinary tensor."""
+        if torch.is_inference_mode_enabled() and not self.is_inference():
+            with torch.inference_mode(False):
+                return self._like(self.blocks, geometry=geometry)
+        return self._like(self.blocks, geometry=geometry)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         kind = "Parameter" if isinstance(self, torch.nn.Parameter) else "FixedPointTensor"
@@ -210,11 +222,9 @@ class FixedPointTensor(torch.Tensor):
         return result
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        whole = self if self.is_whole else FixedPointTensor.quantize(self.dequantize(), self.format, rounding="nearest")
         return rebuild, (
-            whole._codes, whole._low, whole._exponents, str(self.format), self.dtype, self.rounding,
-            self.stream, self.label, self.first_row, self._ticks,
-            isinstance(self, torch.nn.Parameter), self.requires_grad,
+            *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row,
+            self._ticks, self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad,
         )  # fmt: skip
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
@@ -262,13 +272,14 @@ def rebuild(
     label: str,
     first_row: int,
     ticks: int,
+    geometry: tuple[Any, Any, Any] | None,
     parameter: bool,
     requires_grad: bool,
 ) -> Tensor:
     """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``."""
     result = FixedPointTensor(
         Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype=dtype, rounding=rounding, stream=stream,
-        label=label, first_row=first_row,
+        label=label, first_row=first_row, geometry=geometry,
     )  # fmt: skip
     result._ticks = ticks
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)

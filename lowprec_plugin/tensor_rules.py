@@ -73,7 +73,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = func(window.as_strided(source.shape, source.stride(), source.storage_offset()), *args[1:], **kwargs)
     return tree_map_only(
         Tensor,
-        lambda view: source._like(source.blocks, geometry=(view.shape, view.stride(), view.storage_offset())),
+        lambda view: source._window((view.shape, view.stride(), view.storage_offset())),
         result,
     )
 
@@ -136,13 +136,13 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
 @rule(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
 def _detach(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTensor:
     source: FixedPointTensor = args[0]
-    return source._like(source.blocks)
+    return source._window(source._geometry)
 
 
 @rule(aten.t.default)
 def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTensor:
     source: FixedPointTensor = args[0]
-    return source._like(source.blocks, geometry=(source.shape[::-1], source.stride()[::-1], source.storage_offset()))
+    return source._window((source.shape[::-1], source.stride()[::-1], source.storage_offset()))
 
 
 @rule(aten.clone.default)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# One thread: the tensors are small, and runs beside others. Tests of threads set their own number.
+torch.set_num_threads(1)
+
 # Lightning is chatty about loaders, loggers and small epochs, and its own dependencies deprecate things: none of it is
 # this package's doing. Everything else that warns fails the test.
 _HOST_WARNINGS = (

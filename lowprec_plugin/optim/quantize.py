@@ -64,6 +64,18 @@ def quantize_(
         stored.rounding = rounding
         swaps.append((param, nn.Parameter(stored, param.requires_grad)))
         names.append(name)
+    recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
+    for part in recurrent:  # as RNNBase._apply does: its weak references are in the way
+        part._flat_weight_refs = []
+    try:
+        _swap_all(swaps, names)
+    finally:
+        for part in recurrent:
+            part._init_flat_weights()
+    return kept
+
+
+def _swap_all(swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) -> None:
     for done, (param, stored_param) in enumerate(swaps):
         try:
             _swap(param, stored_param)
@@ -74,7 +86,6 @@ def quantize_(
                 f"parameter {names[done]!r} is held by an autograd graph or a weak reference that is still alive: "
                 f"drop losses and outputs of earlier forward passes, or compute them under torch.no_grad() ({error})"
             ) from error
-    return kept
 
 
 def _swap(param: nn.Parameter, other: nn.Parameter) -> None:

@@ -176,7 +176,7 @@ def test_without_fit(tmp_path: Any) -> None:
 def test_torch_compile(tmp_path: Any) -> None:
     def compiled() -> LightningModule:
         module = users.Regressor()
-        module.net.compile()
+        module.net = torch.compile(module.net, fullgraph=True)
         return module
 
     case = Case(compiled)

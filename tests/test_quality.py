@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from lowprec_plugin.quality import compare
+
+
+def test_within_the_twins_noise_is_equal() -> None:
+    result = compare([1.0, 1.1, 0.9, 1.0], [1.002, 1.098, 0.901, 1.0], [1.001, 1.101, 0.9, 0.999])
+    assert result.equal
+    assert result.difference == pytest.approx(0.00025)
+    assert result.noise == pytest.approx(((0.002**2 + 0.002**2 + 0.001**2) / 4) ** 0.5)
+    assert result.standard_error == pytest.approx(result.noise / 2)
+
+
+def test_negative_control() -> None:
+    assert compare([1.0] * 4, [1.001, 0.999, 1.0, 1.001], [1.02] * 4).equal is False
+
+
+def test_small_but_beyond_two_standard_errors_is_not_equal() -> None:
+    assert compare([1.0] * 4, [1.0001, 0.9999, 1.0001, 0.9999], [1.001] * 4).equal is False
+
+
+def test_within_the_noise_but_beyond_the_limit_is_not_equal() -> None:
+    """Noise is no excuse for a large difference."""
+    assert compare([1.0] * 4, [1.1, 0.9, 1.1, 0.9], [1.01] * 4).equal is False
+
+
+def test_an_exact_tie_is_equal_without_noise() -> None:
+    assert compare([0.97] * 4, [0.97] * 4, [0.97] * 4).equal
+
+
+def test_too_few_seeds_give_no_verdict() -> None:
+    assert compare([1.0] * 3, [1.0] * 3, [1.0] * 3).equal is None
+
+
+def test_one_run_of_each_per_seed() -> None:
+    with pytest.raises(ValueError, match="4 float32 runs, 3 twins and 4 runs"):
+        compare([1.0] * 4, [1.0] * 3, [1.0] * 4)
