@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if command in LIGHTNING:
-        LightningCLI(args=given, save_config_kwargs={"overwrite": True})
+        # Without args it reads the command line itself, and warns of nothing.
+        LightningCLI(args=None if arguments is None else given, save_config_kwargs={"overwrite": True})
         return 0
     if command == "poc":
         return _poc(given[1:])

@@ -20,7 +20,7 @@ from tests.test_native import HYPERS
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 # A process of its own interprets these, see test_interpreter.py.
 
-HARD_FORMATS = ["fixed2", "fixed8^2", "fixed16", "fixed17:64", "fixed24", "<4,12>", "<12,10>"]
+HARD_FORMATS = ["fixed3", "fixed8^2", "fixed16", "fixed24:64", "<4,12>"]
 
 
 def both(x: Tensor, format: FixedPointFormat, **arguments: object) -> tuple[list[Tensor], list[Tensor]]:
@@ -30,8 +30,9 @@ def both(x: Tensor, format: FixedPointFormat, **arguments: object) -> tuple[list
         on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         with ops.use_backend(backend):
             blocks, saturated = ops.quantize(x.to(device), format, **on_device)  # type: ignore[arg-type]
-            floats = [ops.dequantize(blocks, format, dtype) for dtype in (torch.float32, torch.bfloat16)]
-        results.append([tensor.cpu() for tensor in (*blocks.planes, *floats)] + [torch.tensor(saturated)])
+            dtype = torch.float32 if arguments.get("rounding") == "stochastic" else torch.bfloat16
+            floats = ops.dequantize(blocks, format, dtype)
+        results.append([tensor.cpu() for tensor in (*blocks.planes, floats)] + [torch.tensor(saturated)])
     return results[0], results[1]
 
 
@@ -39,19 +40,21 @@ def equal(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-@pytest.mark.parametrize("word_length", range(2, 25))
-@pytest.mark.parametrize("rounding", ops.ROUNDINGS)
-def test_word_lengths(word_length: int, rounding: str) -> None:
-    for format in cases.formats((word_length,), block_size=16):
+@pytest.mark.parametrize(
+    ("rounding", "word_length"),
+    [("stochastic", bits) for bits in range(2, 25)] + [("nearest", bits) for bits in (2, 8, 9, 16, 17, 23, 24)],
+)
+def test_word_lengths(rounding: str, word_length: int) -> None:
+    for format in cases.formats((word_length,), block_size=16)[:3]:
         x = cases.floats((40, 37), squared=format.squared)
         assert equal(*both(x, format, rounding=rounding, key=key_of(3, 4), first_row=5)), format
 
 
 @pytest.mark.parametrize("shape", cases.SHAPES, ids=str)
 def test_shapes(shape: tuple[int, ...]) -> None:
-    for format in map(FixedPointFormat.parse, HARD_FORMATS):
+    for index, format in enumerate(map(FixedPointFormat.parse, HARD_FORMATS)):
         x = cases.floats(shape, squared=format.squared)
-        assert equal(*both(x, format, rounding="stochastic", key=2**63 + 1)), format
+        assert equal(*both(x, format, rounding=ops.ROUNDINGS[index % 2], key=2**63 + 1)), format
 
 
 @pytest.mark.parametrize("block_size", [16, 1024])
@@ -96,14 +99,12 @@ def test_counters_beyond_32_bits(row_length: int) -> None:
     assert equal(*both(x, FixedPointFormat(8), rounding="stochastic", key=2**40 + 3, first_row=first_row))
 
 
-SHAPES = [(), (300,), (7, 9), (2, 256), (3, 700), (8, 3, 3, 3)]
+SHAPES = [(300,), (7, 9), (2, 256), (3, 700)]
 FORMATS = [("fixed16", "fixed8"), ("fixed24", "fixed16"), ("fixed8", "fixed20"), ("<4,12>", "fixed3")]
-#: Adam in all formats, the others in some: interpreted, each costs seconds.
-UPDATES = [(algorithm, FORMATS[algorithm], "nearest") for algorithm in Algorithm]
-UPDATES += [(Algorithm.ADAM, formats, "stochastic") for formats in FORMATS]
-UPDATES += [
-    (algorithm, FORMATS[algorithm - i], "stochastic") for algorithm in Algorithm for i in (0, 1) if algorithm != 2
-]
+#: Adam in all formats, the others in one: interpreted, each costs seconds.
+UPDATES = [(Algorithm.ADAM, formats, "stochastic") for formats in FORMATS]
+UPDATES += [(Algorithm.MOMENTUM, FORMATS[2], "stochastic"), (Algorithm.LION, FORMATS[0], "stochastic")]
+UPDATES += [(Algorithm.ADAM, FORMATS[1], "nearest"), (Algorithm.SGD, FORMATS[3], "nearest")]
 
 
 def stores(shape: tuple[int, ...], names: Sequence[str], device: str) -> list[ops.Stored]:
@@ -165,13 +166,13 @@ def test_a_nan_is_refused_and_its_block_left_alone() -> None:
     parameters = [stores(shape, ["fixed16", "fixed8"], DEVICE) for shape in SHAPES]
     before = planes(parameters)
     grads = [torch.zeros(shape, device=DEVICE) for shape in SHAPES]
-    grads[3][1, 5] = grads[5][0, 0, 0] = 3e38
+    grads[1][3, 5] = grads[3][0, 0] = 3e38
     infinity_times_zero = (1.0, 0.0, 0.0, 1.0, 10.0, 1.0, 1.0)
     with ops.use_backend("triton"):
         outcome = ops.update_(
             Algorithm.MOMENTUM, grads, parameters, [infinity_times_zero] * len(SHAPES), rounding="nearest"
         )
-    assert outcome == (0, 3)
+    assert outcome == (0, 1)
     # With a gradient of zero and a factor of one nothing else changes either.
     assert equal(before, planes(parameters))
 

@@ -1,0 +1,110 @@
+"""The kernels compiled for GPUs that need not be there: no spills, wide memory accesses, IEEE arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lowprec_plugin import FixedPointFormat
+from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.updates import Algorithm
+from tests.kernels.conftest import INTERPRETED
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="a process that interprets does not compile: see test_modes.py")
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def check(kernel: Any, target: str) -> None:
+    from lowprec_plugin.kernels import aot
+
+    report = aot.inspect(kernel, target)
+    assert report.inexact == [], report
+    # Where a tensor is so large that its rows are found by a 64-bit division, that division is a function call.
+    assert report.spills == 0 or kernel.tiling == "huge", report
+    assert report.scalar_spills <= (8 if kernel.tiling in ("rest", "huge") else 0), report
+    if kernel.tiling in ("flat", "rest", "huge"):
+        assert (report.loads, report.stores) == (kernel.loads, kernel.stores), report
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_usual_kernels(target: str) -> None:
+    from lowprec_plugin.kernels import aot
+
+    for kernel in aot.kernels():
+        if target == "sm_90" or kernel.name.startswith(("quantize <", "dequantize", "adam")):
+            check(kernel, target)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_kernels(target: str) -> None:
+    from lowprec_plugin.kernels import aot
+
+    for kernel in aot.kernels(everything=True):
+        check(kernel, target)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_fused_multiply_add_would_be_seen(target: str) -> None:
+    from lowprec_plugin.kernels import aot
+
+    kernel = next(kernel for kernel in aot.kernels() if kernel.name.startswith("sgd"))
+    assert aot.inspect(kernel, target, fuse=True).inexact == ["contraction"]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Kernels by name and binary, as they are launched: compiled for a GPU of which only the name is known."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class Driver:
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return device
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    launches: list[tuple[str, str]] = []
+    launch = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, warmup: bool, **keywords: Any) -> None:
+        launches.append((self.__name__, launch(self, *arguments, warmup=True, **keywords).hash))
+
+    monkeypatch.setattr(driver, "_active", Driver())
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    return launches
+
+
+def test_conversions_compile_once_per_kind(launched: list[tuple[str, str]]) -> None:
+    from lowprec_plugin.kernels import convert
+
+    for name in ("fixed16^2", "<4,12>"):
+        format = FixedPointFormat.parse(name)
+        for shape in ((3, 256), (16, 1, 256), (1, 256)):
+            x, blocks = torch.rand(shape), empty_blocks(shape, format, None)
+            for key in (0, 1, 16, 2**64 - 1):
+                convert.quantize(x, format, blocks, stochastic=True, key=key, bits=None, first_row=key % 2)
+            convert.dequantize(blocks, format, x)
+    assert len(launched) == 2 * 3 * (4 + 1)
+    assert len(set(launched)) == 2 * 2
+
+
+def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> None:
+    from lowprec_plugin.kernels import step
+
+    format = FixedPointFormat(16)
+    shapes = [(4, 256), (5,), (8, 512), (), (1, 256), (1000,)]
+    grads = [torch.rand(shape) for shape in shapes]
+    stores = [[(empty_blocks(shape, format, None), format, 2**64 - 1)] * 2 for shape in shapes]
+    step.update(Algorithm.LION, grads, stores, [(1.0,) * 5] * 6, [0] * 6, stochastic=True)
+    assert len(launched) == len(set(launched)) == 2  # matrices and vectors

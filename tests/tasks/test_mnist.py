@@ -1,0 +1,96 @@
+"""IDX files, their download, and the real data."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowprec_plugin.tasks import MNISTDataModule, mnist
+
+
+def idx(shape: tuple[int, ...], data: bytes) -> bytes:
+    return gzip.compress(b"\x00\x00\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + data)
+
+
+def test_reads_idx(tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(idx((2, 3), bytes(range(6))))
+    assert mnist.read_idx(path).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b"hello"), "not an IDX file"),
+        (gzip.compress(b""), "not an IDX file"),
+        (idx((2, 3), b"abc"), r"holds 3 bytes where its header says \(2, 3\)"),
+    ],
+)
+def test_bad_idx(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        mnist.read_idx(path)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A mirror on this machine that serves a folder; the first mirror of the list does not answer."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    monkeypatch.setattr(mnist, "MIRRORS", ("http://127.0.0.1:9/", f"http://127.0.0.1:{port}/"))
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_downloads_and_checks(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = {}
+    for name, shape in zip(mnist.SHA256, [(4, 28, 28), (4,), (2, 28, 28), (2,)], strict=True):
+        data = idx(shape, bytes(torch.randint(10, shape).flatten().tolist()))
+        (mirror / name).write_bytes(data)
+        sums[name] = hashlib.sha256(gzip.decompress(data)).hexdigest()
+    monkeypatch.setattr(mnist, "SHA256", sums)
+    module = MNISTDataModule(str(tmp_path / "data"), batch_size=2)
+    module.prepare_data()
+    module.setup("fit")
+    images, labels = next(iter(module.train_dataloader()))
+    assert images.shape == (2, 1, 28, 28)
+    assert labels.dtype == torch.int64
+
+
+def test_a_wrong_checksum_leaves_nothing(mirror: Path, tmp_path: Path) -> None:
+    name = next(iter(mnist.SHA256))
+    (mirror / name).write_bytes(gzip.compress(b"not MNIST"))
+    with pytest.raises(OSError, match=r"checksum .* is not .*; put the four files"):
+        mnist.download(tmp_path / "data", name)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_the_real_data(mnist_root: Path) -> None:
+    for name, digest in mnist.SHA256.items():
+        assert hashlib.sha256(gzip.decompress((mnist_root / name).read_bytes())).hexdigest() == digest
+    module = MNISTDataModule(str(mnist_root))
+    module.setup("fit")
+    assert (len(module.train), len(module.test)) == (60000, 10000)
+    images = module.train.tensors[0]
+    assert images.min() == 0
+    assert images.max() == 1
+    assert images.mean().item() == pytest.approx(0.1307, abs=1e-4)

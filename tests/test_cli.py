@@ -1,0 +1,55 @@
+"""The command line: LightningCLI on the configurations that are shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lowprec_plugin import __version__
+from lowprec_plugin.cli.main import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
+    monkeypatch.setattr("sys.argv", ["lowprec"])
+
+
+def quick(config: str, tmp_path: Path, *more: str) -> list[str]:
+    return [
+        "fit", "--config", str(CONFIGS / config), "--trainer.fast_dev_run=3", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}", *more,
+    ]  # fmt: skip
+
+
+def test_fit_digits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(quick("digits.yaml", tmp_path)) == 0
+    assert "AdamW 0  fixed16  fixed16, fixed16^2" in caplog.text
+
+
+def test_fit_mnist(tmp_path: Path, mnist_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(quick("mnist.yaml", tmp_path, f"--data.root={mnist_root}")) == 0
+    assert "fixed8, fixed8^2" in caplog.text
+
+
+def test_the_flag_on_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in any LightningCLI project: by class path, with its options after it."""
+    flag = ["--trainer.plugins=lowprec_plugin.FixedPointPrecision", "--trainer.plugins.word_length=12"]
+    assert main(quick("digits.yaml", tmp_path, *flag)) == 0
+    assert "weights fixed12" in caplog.text
+
+
+def test_every_configuration_is_tested() -> None:
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == {"digits.yaml", "mnist.yaml"}
+
+
+def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    assert "lowprec COMMAND" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    assert main(["frobnicate"]) == 2
+    assert "there is no command 'frobnicate'" in capsys.readouterr().err
