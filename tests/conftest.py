@@ -24,6 +24,7 @@ _HOST_WARNINGS = (
     "ignore:.*`litlogger`.*",
     "ignore:.*enable_nested_tensor.*:UserWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",
+    "ignore:[\\s\\S]*JSONARGPARSE_DEPRECATION_WARNINGS",
 )
 
 
