@@ -10,6 +10,8 @@ import torch
 
 # One thread: the tensors are small, and runs beside others. Tests of threads set their own number.
 torch.set_num_threads(1)
+# Lightning's own calls of jsonargparse.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 # Lightning is chatty about loaders, loggers and small epochs, and its own dependencies deprecate things: none of it is
 # this package's doing. Everything else that warns fails the test.
@@ -24,7 +26,6 @@ _HOST_WARNINGS = (
     "ignore:.*`litlogger`.*",
     "ignore:.*enable_nested_tensor.*:UserWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",
-    "ignore:[\\s\\S]*JSONARGPARSE_DEPRECATION_WARNINGS",
 )
 
 
