@@ -43,7 +43,10 @@ class BuildKernels(build_ext):
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         built = Path(self.build_temp) / "_native.so"
-        self.compiler.link_shared_object(objects, str(built), extra_postargs=["-pthread"], target_lang="c++")
+        libraries = ["dl"] if platform.system() == "Linux" else []
+        self.compiler.link_shared_object(
+            objects, str(built), libraries=libraries, extra_postargs=["-pthread"], target_lang="c++"
+        )
         shutil.copy2(built, target)
 
 

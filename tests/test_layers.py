@@ -17,7 +17,7 @@ LAYERS = {
     "tensor": 3, "tensor_rules": 3,
     "optim": 4, "memory": 4, "describe": 4,
     "plugin": 5,
-    "tasks": 6, "poc": 6, "cli": 6,
+    "tasks": 6, "poc": 6, "bench": 6, "cli": 6,
     "__init__": 6,
 }  # fmt: skip
 #: Third-party packages and the lowest layer (or the only folders) that may import them.

@@ -1,20 +1,26 @@
-"""``lowprec``: the proof of concept, and LightningCLI's own commands."""
+"""``lowprec``: the proof of concept, the benchmark, and LightningCLI's own commands."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
+from lowprec_plugin.bench import run_bench
 from lowprec_plugin.poc import run_poc
 from lowprec_plugin.version import __version__
 
 LIGHTNING = ("fit", "validate", "test", "predict")
+OWN: dict[str, tuple[Callable[..., object], str]] = {
+    "poc": (run_poc, "Compare fixed-point formats with float32, side by side."),
+    "bench": (run_bench, "Time the fused step and a training step against float32's."),
+}
 USAGE = """usage: lowprec COMMAND [options]
 
   poc                             train handwritten digits in float32 and in fixed-point, print one table
+  bench                           time the fused step and a training step against float32's
   fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml
 
 lowprec COMMAND --help lists a command's options. lowprec --version prints the version."""
@@ -34,20 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Without args it reads the command line itself, and warns of nothing.
         LightningCLI(args=None if arguments is None else given, save_config_kwargs={"overwrite": True})
         return 0
-    if command == "poc":
-        return _poc(given[1:])
+    if command in OWN:
+        return _call(command, given[1:])
     print(f"lowprec: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
     return 2
 
 
-def _poc(given: Sequence[str]) -> int:
-    parser = ArgumentParser(prog="lowprec poc", description="Compare fixed-point formats with float32, side by side.")
-    parser.add_function_arguments(run_poc)
+def _call(command: str, given: Sequence[str]) -> int:
+    function, description = OWN[command]
+    parser = ArgumentParser(prog=f"lowprec {command}", description=description)
+    parser.add_function_arguments(function)
     options = parser.parse_args(given)
     try:
-        run_poc(**vars(options))
+        function(**vars(options))
     except ValueError as error:
-        print(f"lowprec poc: {error}", file=sys.stderr)
+        print(f"lowprec {command}: {error}", file=sys.stderr)
         return 2
     return 0
 

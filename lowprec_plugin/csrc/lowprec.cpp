@@ -2,14 +2,13 @@
 #include "lowprec.h"
 
 #include <atomic>
-#include <condition_variable>
 #include <cstring>
-#include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
-#include <unistd.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
+#endif
 
 extern const lowprec_kernels lowprec_kernels_baseline;
 #if defined(__x86_64__)
@@ -40,8 +39,7 @@ struct job {
     std::vector<int64_t> chunks;       // per item
     std::vector<int64_t> chunks_turn;  // chunks in a turn, per item
     std::vector<int64_t> first_turn;   // per item, and the total
-    std::atomic<int64_t> next{0}, done{0};
-    std::atomic<int32_t> seats{0};     // helpers still welcome
+    std::atomic<int64_t> next{0};
     void (*run)(const job &, int64_t item, int64_t begin, int64_t end) = nullptr;
     int32_t algorithm = 0;
     bool stochastic = false;
@@ -83,64 +81,31 @@ struct job {
             const int64_t begin = (turn - first_turn[item]) * chunks_turn[item];
             const int64_t end = begin + chunks_turn[item] < chunks[item] ? begin + chunks_turn[item] : chunks[item];
             run(*this, (int64_t)item, begin, end);
-            done.fetch_add(1, std::memory_order_release);
         }
     }
 };
 
-// Helpers that sleep until there is a job. The caller does not wait for a helper to come, as OpenMP's would: only for
-// the turns that one has begun. So a helper that gets no core (a loader's worker has it, say) delays nobody.
-class pool {
-  public:
-    static pool &get() {
-        // Never destroyed, for helpers outlive main; made anew after a fork, which copies no threads.
-        static std::mutex making;
-        static pool *made = nullptr;
-        static pid_t owner = 0;
-        std::lock_guard<std::mutex> lock(making);
-        if (owner != getpid()) {
-            made = new pool;
-            owner = getpid();
-        }
-        return *made;
-    }
+// A job below this many turns (half a million elements, well under a millisecond) is not shared: handing it over costs
+// as much, and where the cores are busy with something else (a loader's workers, say) OpenMP makes its caller wait until
+// every thread has had a core, which is milliseconds.
+constexpr int64_t WORTH_SHARING = 32;
 
-    void run(const std::shared_ptr<job> &work, int32_t threads) {
-        const int64_t turns = work->turns();
-        const int32_t helpers = (int32_t)(turns < threads ? turns : threads) - 1;
-        if (helpers > 0) {
-            std::lock_guard<std::mutex> lock(mutex);
-            for (; size < helpers; size++) std::thread(&pool::help, this).detach();
-            work->seats = helpers;
-            current = work;
-            generation++;
-            wake.notify_all();
-        }
-        work->work();
-        while (work->done.load(std::memory_order_acquire) < turns) std::this_thread::yield();
-    }
+void enter(void *work) { static_cast<job *>(work)->work(); }
 
-  private:
-    void help() {
-        uint64_t seen = 0;
-        for (;;) {
-            std::shared_ptr<job> work;
-            {
-                std::unique_lock<std::mutex> lock(mutex);
-                wake.wait(lock, [&] { return generation != seen; });
-                seen = generation;
-                work = current;
-            }
-            if (work->seats.fetch_sub(1) > 0) work->work();
-        }
-    }
-
-    std::mutex mutex;
-    std::condition_variable wake;
-    std::shared_ptr<job> current;
-    uint64_t generation = 0;
-    int32_t size = 0;
-};
+// Threads are those of torch's OpenMP where it can be found: they are awake after torch's own kernels, and spin for a
+// while, so that threads of ours would have to share the cores with them. Elsewhere short-lived ones.
+void share(job &work, int32_t threads) {
+    if (work.turns() < WORTH_SHARING || threads <= 1) return work.work();
+#if defined(__unix__) || defined(__APPLE__)
+    using parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
+    static const parallel gomp = reinterpret_cast<parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    if (gomp) return gomp(enter, &work, (unsigned)threads, 0);
+#endif
+    std::vector<std::thread> helpers;
+    for (int32_t i = 1; i < threads; i++) helpers.emplace_back(enter, &work);
+    work.work();
+    for (auto &helper : helpers) helper.join();
+}
 
 }  // namespace
 
@@ -170,39 +135,39 @@ int32_t lowprec_select(const char *isa) {
 }
 
 void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
-    const auto work = std::make_shared<job>(items, count, false);
-    work->stochastic = stochastic != 0;
-    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+    job work(items, count, false);
+    work.stochastic = stochastic != 0;
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
         kernels->quantize(j.items[i], begin, end, j.stochastic);
     };
-    pool::get().run(work, threads);
+    share(work, threads);
 }
 
 void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads) {
-    const auto work = std::make_shared<job>(items, count, false);
-    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) { kernels->dequantize(j.items[i], begin, end); };
-    pool::get().run(work, threads);
+    job work(items, count, false);
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) { kernels->dequantize(j.items[i], begin, end); };
+    share(work, threads);
 }
 
 void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
-    const auto work = std::make_shared<job>(items, count, false);
-    work->algorithm = algorithm;
-    work->stochastic = stochastic != 0;
-    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+    job work(items, count, false);
+    work.algorithm = algorithm;
+    work.stochastic = stochastic != 0;
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
         kernels->update(j.algorithm, j.items[i], begin, end, j.stochastic);
     };
-    pool::get().run(work, threads);
+    share(work, threads);
 }
 
 int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads) {
-    const auto work = std::make_shared<job>(items, count, true);
-    work->run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
+    job work(items, count, true);
+    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
         if (kernels->finite(j.items[i], begin, end)) return;
         int64_t seen = j.nonfinite.load();
         while (i < seen && !j.nonfinite.compare_exchange_weak(seen, i)) {
         }
     };
-    pool::get().run(work, threads);
-    const int64_t first = work->nonfinite.load();
+    share(work, threads);
+    const int64_t first = work.nonfinite.load();
     return first == INT64_MAX ? -1 : first;
 }

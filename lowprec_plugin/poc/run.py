@@ -118,8 +118,8 @@ class Task:
     epochs: int
 
 
-# The learning rates are high enough for chaos to drive two runs apart, as it does in any longer training: with a low one
-# the twins of float32 end alike, and there would be no noise to judge a difference by.
+# The learning rates are high enough for chaos to drive two runs apart, as it does in any longer training: with a low
+# one the twins of float32 end alike, and there would be no noise to judge a difference by.
 TASKS = {
     "digits": Task(
         "Handwritten digits, MLP 64-256-256-10, AdamW",

@@ -1,0 +1,128 @@
+"""Time the fused step and a whole training step against float32's.
+
+The sides take turns, so that a slow moment of the machine slows them alike, and the figure that counts is the ratio of
+their medians.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lowprec_plugin import ops, optim
+from lowprec_plugin.bench.models import Transformer, matrices
+from lowprec_plugin.optim.quantize import quantize_
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.version import __version__
+
+FLOAT32 = "float32"
+#: word length of weights and of state, and rounding
+SETTINGS: dict[str, tuple[int, int, str]] = {
+    "16": (16, 16, "stochastic"),
+    "16/8": (16, 8, "stochastic"),
+    "16 nearest": (16, 16, "nearest"),
+}
+
+
+def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None, output: str = "") -> dict[str, Any]:
+    """Print and return a table of times: the AdamW step alone, and a training step of a transformer.
+
+    Args:
+        elements: parameters that the optimizer's step is timed on.
+        rounds: turns of each side; medians are reported.
+        device: ``"cpu"`` or ``"cuda"``; the GPU if there is one.
+        output: a JSON file to write as well.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    record: dict[str, Any] = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "backend": ops.backend_for(where),
+    }
+    print(", ".join(f"{name} {value}" for name, value in record.items()))
+    record["adamw"] = _report(
+        "AdamW step, ns per element", optimizer_steps(elements, where), rounds, 1e9 / elements, where
+    )
+    record["transformer"] = _report("training step, 10 M transformer, ms", training_steps(where), rounds, 1e3, where)
+    if output:
+        Path(output).write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def optimizer_steps(elements: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """The sides of the first table: torch's fused AdamW, and ours."""
+    sides: dict[str, Callable[[], Any]] = {FLOAT32: torch.optim.AdamW(matrices(elements, device), fused=True).step}
+    for name, (word_length, state_word_length, rounding) in SETTINGS.items():
+        params = []
+        for param in matrices(elements, device):
+            stored = FixedPointTensor.quantize(param.detach(), f"fixed{word_length}", rounding="nearest")
+            fixed = nn.Parameter(stored)
+            fixed.grad = param.grad
+            params.append(fixed)
+        sides[name] = optim.AdamW(params, state_word_length=state_word_length, rounding=rounding).step
+    return sides
+
+
+def training_steps(device: torch.device) -> dict[str, Callable[[], Any]]:
+    """The sides of the second table: forward, backward, clipping and the step."""
+    ids = torch.randint(256, (8, 129), device=device)
+
+    def side(setting: tuple[int, int, str] | None) -> Callable[[], Any]:
+        module = Transformer().to(device)
+        if setting is None:
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+        else:
+            word_length, state_word_length, rounding = setting
+            quantize_(module, f"fixed{word_length}", rounding=rounding)
+            optimizer = optim.AdamW(module.parameters(), state_word_length=state_word_length, rounding=rounding)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss = cross_entropy(module(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+
+        return step
+
+    return {FLOAT32: side(None)} | {name: side(setting) for name, setting in SETTINGS.items()}
+
+
+def _report(
+    title: str, sides: dict[str, Callable[[], Any]], rounds: int, scale: float, device: torch.device
+) -> dict[str, dict[str, float]]:
+    for side in sides.values():  # state is made in the first step
+        side()
+        side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            _wait(device)
+            start = time.perf_counter()
+            side()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - start)
+    base = statistics.median(seconds[FLOAT32])
+    print(f"\n{title}")
+    result = {}
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        result[name] = {"median": median * scale, "ratio": median / base, "min": min(times) * scale}
+        print(f"  {name:12} {median * scale:9.3f}   {median / base:.2f} x float32")
+    return result
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
