@@ -223,7 +223,12 @@ def identical(one: Any, other: Any) -> bool:
     assert isinstance(one, FixedPointTensor)
     assert isinstance(other, FixedPointTensor)
     same = all(torch.equal(a, b) for a, b in zip(one.blocks.planes, other.blocks.planes, strict=True))
-    return same and (one.format, one.dtype, one.stream, one.label) == (other.format, other.dtype, other.stream, other.label)
+    return same and (one.format, one.dtype, one.stream, one.label) == (
+        other.format,
+        other.dtype,
+        other.stream,
+        other.label,
+    )
 
 
 @pytest.mark.parametrize("format", ["fixed16", "fixed8", "fixed20", "<4,12>", "fixed8^2"])

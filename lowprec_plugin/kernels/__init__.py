@@ -21,9 +21,11 @@ from lowprec_plugin.updates import Algorithm, Hyper
 def available() -> tuple[bool, str]:
     """Whether the Triton kernels can be used, and if not, why."""
     try:
-        from triton import knobs
+        from triton import __version__, knobs
     except ImportError as error:
         return False, f"Triton is not to be had: {error}"
+    if tuple(int(part) for part in __version__.split(".")[:2]) < (3, 6):
+        return False, f"Triton {__version__} flushes denormals in square roots; 3.6 and later do not"
     if knobs.runtime.interpret:
         return True, "Triton kernels, interpreted"
     if torch.cuda.is_available():

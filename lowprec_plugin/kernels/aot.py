@@ -14,17 +14,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.kernels.convert import dequantize_kernel, quantize_kernel
-from lowprec_plugin.kernels.rounding import compiled as compiled_for
+from lowprec_plugin.kernels.rounding import compiled as for_format
 from lowprec_plugin.kernels.step import BFLOAT16, FLOAT32, update_kernel
 from lowprec_plugin.kernels.tiles import Tiling
 from lowprec_plugin.updates import Algorithm
@@ -77,7 +75,8 @@ class Report(NamedTuple):
 
     Attributes:
         registers: per thread.
-        spills: bytes (NVIDIA) or registers (AMD) per thread that did not fit.
+        spills: bytes of stack (NVIDIA) or vector registers (AMD) of a thread that are memory for want of registers.
+        scalar_spills: AMD's scalar registers that are kept in lanes of a vector register instead.
         loads, stores: bytes per element that go at least 128 bits at a time.
         inexact: traces of arithmetic other than IEEE float32's, denormals included.
     """
@@ -86,6 +85,7 @@ class Report(NamedTuple):
     target: str
     registers: int
     spills: int
+    scalar_spills: int
     loads: float
     stores: float
     inexact: list[str]
@@ -122,7 +122,7 @@ def _quantize(name: str, tiling: str, stochastic: bool) -> Kernel:
     types, values = _planes(format)
     types |= {"x": "*fp32", "saturated": "*i64", "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64"}
     types |= {"exponent": "i32"}
-    values |= {"bits": None, "FORMAT": compiled_for(format), "STOCHASTIC": stochastic}
+    values |= {"bits": None, "FORMAT": for_format(format), "STOCHASTIC": stochastic}
     title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {tiling}"
     return Kernel(title, quantize_kernel, types, values, tiling, 4, 4, format.container_bytes)
 
@@ -131,7 +131,7 @@ def _dequantize(name: str, tiling: str, out: str) -> Kernel:
     format = FixedPointFormat.parse(name)
     types, values = _planes(format)
     types |= {"out": out, "rows": "i64", "row_length": "i64", "exponent": "i32"}
-    values |= {"FORMAT": compiled_for(format)}
+    values |= {"FORMAT": for_format(format)}
     size = 4 if out == "*fp32" else 2
     title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {tiling}"
     return Kernel(title, dequantize_kernel, types, values, tiling, 4, format.container_bytes, size)
@@ -140,14 +140,14 @@ def _dequantize(name: str, tiling: str, out: str) -> Kernel:
 def _update(algorithm: Algorithm, names: list[str], tiling: str, gradient: int) -> Kernel:
     formats = [FixedPointFormat.parse(name) for name in names]
     size = sum(format.container_bytes for format in formats)
-    compile_for = tuple(compiled_for(format) for format in formats)
-    values = {"ALGORITHM": int(algorithm), "FORMATS": compile_for, "GRADIENT": gradient, "STOCHASTIC": True}
+    chosen = tuple(for_format(format) for format in formats)
+    values = {"ALGORITHM": int(algorithm), "FORMATS": chosen, "TYPE": gradient, "STOCHASTIC": True}
     title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {tiling}"
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
     return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2)[gradient], size)
 
 
-def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
+def examine(kernel: Kernel, target: str, fuse: bool = False) -> Report:
     """Compile ``kernel`` for ``target``, multiplications and additions fused if wanted, and read what was made."""
     gpu = TARGETS[target]
     tiling = _TILINGS[kernel.tiling].filling(kernel.warps, gpu.warp_size)
@@ -163,23 +163,26 @@ def inspect(kernel: Kernel, target: str, fuse: bool = False) -> Report:
     inexact = set(_INEXACT.findall(compiled.asm["llir"]))
     if gpu.backend == "cuda":
         code = compiled.asm["ptx"]
-        registers, spills = _assemble(code, gpu.arch)
+        registers, spills = _resources(compiled.asm["cubin"])
+        scalar_spills = 0
         for kind, vector, bits in _PTX_ACCESS.findall(code):
             size = int(vector or 1) * int(bits) // 8
             moved[kind] += size if size >= 16 else 0
     else:
         code = compiled.asm["amdgcn"]
         counts = {name: int(count) for name, count in re.findall(r"\.(\w+_count): +(\d+)", code)}
-        registers, spills = counts["vgpr_count"], counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
+        registers, spills, scalar_spills = (counts[f"{name}_count"] for name in ("vgpr", "vgpr_spill", "sgpr_spill"))
         for kind, words in _AMD_ACCESS.findall(code):
             moved[{"load": "ld", "store": "st"}[kind]] += 4 * int(words) if int(words) >= 4 else 0
     inexact.update(_INEXACT.findall(code))
     # AMD's divisions and roots are made of multiply-adds, so there only kernels without them tell.
-    countable = gpu.backend == "cuda" or not re.search(r"\bfdiv\b|@llvm\.sqrt", compiled.asm["llir"])
+    countable = gpu.backend == "cuda" or not re.search(
+        r"\bfdiv\b|\b[su]div i64 %\w+, %|@llvm\.sqrt", compiled.asm["llir"]
+    )
     if countable and _multiply_adds(code) != _multiply_adds(compiled.asm["llir"]):
         inexact.add("contraction")
     loads, stores = moved["ld"] / tiling.per_thread, moved["st"] / tiling.per_thread
-    return Report(kernel.name, target, registers, spills, loads, stores, sorted(inexact))
+    return Report(kernel.name, target, registers, spills, scalar_spills, loads, stores, sorted(inexact))
 
 
 def _multiply_adds(code: str) -> int:
@@ -187,16 +190,15 @@ def _multiply_adds(code: str) -> int:
     return sum(int(vector or 1) * (2 if pair or packed else 1) for vector, pair, packed in _FMA.findall(code))
 
 
-def _assemble(ptx: str, capability: int) -> tuple[int, int]:
-    """The registers and the bytes spilled per thread, of ``ptxas`` run as Triton runs it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        flags = ["-v", "--fmad=false", "--regAllocOptLevel=2", f"--gpu-name={sm_arch_from_capability(capability)}"]
-        command = [get_ptxas(capability).path, *flags, str(path), "-o", str(path.with_suffix(".o"))]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    stored, loaded = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
-    return int(re.findall(r"Used (\d+) registers", log)[0]), int(stored) + int(loaded)
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """The registers and the bytes of stack that a thread of a CUDA binary takes."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
 
 
 def main() -> None:
@@ -207,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{'kernel':50} {'target':7} registers spills  loads stores (bytes per element, in 128 bits / in all)")
     for kernel, target in product(kernels(arguments.all), arguments.target):
-        report = inspect(kernel, target)
+        report = examine(kernel, target)
         widths = f"{report.loads:g}/{kernel.loads} {report.stores:g}/{kernel.stores}"
         print(f"{kernel.name:50} {target:7} {report.registers:9} {report.spills:6}  {widths} {report.inexact or ''}")
 

@@ -13,7 +13,9 @@ from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels.random import random_bits
 from lowprec_plugin.kernels.rounding import (
     FLOAT32_MAX,
+    HUGE,
     compiled,
+    count_saturated,
     encode,
     largest_bits,
     load_codes,
@@ -58,11 +60,13 @@ def quantize_kernel(
             drawn = random_bits(counter, key.to(tl.int64), TILING.width, TILING.wide)
         else:
             drawn = tl.load(bits + at, mask=mask, other=0)
-    code, chosen, outside = encode(value, largest_bits(value), drawn, exponent, mask, FORMAT, STOCHASTIC)
+    largest = largest_bits(value)
+    code, chosen = encode(value, largest, drawn, exponent, FORMAT, STOCHASTIC)
     store_codes(codes, low, at, mask, code, FORMAT)
     if FORMAT.dynamic:
         tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
-    tl.atomic_add(saturated + tl.zeros_like(outside), outside.to(tl.int64), mask=outside > 0, sem="relaxed")
+    count = count_saturated(value, tl.max(largest) >= HUGE, exponent, mask, FORMAT)
+    tl.atomic_add(saturated + tl.zeros_like(count), count.to(tl.int64), mask=count > 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_RUNTIME)

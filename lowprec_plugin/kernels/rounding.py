@@ -9,7 +9,8 @@ step rounds but the one that the law asks for, so nothing depends on how a devic
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields
+from functools import cache
 
 import triton
 import triton.language as tl
@@ -21,14 +22,32 @@ MIN_EXPONENT = tl.constexpr(formats.MIN_EXPONENT)
 #: The bits of infinity; those of a NaN, without its sign, are above.
 INFINITE = tl.constexpr(0x7F800000)
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
+#: The bits of 2**126: below, everything is within the range of every dynamic format.
+HUGE = tl.constexpr(0x7E800000)
 #: Added to a float of at most 2**22, this makes it an integer, and ``bits(sum) - MAGIC_BITS`` is that integer.
 MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
 
 
-def compiled(format: FixedPointFormat) -> FixedPointFormat:
-    """What of ``format`` kernels are compiled for: not the radix point of a static one, and no block size."""
-    return replace(format, fraction_length=None if format.dynamic else 0, block_size=256)
+@dataclass(frozen=True)
+class CompiledFormat:
+    """What kernels are compiled for of a :class:`~lowprec_plugin.formats.FixedPointFormat`, its radix point not.
+
+    Every number that a kernel needs is a field, since Triton finds kernels that it has compiled before by the fields.
+    """
+
+    word_length: int
+    dynamic: bool
+    squared: bool
+    min_code: int
+    max_code: int
+    max_exponent: int
+
+
+@cache
+def compiled(format: FixedPointFormat) -> CompiledFormat:
+    """What kernels are compiled for of ``format``."""
+    return CompiledFormat(**{field.name: getattr(format, field.name) for field in fields(CompiledFormat)})
 
 
 def radix(format: FixedPointFormat) -> int:
@@ -102,7 +121,36 @@ def round_to_code(x, scale, bits, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr
 
 
 @triton.jit
-def encode(x, largest, bits, exponent, mask, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr):
+def range_of(exponent, FORMAT: tl.constexpr):
+    """The smallest and the largest number of a static format, or of a dynamic block with the largest exponent.
+
+    With any other exponent a dynamic block holds all its numbers.
+    """
+    if FORMAT.dynamic:
+        lowest = FORMAT.min_code * 2.0**FORMAT.max_exponent
+        highest = FORMAT.max_code * 2.0**FORMAT.max_exponent
+    else:
+        lowest = tl.maximum(power_of_two(exponent) * FORMAT.min_code, -FLOAT32_MAX)
+        highest = power_of_two(exponent) * FORMAT.max_code
+    return lowest, highest
+
+
+@triton.jit
+def count_saturated(x, huge, exponent, mask, FORMAT: tl.constexpr):
+    """How many elements of every block are out of range; ``huge`` says whether any is at least ``HUGE``."""
+    lowest, highest = range_of(exponent, FORMAT)
+    outside = mask & ((x < lowest) | (x > highest))
+    count = tl.zeros((x.shape[0], 1), tl.int32)
+    if FORMAT.dynamic:
+        if huge:
+            count = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
+    else:
+        count = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
+    return count
+
+
+@triton.jit
+def encode(x, largest, bits, exponent, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr):
     """Round blocks of floats to codes: :func:`lowprec_plugin.reference.quantize_roots`.
 
     Args:
@@ -110,24 +158,14 @@ def encode(x, largest, bits, exponent, mask, FORMAT: tl.constexpr, STOCHASTIC: t
         largest: :func:`largest_bits` of ``x``.
         bits: int32 random bits of ``x``'s shape, unused if not ``STOCHASTIC``.
         exponent: a static format's; unused for a dynamic one.
-        mask: which of ``x`` are elements, to count saturated ones.
 
     Returns:
-        the codes, every block's exponent, and how many elements of every block were out of range.
+        the codes and every block's exponent.
     """
-    saturated = tl.zeros_like(largest)
+    lowest, highest = range_of(exponent, FORMAT)
+    x = tl.clamp(x, lowest, highest)
     if FORMAT.dynamic:
-        # Only at the largest exponent can anything be out of range, and there the range is always the same.
-        limit: tl.constexpr = FORMAT.max_code * 2.0**FORMAT.max_exponent
-        if tl.minimum(tl.max(largest), INFINITE).to(tl.float32, bitcast=True) > limit:
-            saturated = tl.sum((mask & (tl.abs(x) > limit)).to(tl.int32), axis=1, keep_dims=True)
-        x = tl.clamp(x, -limit, limit)
         exponent = block_exponent(largest, FORMAT)
-    else:
-        x = tl.clamp(x, -FLOAT32_MAX, FLOAT32_MAX)
-        lowest, highest = power_of_two(exponent) * FORMAT.min_code, power_of_two(exponent) * FORMAT.max_code
-        saturated = tl.sum((mask & ((x < lowest) | (x > highest))).to(tl.int32), axis=1, keep_dims=True)
-        x = tl.clamp(x, lowest, highest)
     code = round_to_code(x, power_of_two(-exponent), bits, FORMAT, STOCHASTIC)
     if FORMAT.squared:
         code = tl.where((code == 0) & (x > 0), 1, code)
@@ -137,4 +175,4 @@ def encode(x, largest, bits, exponent, mask, FORMAT: tl.constexpr, STOCHASTIC: t
         spare = ((top > 0) & (top <= FORMAT.max_code // 2) & (exponent > MIN_EXPONENT)).to(tl.int32)
         code = code << spare
         exponent = tl.where(top > 0, exponent - spare, MIN_EXPONENT)
-    return code, exponent, saturated
+    return code, exponent

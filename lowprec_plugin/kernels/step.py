@@ -18,14 +18,18 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels import formulas
 from lowprec_plugin.kernels.random import random_bits
 from lowprec_plugin.kernels.rounding import (
+    HUGE,
     INFINITE,
+    CompiledFormat,
     compiled,
+    count_saturated,
     encode,
     largest_bits,
     load_codes,
@@ -42,9 +46,9 @@ SGD, MOMENTUM, ADAM, LION = (tl.constexpr(int(algorithm)) for algorithm in Algor
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in range(3))
 _GRADIENT_TYPES = {torch.float32: FLOAT32.value, torch.bfloat16: BFLOAT16.value, torch.float16: FLOAT16.value}
 
-# The table's columns, 64-bit words: the first program, the parameter's index, the gradient, rows, row length, first
-# row; then of each stored tensor its three planes, key and static exponent; then the hyperparameters, two a word.
-STORES = tl.constexpr(6)
+# The table's columns, 64-bit words: the parameter's first program and its index, its gradient and shape; three planes,
+# key and static exponent of each of up to three stored tensors; the hyperparameters, two a word.
+INDEX, GRADIENT, ROWS, ROW_LENGTH, FIRST_ROW, STORES = (tl.constexpr(column) for column in range(1, 7))
 STORE = tl.constexpr(5)
 HYPER = tl.constexpr(6 + 3 * 5)
 COLUMNS = tl.constexpr(6 + 3 * 5 + HYPERS // 2)
@@ -63,21 +67,19 @@ def pointer(word, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def stored(item, SLOT: tl.constexpr, FORMATS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointers to a stored tensor's codes, lower codes and exponents; its key; its exponent if static."""
-    at = item + STORES + SLOT * STORE
-    if FORMATS[SLOT].word_length > 8:
-        codes = pointer(tl.load(at), tl.int16, ALIGNED)
+def stored(store, FORMAT: tl.constexpr, ALIGNED: tl.constexpr):
+    """Of one stored tensor: pointers to its codes, lower codes and exponents; its key; its exponent if static."""
+    if FORMAT.word_length > 8:
+        codes = pointer(tl.load(store), tl.int16, ALIGNED)
     else:
-        codes = pointer(tl.load(at), tl.int8, ALIGNED)
-    low, exponents = pointer(tl.load(at + 1), tl.uint8, ALIGNED), pointer(tl.load(at + 2), tl.int8, False)
-    return codes, low, exponents, tl.load(at + 3), tl.load(at + 4).to(tl.int32)
+        codes = pointer(tl.load(store), tl.int8, ALIGNED)
+    low, exponents = pointer(tl.load(store + 1), tl.uint8, ALIGNED), pointer(tl.load(store + 2), tl.int8, False)
+    return codes, low, exponents, tl.load(store + 3), tl.load(store + 4).to(tl.int32)
 
 
 @triton.jit
-def read_gradient(item, at, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def read_gradient(address, at, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """The gradient's tile in float32."""
-    address = tl.load(item + 2)
     if TYPE == BFLOAT16:
         word = tl.load(pointer(address, tl.int16, ALIGNED) + at, mask=mask, other=0)
         g = (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -100,17 +102,16 @@ def read(store, place, FORMAT: tl.constexpr):
 
 @triton.jit
 def write(x, largest, store, place, FORMAT: tl.constexpr, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Round the tile of one stored tensor and write it. Returns how many elements of each block saturated."""
+    """Round the tile of one stored tensor and write it."""
     codes, low, exponents, key, exponent = store
     at, mask, block, inside, counter = place
     bits = 0
     if STOCHASTIC:
         bits = random_bits(counter, key, TILING.width, TILING.wide)
-    code, chosen, saturated = encode(x, largest, bits, exponent, mask, FORMAT, STOCHASTIC)
+    code, chosen = encode(x, largest, bits, exponent, FORMAT, STOCHASTIC)
     store_codes(codes, low, at, mask, code, FORMAT)
     if FORMAT.dynamic:
         tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
-    return saturated
 
 
 @triton.jit
@@ -140,25 +141,29 @@ def update_kernel(
     count: tl.int32,
     ALGORITHM: tl.constexpr,
     FORMATS: tl.constexpr,
-    GRADIENT: tl.constexpr,
+    TYPE: tl.constexpr,
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
     """Update the ``count`` parameters of ``table``; ``result`` is how many saturated and the first index refused."""
     item = parameter_of(tl.program_id(0), table, count)
     program = tl.program_id(0) - tl.load(item)
-    place = locate(program, tl.load(item + 3), tl.load(item + 4), tl.load(item + 5), TILING)
+    rows, row_length = tl.load(item + ROWS), tl.load(item + ROW_LENGTH)
+    place = locate(program, rows, row_length, tl.load(item + FIRST_ROW), TILING)
     at, mask, block, inside, counter = place
     hyper = (item + HYPER).to(tl.pointer_type(tl.float32))
-    g = read_gradient(item, at, mask, GRADIENT, TILING.aligned)
-    store_p = stored(item, 0, FORMATS, TILING.aligned)
-    p = read(store_p, place, FORMATS[0])
+    g = read_gradient(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
+    FORMAT_P: tl.constexpr = FORMATS[0]
+    store_p = stored(item + STORES, FORMAT_P, TILING.aligned)
+    p = read(store_p, place, FORMAT_P)
     if ALGORITHM != SGD:
-        store_m = stored(item, 1, FORMATS, TILING.aligned)
-        m = read(store_m, place, FORMATS[1])
+        FORMAT_M: tl.constexpr = FORMATS[1]
+        store_m = stored(item + STORES + STORE, FORMAT_M, TILING.aligned)
+        m = read(store_m, place, FORMAT_M)
     if ALGORITHM == ADAM:
-        store_r = stored(item, 2, FORMATS, TILING.aligned)
-        r = read(store_r, place, FORMATS[2])
+        FORMAT_R: tl.constexpr = FORMATS[2]
+        store_r = stored(item + STORES + 2 * STORE, FORMAT_R, TILING.aligned)
+        r = read(store_r, place, FORMAT_R)
 
     if ALGORITHM == SGD:
         p = formulas.sgd(p, g, hyper)
@@ -183,20 +188,29 @@ def update_kernel(
 
     # A block with a NaN stays as it is, in every plane.
     finite = worst <= INFINITE
-    tl.atomic_min(result + 1 + tl.zeros_like(worst), tl.load(item + 1), mask=inside & ~finite, sem="relaxed")
-    place = (at, mask & finite, block, inside & finite, counter)
-    saturated = write(p, largest_p, store_p, place, FORMATS[0], TILING, STOCHASTIC)
+    tl.atomic_min(result + 1 + tl.zeros_like(worst), tl.load(item + INDEX), mask=inside & ~finite, sem="relaxed")
+    mask, inside = mask & finite, inside & finite
+    place = (at, mask, block, inside, counter)
+
+    huge = tl.max(worst) >= HUGE
+    saturated = count_saturated(p, huge, store_p[4], mask, FORMAT_P)
     if ALGORITHM != SGD:
-        saturated += write(m, largest_m, store_m, place, FORMATS[1], TILING, STOCHASTIC)
+        saturated += count_saturated(m, huge, store_m[4], mask, FORMAT_M)
     if ALGORITHM == ADAM:
-        saturated += write(r, largest_r, store_r, place, FORMATS[2], TILING, STOCHASTIC)
+        saturated += count_saturated(r, huge, store_r[4], mask, FORMAT_R)
     tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
+
+    write(p, largest_p, store_p, place, FORMAT_P, TILING, STOCHASTIC)
+    if ALGORITHM != SGD:
+        write(m, largest_m, store_m, place, FORMAT_M, TILING, STOCHASTIC)
+    if ALGORITHM == ADAM:
+        write(r, largest_r, store_r, place, FORMAT_R, TILING, STOCHASTIC)
 
 
 class _Kind(NamedTuple):
     """What the parameters of one launch have in common."""
 
-    formats: tuple[FixedPointFormat, ...]
+    formats: tuple[CompiledFormat, ...]
     gradient: int
     tiling: Tiling
 
@@ -211,11 +225,15 @@ def update(
     stochastic: bool,
 ) -> tuple[int, int | None]:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
+    device = grads[0].device
+    if knobs.runtime.interpret and device.type != "cpu":
+        raise ValueError("Triton's interpreter cannot follow addresses on a GPU: move the tensors to the CPU")
     launches: dict[_Kind, list[tuple[int, int]]] = defaultdict(list)
     for index, (grad, tensors, first_row) in enumerate(zip(grads, stores, first_rows, strict=True)):
         tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
         planes = [plane for blocks, _, _ in tensors for plane in (blocks.codes, blocks.low)]
-        tiling = replace(tiling, aligned=tiling.aligned and on_boundaries([grad, *planes]))
+        if not on_boundaries([grad, *planes]):
+            tiling = replace(tiling, aligned=False)
         formats = tuple(compiled(format) for _, format, _ in tensors)
         launches[_Kind(formats, _GRADIENT_TYPES[grad.dtype], tiling)].append((index, programs))
 
@@ -229,7 +247,6 @@ def update(
         grids.append(first_program)
 
     # The result and the table in one buffer, so that a step costs one copy to the device and one back.
-    device = grads[0].device
     buffer = torch.zeros(1 + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type == "cuda")
     buffer[0, 1] = _NONE_REFUSED
     buffer[1:, : HYPER.value] = torch.tensor(rows)
@@ -245,7 +262,7 @@ def update(
                 len(members),
                 ALGORITHM=int(algorithm),
                 FORMATS=kind.formats,
-                GRADIENT=kind.gradient,
+                TYPE=kind.gradient,
                 TILING=kind.tiling,
                 STOCHASTIC=stochastic,
                 **kind.tiling.options(),
@@ -261,4 +278,4 @@ def _describe(grad: Tensor, tensors: Sequence[Stored], first_row: int) -> list[i
     for blocks, format, key in tensors:
         row += [0 if plane is None else plane.data_ptr() for plane in blocks]
         row += [signed(key), radix(format)]
-    return row + [0] * (HYPER.value - 2 - len(row))
+    return row + [0] * (HYPER.value - GRADIENT.value - len(row))

@@ -8,8 +8,9 @@ on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vec
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import triton
@@ -58,7 +59,8 @@ class Tiling:
         return {"num_warps": max(self.width * self.count // (self.per_thread * warp), 1), "enable_fp_fusion": False}
 
 
-def tiling_of(shape: Sequence[int], block_size: int, first_row: int, warps: int) -> tuple[Tiling, int]:
+@lru_cache(maxsize=4096)  # asked again in every step
+def tiling_of(shape: tuple[int, ...], block_size: int, first_row: int, warps: int) -> tuple[Tiling, int]:
     """The tiling of a tensor whose first row is the whole tensor's ``first_row``, and how many programs it takes.
 
     A tile is enough for ``warps`` warps, or one block if that is more.

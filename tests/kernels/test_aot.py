@@ -21,7 +21,7 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 def check(kernel: Any, target: str) -> None:
     from lowprec_plugin.kernels import aot
 
-    report = aot.inspect(kernel, target)
+    report = aot.examine(kernel, target)
     assert report.inexact == [], report
     # Where a tensor is so large that its rows are found by a 64-bit division, that division is a function call.
     assert report.spills == 0 or kernel.tiling == "huge", report
@@ -54,7 +54,7 @@ def test_fused_multiply_add_would_be_seen(target: str) -> None:
     from lowprec_plugin.kernels import aot
 
     kernel = next(kernel for kernel in aot.kernels() if kernel.name.startswith("sgd"))
-    assert aot.inspect(kernel, target, fuse=True).inexact == ["contraction"]
+    assert aot.examine(kernel, target, fuse=True).inexact == ["contraction"]
 
 
 @pytest.fixture

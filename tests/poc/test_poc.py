@@ -35,9 +35,7 @@ def test_every_variant_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_runs_repeat(tmp_path: Path) -> None:
-    results = [
-        run_poc(variants=["16"], seeds=1, epochs=1, output=str(tmp_path), progress=False)[-1] for _ in range(2)
-    ]
+    results = [run_poc(variants=["16"], seeds=1, epochs=1, output=str(tmp_path), progress=False)[-1] for _ in range(2)]
     assert results[0].test_loss == results[1].test_loss
 
 
