@@ -74,21 +74,21 @@ def run_variant(
     if variant.twin:
         perturb_last_bit_(module)
     plugin = variant.plugin(seed)
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        plugins=[] if plugin is None else plugin,
-        callbacks=[timer],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
     with warnings.catch_warnings():
-        # Lightning's advice on loader workers and logging intervals is no news here.
-        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+        # Lightning's advice on loader workers and logging intervals, and its own deprecations, are no news here.
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            plugins=[] if plugin is None else plugin,
+            callbacks=[timer],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+        )
         trainer.fit(module, data)
         (metrics,) = trainer.test(module, data, verbose=False)
     return Run(
