@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
@@ -38,8 +39,9 @@ def quantize_(
         the parameters that were kept in float, and why.
 
     Raises:
-        ValueError: for a complex or integer parameter that is not kept, a parameter that is not finite, or a pattern
-            that matches no parameter, or a parameter that an autograd graph still holds. Nothing is changed then.
+        ValueError: for a complex, integer or sharded parameter that is not kept, a parameter that is not finite, or a pattern
+            that matches no parameter, or a parameter that an autograd graph still holds. Nothing is changed then (but torch may
+            refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
     params = dict(module.named_parameters())
@@ -51,6 +53,8 @@ def quantize_(
             continue
         if isinstance(param, nn.UninitializedParameter):
             raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
+        if isinstance(param, DTensor):
+            raise ValueError(f"parameter {name!r} is sharded (a DTensor), which is not supported yet: use DDP instead")
         if not param.is_floating_point():
             raise ValueError(
                 f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}"

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="a process that interprets d
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-def check(kernel: Any, target: str) -> None:
+def check(kernel: Any, target: str, scalar_spills: int = 0) -> None:
     from lowprec_plugin.kernels import aot
 
     report = aot.examine(kernel, target)
     assert report.inexact == [], report
     # Where a tensor is so large that its rows are found by a 64-bit division, that division is a function call.
     assert report.spills == 0 or kernel.tiling == "huge", report
-    assert report.scalar_spills <= (8 if kernel.tiling in ("rest", "huge") else 0), report
+    assert report.scalar_spills <= scalar_spills, report
     if kernel.tiling in ("flat", "rest", "huge"):
         assert (report.loads, report.stores) == (kernel.loads, kernel.stores), report
 
@@ -46,7 +46,7 @@ def test_all_kernels(target: str) -> None:
     from lowprec_plugin.kernels import aot
 
     for kernel in aot.kernels(everything=True):
-        check(kernel, target)
+        check(kernel, target, scalar_spills=8)  # to lanes of a register, not to memory
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])

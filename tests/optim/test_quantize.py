@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+from lowprec_plugin import FixedPointTensor, optim
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def test_swaps_in_place_and_keeps_identity() -> None:
+    module = network()
+    before = dict(module.named_parameters())
+    values = {name: param.detach().clone() for name, param in before.items()}
+    module[0].weight.note = "mine"
+    module[0].weight.requires_grad_(False)
+    module[2].bias.grad = torch.ones(2)
+    kept = optim.quantize_(module, "fixed16")
+    assert kept == {}
+    for name, param in module.named_parameters():
+        assert param is before[name]
+        assert isinstance(param, FixedPointTensor)
+        assert isinstance(param, nn.Parameter)
+        assert param.label == name
+        torch.testing.assert_close(param.dequantize(), values[name], rtol=0, atol=2e-5)
+    assert module[0].weight.note == "mine"
+    assert not module[0].weight.requires_grad
+    assert torch.equal(module[2].bias.grad, torch.ones(2))
+    assert module[1].running_mean.dtype == torch.float32
+
+
+def test_an_optimizer_made_before_keeps_its_references() -> None:
+    module = network()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    optim.quantize_(module)
+    optim.adopt(optimizer)
+    codes = module[0].weight.codes.clone()
+    module(torch.randn(4, 8)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(module[0].weight.codes, codes)
+
+
+@pytest.mark.parametrize("keep", [["1.*", "2.bias"], lambda name, param: name.startswith("1.") or name == "2.bias"])
+def test_keep_float(keep: object) -> None:
+    module = network()
+    kept = optim.quantize_(module, keep_float=keep)  # type: ignore[arg-type]
+    assert set(kept) == {"1.weight", "1.bias", "2.bias"}
+    stored = {name for name, param in module.named_parameters() if isinstance(param, FixedPointTensor)}
+    assert stored == {"0.weight", "0.bias", "2.weight"}
+
+
+def test_twice_is_once() -> None:
+    module = network()
+    optim.quantize_(module)
+    codes = module[0].weight.codes
+    optim.quantize_(module)
+    assert module[0].weight.codes is codes
+
+
+def test_recurrent_modules_keep_their_references() -> None:
+    module = nn.LSTM(4, 4)
+    optim.quantize_(module)
+    assert all(isinstance(weight, FixedPointTensor) for weight in module._flat_weights)
+    module.to("cpu")
+    module(torch.randn(3, 2, 4))[0].sum().backward()
+    assert module.weight_ih_l0.grad is not None
+
+
+def test_a_live_graph_is_refused_and_nothing_changed() -> None:
+    module = network()
+    held = (module(torch.randn(4, 8)) * module[2].weight.sum()).sum()
+    with pytest.raises(ValueError, match="held by an autograd graph"):
+        optim.quantize_(module)
+    assert not any(isinstance(param, FixedPointTensor) for param in module.parameters())
+    assert held.grad_fn is not None
+
+
+def test_lazy_modules_are_refused_until_they_have_run() -> None:
+    module = nn.LazyLinear(3)
+    with pytest.raises(ValueError, match="'weight' is not initialised yet"):
+        optim.quantize_(module)
+    module(torch.randn(2, 5))
+    optim.quantize_(module)
+    assert isinstance(module.weight, FixedPointTensor)
+
+
+def test_sharded_parameters_are_refused() -> None:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        module = nn.Linear(8, 8, bias=False)
+        module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match=r"'weight' is sharded .* use DDP"):
+            optim.quantize_(module)
+    finally:
+        distributed.destroy_process_group()
