@@ -39,8 +39,8 @@ def quantize_(
         the parameters that were kept in float, and why.
 
     Raises:
-        ValueError: for a complex, integer or sharded parameter that is not kept, a parameter that is not finite, or a pattern
-            that matches no parameter, or a parameter that an autograd graph still holds. Nothing is changed then (but torch may
+        ValueError: for a complex, integer or sharded parameter that is not kept, one that is not finite or that an
+            autograd graph still holds, or a pattern that matches no parameter. Nothing is changed then (but torch may
             refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
