@@ -47,6 +47,7 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(
             objects, str(built), libraries=libraries, extra_postargs=["-pthread"], target_lang="c++"
         )
+        target.unlink(missing_ok=True)  # never written over: a running process may have it mapped
         shutil.copy2(built, target)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lowprec_plugin import FixedPointFormat
 
-SHAPES = [(), (1,), (300,), (5, 0), (3, 1), (7, 9), (40, 37), (2, 256), (3, 700), (1, 3000), (8, 3, 3, 3)]
+SHAPES = [(), (1,), (300,), (5, 0), (3, 1), (7, 9), (40, 37), (3, 129), (2, 256), (3, 700), (1, 3000), (8, 3, 3, 3)]
 
 
 def floats(shape: tuple[int, ...], seed: int = 0, squared: bool = False) -> Tensor:

@@ -335,11 +335,12 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
     return saturated;
 }
 
-// Blocks of a single element in a format of up to 16 bits: one exponent per lane.
-static void encode_single_elements(const lowprec_store &s, int64_t at, int64_t n, const float *x, bool stochastic,
-                                   uint64_t counter) {
+// Consecutive blocks of a single element each in a format of up to 16 bits, their exponents from exponent_out on.
+static int64_t encode_single_elements(const lowprec_store &s, int64_t at, int64_t n, int8_t *exponent_out,
+                                      const float *x, bool stochastic, uint64_t counter) {
     alignas(64) int32_t code[MAX];
     const int32_t max_code = (1 << (s.word_length - 1)) - 1;
+    int64_t saturated = 0;
     for (int64_t j = 0; j < n; j++) {
         uint32_t magnitude = bits_of(x[j]) & 0x7FFFFFFFu;
         magnitude = magnitude > 0x7F7FFFFFu ? 0x7F7FFFFFu : magnitude;
@@ -349,6 +350,7 @@ static void encode_single_elements(const lowprec_store &s, int64_t at, int64_t n
         memcpy(&v, &magnitude, 4);
         v = x[j] < 0 ? -v : v;
         const float limit = (float)max_code * power_of_two(e);  // binding at the largest exponent only
+        saturated += v > limit || v < -limit;
         v = v > limit ? limit : v < -limit ? -limit : v;
         int32_t c;
         if (stochastic) {
@@ -362,9 +364,10 @@ static void encode_single_elements(const lowprec_store &s, int64_t at, int64_t n
         const int32_t top = c < 0 ? -c : c;
         const bool spare = top != 0 && top <= max_code >> 1 && e > MIN_EXPONENT;
         code[j] = spare ? c * 2 : c;
-        s.exponents[at + j] = (int8_t)(top == 0 ? MIN_EXPONENT : spare ? e - 1 : e);
+        exponent_out[j] = (int8_t)(top == 0 ? MIN_EXPONENT : spare ? e - 1 : e);
     }
     store_codes(s, at, n, code);
+    return saturated;
 }
 
 // ------------------------------------------------------------------------------------------------------------ chunks
@@ -422,8 +425,7 @@ static int64_t encode(const lowprec_item &item, const lowprec_store &s, const ch
     uint64_t counter = (uint64_t)((item.first_row + c.row) * half_row + c.column / 2);
     int8_t *e = s.exponents ? s.exponents + first_block(item, s, c) : nullptr;
     if (c.block_length == 1 && e && s.word_length > 2 && s.word_length <= 16 && !item.bits) {
-        encode_single_elements(s, c.at, c.n, x, stochastic, counter);
-        return 0;
+        return encode_single_elements(s, c.at, c.n, e, x, stochastic, counter);
     }
     if (c.block_length == c.n) {
         for (int64_t j = c.n; j < padded(c.n); j++) x[j] = 0;
