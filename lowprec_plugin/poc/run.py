@@ -6,7 +6,8 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,7 @@ def run_variant(
     if variant.twin:
         perturb_last_bit_(module)
     plugin = variant.plugin(seed)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet(logging.getLogger("lightning.pytorch")):
         # Lightning's advice on loader workers and logging intervals, and its own deprecations, are no news here.
         warnings.filterwarnings("ignore", module="lightning")
         trainer = Trainer(
@@ -99,6 +100,16 @@ def run_variant(
         timer.bytes_per_parameter,
         1e3 * statistics.median(timer.seconds),
     )
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @torch.no_grad()
@@ -169,7 +180,6 @@ def run_poc(
     if seeds < 1 or epochs < 1:
         raise ValueError(f"seeds={seeds} and epochs={epochs} must be at least 1")
     chosen = list(dict.fromkeys([FLOAT32.name, TWIN.name, *variants]))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     runs: list[Run] = []
     start = time.perf_counter()
     for seed in range(seeds):  # all variants of a seed in turn, so that a slow minute slows them alike
