@@ -87,7 +87,7 @@ def live_storages() -> dict[int, tuple[int, tuple[Any, ...]]]:
 def _live_tensors() -> Iterator[Tensor]:
     gc.collect()
     for thing in gc.get_objects():
-        # type(), not isinstance(): some lazy objects answer the latter by importing things. Subclasses have no storage of
-        # their own: what they wrap is an ordinary tensor and comes by itself.
+        # type(), not isinstance(): some lazy objects answer the latter by importing things. Subclasses have no storage
+        # of their own: what they wrap is an ordinary tensor and comes by itself.
         if type(thing) in (Tensor, nn.Parameter) and thing.device.type != "meta" and thing.layout == torch.strided:
             yield thing
