@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -44,6 +45,7 @@ def quantize_(
             refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
+    check_rounding(rounding)
     params = dict(module.named_parameters())
     kept = _kept(params, keep_float)
     swaps: list[tuple[nn.Parameter, nn.Parameter]] = []

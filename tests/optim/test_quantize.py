@@ -53,6 +53,11 @@ def test_keep_float(keep: object) -> None:
     assert stored == {"0.weight", "0.bias", "2.weight"}
 
 
+def test_unknown_rounding_is_refused() -> None:
+    with pytest.raises(ValueError, match="rounding='up' is not one of"):
+        optim.quantize_(network(), rounding="up")
+
+
 def test_twice_is_once() -> None:
     module = network()
     optim.quantize_(module)
