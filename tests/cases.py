@@ -1,11 +1,11 @@
-"""Tensors that are hard to round, shared by the tests of all backends."""
+"""What several tests share: tensors that are hard to round, and all that a training run holds."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointFormat
+from lowprec_plugin import FixedPointFormat, FixedPointTensor
 
 SHAPES = [(), (1,), (300,), (5, 0), (3, 1), (7, 9), (40, 37), (3, 129), (2, 256), (3, 700), (1, 3000), (8, 3, 3, 3)]
 
@@ -32,4 +32,15 @@ def formats(word_lengths: tuple[int, ...] = tuple(range(2, 25)), block_size: int
     for bits in word_lengths:
         found += [FixedPointFormat(bits, None, block_size), FixedPointFormat(bits, None, block_size, True)]
         found += [FixedPointFormat(bits, bits - 3, block_size), FixedPointFormat(bits, bits + 4, block_size)]
+    return found
+
+
+def planes(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every plane of the parameters, all of which must be fixed-point, and of their state; and its other tensors."""
+    found = []
+    for param in module.parameters():
+        assert isinstance(param, FixedPointTensor)
+        found += param.blocks.planes
+        for value in optimizer.state[param].values():
+            found += value.blocks.planes if isinstance(value, FixedPointTensor) else [value]
     return found

@@ -12,6 +12,7 @@ from torch import nn
 
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.optim import NonFiniteGradientError
+from tests.cases import planes
 
 
 def network(**options: Any) -> nn.Sequential:
@@ -27,16 +28,6 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> 
         optimizer.zero_grad()
         (module(x) - x.sum(1, keepdim=True)).square().mean().backward()
         optimizer.step()
-
-
-def planes(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    found = []
-    for param in module.parameters():
-        assert isinstance(param, FixedPointTensor)
-        found += param.blocks.planes
-        for value in optimizer.state[param].values():
-            found += value.blocks.planes if isinstance(value, FixedPointTensor) else [value]
-    return found
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor, optim
 from lowprec_plugin.optim import NonFiniteGradientError
+from tests.cases import planes
 from tests.plugin import users
 
 
@@ -21,16 +22,6 @@ def trainer(tmp_path: Path, plugin: FixedPointPrecision | None = None, **options
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     plugins = [] if plugin is None else plugin
     return Trainer(accelerator="cpu", default_root_dir=tmp_path, plugins=plugins, **(quiet | options))
-
-
-def planes(module: LightningModule, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    found = []
-    for param in module.parameters():
-        assert isinstance(param, FixedPointTensor)
-        found += param.blocks.planes
-        for value in optimizer.state[param].values():
-            found += value.blocks.planes if isinstance(value, FixedPointTensor) else [value]
-    return found
 
 
 class DataByStep(users.Regressor):
