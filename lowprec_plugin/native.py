@@ -18,7 +18,7 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
-_ABI = 1
+_ABI = 2
 _FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -29,7 +29,6 @@ class Store(ctypes.Structure):
         ("codes", ctypes.c_void_p),
         ("low", ctypes.c_void_p),
         ("exponents", ctypes.c_void_p),
-        ("key", ctypes.c_uint64),
         ("word_length", ctypes.c_int32),
         ("exponent", ctypes.c_int32),
         ("block_size", ctypes.c_int32),
@@ -47,6 +46,7 @@ class Item(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("row_length", ctypes.c_int64),
         ("first_row", ctypes.c_int64),
+        ("key", ctypes.c_uint64),
         ("grad_type", ctypes.c_int32),
         ("out_type", ctypes.c_int32),
         ("saturated", ctypes.c_int64),
@@ -112,11 +112,10 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _fill(store: Store, blocks: Blocks, format: FixedPointFormat, key: int) -> None:
+def _fill(store: Store, blocks: Blocks, format: FixedPointFormat) -> None:
     store.codes = blocks.codes.data_ptr()
     store.low = _pointer(blocks.low)
     store.exponents = _pointer(blocks.exponents)
-    store.key = key
     store.word_length = format.word_length
     store.exponent = 0 if format.dynamic else format.static_exponent
     store.block_size = format.block_size
@@ -131,8 +130,8 @@ def quantize(
     item = items[0]
     item.grad, item.grad_type, item.bits = x.data_ptr(), _FLOAT_TYPES[x.dtype], _pointer(bits)
     item.rows, item.row_length = rows_of(x.shape)
-    item.first_row = first_row
-    _fill(item.stores[0], out, format, key)
+    item.first_row, item.key = first_row, key
+    _fill(item.stores[0], out, format)
     _library().lowprec_quantize(items, 1, stochastic, torch.get_num_threads())
     return int(item.saturated)
 
@@ -143,14 +142,15 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     item = items[0]
     item.out, item.out_type = out.data_ptr(), _FLOAT_TYPES[out.dtype]
     item.rows, item.row_length = rows_of(blocks.codes.shape)
-    _fill(item.stores[0], blocks, format, 0)
+    _fill(item.stores[0], blocks, format)
     _library().lowprec_dequantize(items, 1, torch.get_num_threads())
 
 
 def update(
     algorithm: Algorithm,
     grads: Sequence[Tensor],
-    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat, int]]],
+    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
+    keys: Sequence[int],
     hypers: Sequence[Hyper],
     first_rows: Sequence[int],
     *,
@@ -158,13 +158,13 @@ def update(
 ) -> tuple[int, int | None]:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
     items = (Item * len(grads))()
-    for item, grad, tensors, hyper, first_row in zip(items, grads, stores, hypers, first_rows, strict=True):
+    for item, grad, tensors, key, hyper, first_row in zip(items, grads, stores, keys, hypers, first_rows, strict=True):
         item.grad, item.grad_type = grad.data_ptr(), _FLOAT_TYPES[grad.dtype]
         item.rows, item.row_length = rows_of(grad.shape)
-        item.first_row = first_row
+        item.first_row, item.key = first_row, key
         item.hyper[: len(hyper)] = hyper
-        for store, (blocks, format, key) in zip(item.stores, tensors, strict=False):
-            _fill(store, blocks, format, key)
+        for store, (blocks, format) in zip(item.stores, tensors, strict=False):
+            _fill(store, blocks, format)
     _library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
     refused = next((index for index, item in enumerate(items) if item.refused), None)
     return sum(item.saturated for item in items), refused

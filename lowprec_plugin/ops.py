@@ -29,11 +29,10 @@ _said: set[str] = set()
 
 
 class Stored(NamedTuple):
-    """One tensor of an update: its planes, its format, and the key of this step's random bits."""
+    """One tensor of an update: its planes and its format."""
 
     blocks: Blocks
     format: FixedPointFormat
-    key: int
 
 
 def check_rounding(rounding: str) -> None:
@@ -169,6 +168,7 @@ def update_(
     hypers: Sequence[Hyper],
     *,
     rounding: str = "stochastic",
+    keys: Sequence[int] | None = None,
     first_rows: Sequence[int] | None = None,
 ) -> tuple[int, int | None]:
     """One optimizer step over many parameters of one device, in place: read codes, update in float32, round, write.
@@ -180,6 +180,8 @@ def update_(
         grads: one per parameter, finite (:func:`first_nonfinite`); float32, bfloat16 or float16.
         stores: per parameter, itself and then its state in the formula's order. Changed in place.
         hypers: per parameter, the formula's hyperparameters.
+        keys: per parameter, the key of this step's random bits (:mod:`lowprec_plugin.random_bits`); 0 if ``None``. A
+            tensor's place among ``stores`` is its role.
         first_rows: per parameter, the row of the whole tensor at which this shard starts; 0 if ``None``.
 
     Returns:
@@ -189,25 +191,27 @@ def update_(
     check_rounding(rounding)
     for grad, tensors in zip(grads, stores, strict=True):
         assert len(tensors) == 1 + algorithm.states, f"{algorithm!r} takes {algorithm.states} tensors of state"
-        for blocks, format, _ in tensors:
+        for blocks, format in tensors:
             assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"
             assert format.block_size == tensors[0].format.block_size, "one block size per parameter"
     kept = [index for index, grad in enumerate(grads) if grad.numel() > 0]
     if not kept:
         return 0, None
     offsets = [0] * len(grads) if first_rows is None else list(first_rows)
+    keys = [0] * len(grads) if keys is None else keys
     grads = [grads[i].contiguous() for i in kept]
-    stores, hypers, offsets = [stores[i] for i in kept], [hypers[i] for i in kept], [offsets[i] for i in kept]
+    stores, keys = [stores[i] for i in kept], [keys[i] for i in kept]
+    hypers, offsets = [hypers[i] for i in kept], [offsets[i] for i in kept]
     stochastic = rounding == "stochastic"
     backend = backend_for(grads[0].device)
     if backend == "native":
-        saturated, refused = native.update(algorithm, grads, stores, hypers, offsets, stochastic=stochastic)
+        saturated, refused = native.update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic)
     elif backend == "triton":
         from lowprec_plugin import kernels
 
-        saturated, refused = kernels.update(algorithm, grads, stores, hypers, offsets, stochastic=stochastic)
+        saturated, refused = kernels.update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic)
     else:
-        saturated, refused = _reference_update(algorithm, grads, stores, hypers, offsets, stochastic)
+        saturated, refused = _reference_update(algorithm, grads, stores, keys, hypers, offsets, stochastic)
     return saturated, None if refused is None else kept[refused]
 
 
@@ -215,21 +219,23 @@ def _reference_update(
     algorithm: Algorithm,
     grads: Sequence[Tensor],
     stores: Sequence[Sequence[Stored]],
+    keys: Sequence[int],
     hypers: Sequence[Hyper],
     first_rows: Sequence[int],
     stochastic: bool,
 ) -> tuple[int, int | None]:
     total, refused = 0, None
-    for index, (grad, tensors, hyper, first_row) in enumerate(zip(grads, stores, hypers, first_rows, strict=True)):
+    given = zip(grads, stores, keys, hypers, first_rows, strict=True)
+    for index, (grad, tensors, key, hyper, first_row) in enumerate(given):
         # A squared format's own numbers are the roots, which is what the formulas work on.
-        roots = [format_of_roots(format) for _, format, _ in tensors]
+        roots = [format_of_roots(format) for _, format in tensors]
         values = [reference.dequantize(stored.blocks, root) for stored, root in zip(tensors, roots, strict=True)]
         values = list(FORMULAS[algorithm](values[0], grad.float(), *values[1:], hyper))
         if any(bool(value.isnan().any()) for value in values):
             refused = index if refused is None else refused
             continue
-        for (blocks, format, key), value in zip(tensors, values, strict=True):
-            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device) if stochastic else None
+        for role, ((blocks, format), value) in enumerate(zip(tensors, values, strict=True)):
+            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device, role) if stochastic else None
             rounded, saturated = reference.quantize_roots(value, format, bits)
             blocks.copy_(rounded)
             total += saturated

@@ -4,11 +4,13 @@ Every rounding takes 16 random bits that are a hash of *what* is rounded and *wh
 step and the element's place in the whole tensor. There is no generator: nothing to checkpoint, nothing to advance in
 order, and the same bits on every device, any number of ranks, and after a resume.
 
-The chain, each link a 64-bit integer::
+The chain, the first two links 64-bit integers::
 
-    stream = stream_of(seed, "layer.weight")        once per tensor
-    key    = key_of(stream, step)                   once per rounding of the tensor
-    bits   = hash32(counter of the element, key)    once per two elements
+    stream = stream_of(seed, "layer.weight")              once per tensor
+    key    = key_of(stream, step)                         once per rounding of the tensor
+    bits   = hash32(counter of the element, key, role)    once per two elements
+
+What is rounded together, a parameter and its state, shares a key and differs in the role.
 
 Elements are counted row by row, with every row's length rounded up to a multiple of 16. In each group of 16, word
 ``j`` (``j < 8``) serves element ``j`` with its low half and element ``j + 8`` with its high half, which is the order
@@ -27,6 +29,10 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
 #: Elements that share one group of eight random words.
 GROUP = 16
+#: The last shift and multiplier of a role: 0 for a parameter or a tensor alone, then its state. The first are
+#: ``lowbias32``'s, the other multipliers MurmurHash3's (Appleby 2011). Shifts must differ: with one for all, the low
+#: bits of two roles depend on each other.
+ROLES = ((15, 0x846CA68B), (14, 0x85EBCA6B), (17, 0xC2B2AE35))
 
 
 def mix64(value: int) -> int:
@@ -57,7 +63,9 @@ def padded_row(row_length: int) -> int:
     return -(-row_length // GROUP) * GROUP
 
 
-def random_bits(key: int, rows: int, row_length: int, first_row: int = 0, device: torch.device | None = None) -> Tensor:
+def random_bits(
+    key: int, rows: int, row_length: int, first_row: int = 0, device: torch.device | None = None, role: int = 0
+) -> Tensor:
     """Sixteen random bits for every element of a tensor.
 
     Args:
@@ -65,6 +73,7 @@ def random_bits(key: int, rows: int, row_length: int, first_row: int = 0, device
         rows, row_length: the tensor's shape, see :func:`lowprec_plugin.formats.rows_of`.
         first_row: the row of the whole tensor at which this shard of it starts.
         device: where to make them.
+        role: which of the tensors that are rounded with this key.
 
     Returns:
         int32 of shape ``(rows, row_length)``, uniform on 0 to 65535.
@@ -72,17 +81,19 @@ def random_bits(key: int, rows: int, row_length: int, first_row: int = 0, device
     row = torch.arange(first_row, first_row + rows, device=device, dtype=torch.int64).unsqueeze(1)
     column = torch.arange(row_length, device=device, dtype=torch.int64)
     counter = row * (padded_row(row_length) // 2) + (column // GROUP) * 8 + column % 8
-    word = hash32(counter, key)
+    word = hash32(counter, key, role)
     return ((word >> ((column // 8) % 2 * 16)) & 0xFFFF).to(torch.int32)
 
 
-def hash32(counter: Tensor, key: int) -> Tensor:
+def hash32(counter: Tensor, key: int, role: int = 0) -> Tensor:
     """A keyed 32-bit hash of 64-bit counters, two rounds of multiply and xor-shift with a half of the key before each.
 
-    The multipliers and shifts are those of ``lowbias32`` (Wellons, "Prospecting for Hash Functions", 2018).
+    The role comes last, so that three tensors' words cost little more than one's. Multipliers (role 0) and shifts are
+    those of ``lowbias32`` (Wellons, "Prospecting for Hash Functions", 2018).
     """
     first, second = key & _MASK32, key >> 32
     word = ((counter & _MASK32) ^ (first + (counter >> 32) * 0x9E3779B9)) & _MASK32
     word = ((word ^ (word >> 16)) * 0x7FEB352D + second) & _MASK32
-    word = ((word ^ (word >> 15)) * 0x846CA68B) & _MASK32
+    shift, multiplier = ROLES[role]
+    word = ((word ^ (word >> shift)) * multiplier) & _MASK32
     return word ^ (word >> 16)

@@ -81,12 +81,11 @@ def _train(
     generator = torch.Generator().manual_seed(1)
     with ops.use_backend(backend):
         stored = [
-            ops.Stored(ops.quantize(torch.rand(shape, generator=generator), format)[0], format, key)
-            for key, format in enumerate(formats)
+            ops.Stored(ops.quantize(torch.rand(shape, generator=generator), format)[0], format) for format in formats
         ]
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             grad = torch.randn(shape, generator=generator).to(dtype)
-            ops.update_(algorithm, [grad], [stored], [HYPERS[algorithm]], rounding=rounding)
+            ops.update_(algorithm, [grad], [stored], [HYPERS[algorithm]], rounding=rounding, keys=[key_of(3, 4)])
     return [plane for each in stored for plane in each.blocks.planes]
 
 
@@ -110,7 +109,7 @@ def test_overflow_saturates_and_nan_is_refused() -> None:
     format = FixedPointFormat(16)
     for backend in ("reference", "native"):
         with ops.use_backend(backend):
-            stored = [ops.Stored(ops.quantize(torch.ones(2, 300), format)[0], format, 0) for _ in range(2)]
+            stored = [ops.Stored(ops.quantize(torch.ones(2, 300), format)[0], format) for _ in range(2)]
             huge = torch.full((2, 300), 3e38)
             _, refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [(1.0, 0.0, 10.0, 0.9, 10.0, 0.0, 1.0)])
             assert refused is None

@@ -50,6 +50,20 @@ def test_different_keys_are_uncorrelated(other: torch.Tensor) -> None:
     assert float((one == two).double().mean()) < 4 / 65536
 
 
+@pytest.mark.parametrize(("one", "other"), [(0, 1), (0, 2), (1, 2)])
+def test_roles_are_independent(one: int, other: int) -> None:
+    """They share a hash up to its last multiplication: chi-squared of the pairs, by their upper and lower bits."""
+    key = key_of(stream_of(0, "w"), 3)
+    first, second = (random_bits(key, 1024, 4096, role=role).flatten() for role in (one, other))
+    for a, b in ((first >> 8, second >> 8), (first & 255, second & 255), (first >> 8, second & 255)):
+        counts = torch.bincount((a * 256 + b).long(), minlength=65536).double()
+        expected = first.numel() / 65536
+        chi2 = float(((counts - expected) ** 2 / expected).sum())
+        assert abs(chi2 - 65535) < 5 * math.sqrt(2 * 65535)
+    errors = (first.double() - 32767.5) * (second.double() - 32767.5)
+    assert abs(float(errors.mean()) / 65536**2 * 12) < 5 / math.sqrt(first.numel())
+
+
 def test_a_step_of_one_flips_half_the_bits() -> None:
     one, two = bits(step=10), bits(step=11)
     flipped = sum(float((((one ^ two) >> bit) & 1).double().mean()) for bit in range(16)) / 16
@@ -69,3 +83,5 @@ def test_bits_are_pinned() -> None:
     key = key_of(substream(stream, "exp_avg"), 1)
     assert key == 765493913418212152
     assert random_bits(key, 2, 3).tolist() == [[57906, 9177, 26600], [14724, 13321, 12857]]
+    assert random_bits(key, 1, 3, role=1).tolist() == [[5338, 4170, 8234]]
+    assert random_bits(key, 1, 3, role=2).tolist() == [[6520, 16111, 26317]]

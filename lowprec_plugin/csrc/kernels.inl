@@ -14,6 +14,12 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 4")  // or the tensors' vectors live in memory
+#endif
+
 namespace LOWPREC_NAMESPACE {
 
 typedef float f8 __attribute__((vector_size(32)));
@@ -21,7 +27,7 @@ typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 
 enum : uint32_t { INFINITE = 0x7F800000u };  // the bits of a float; a NaN's are above
-enum { MAX = LOWPREC_MAX_BLOCK, MIN_EXPONENT = -110, GROUP = 16 };
+enum { MAX = LOWPREC_MAX_BLOCK, MIN_EXPONENT = -110, GROUP = 16, AHEAD = 2048 };
 
 static const float FLOAT_MAX = 3.40282347e38f;
 
@@ -52,39 +58,56 @@ static inline key32 key_at(uint64_t key, uint64_t counter) {
     return {(uint32_t)key + (uint32_t)(counter >> 32) * 0x9E3779B9u, (uint32_t)(key >> 32)};
 }
 
-static inline uint32_t hash(uint32_t x, key32 k) {
-    x ^= k.first;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du + k.second;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    return x ^ (x >> 16);
+// hash32 in two parts: the first is the same for all tensors that are rounded with one key.
+static const struct {
+    int shift;
+    uint32_t multiplier;
+} ROLES[3] = {{15, 0x846CA68Bu}, {14, 0x85EBCA6Bu}, {17, 0xC2B2AE35u}};
+
+template <typename V>
+static inline V mix(V x, V first, V second) {
+    x ^= first;
+    return (x ^ (x >> 16)) * 0x7FEB352Du + second;
 }
 
-// The same in every lane: kept as vectors, for the compiler would broadcast a scalar anew in every round of a loop.
-struct key256 {
-    u8 first, second;
-    key256() = default;
-    explicit key256(key32 k) : first(u8{} + k.first), second(u8{} + k.second) {}
-};
-
-static inline u8 hash(u8 x, const key256 &k) {
-    x ^= k.first;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du + k.second;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    return x ^ (x >> 16);
+template <typename V>
+static inline V word_of(V mixed, int shift, V multiplier) {
+    mixed = (mixed ^ (mixed >> shift)) * multiplier;
+    return mixed ^ (mixed >> 16);
 }
 
-// Where a block's random bits come from: given, or hashed from the counter of its first element.
+// The first part for a block of n elements whose first one has this counter: a word for two elements.
+static void mix_words(uint64_t key, uint64_t counter, int64_t n, uint32_t *__restrict out) {
+    const key32 k = key_at(key, counter);
+    const u8 first = u8{} + k.first, second = u8{} + k.second;
+    u8 lane = u8{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)counter;
+    for (int64_t j = 0; j < n; j += GROUP, lane += 8) {
+        const u8 mixed = mix(lane, first, second);
+        memcpy(out + j / 2, &mixed, 32);
+    }
+}
+
+// Where a block's random bits come from: given, or hashed from the counter of its first element; `mixed` are the
+// block's mix_words, where it has but one upper half of a counter.
 struct randomness {
     const int32_t *given;
+    const uint32_t *mixed;
     uint64_t key, counter;
+    int role;
     bool stochastic;
 
     uint32_t at(int64_t j) const {
         if (given) return (uint32_t)given[j];
-        uint64_t c = counter + (uint64_t)(j / GROUP) * 8 + (uint64_t)(j % 8);
-        return hash((uint32_t)c, key_at(key, c)) >> (j / 8 % 2 * 16) & 0xFFFFu;
+        const uint64_t c = counter + (uint64_t)(j / GROUP) * 8 + (uint64_t)(j % 8);
+        const key32 k = key_at(key, c);
+        return word_of(mix((uint32_t)c, k.first, k.second), ROLES[role].shift, ROLES[role].multiplier) >> (j / 8 % 2 * 16) & 0xFFFFu;
     }
 };
+
+// Whether a block's counters have one upper half.
+static inline bool one_key(uint64_t counter, int64_t n) {
+    return counter >> 32 == (counter + (uint64_t)padded(n) / 2 - 1) >> 32;
+}
 
 // ------------------------------------------------------------------------------------------------- floats in and out
 
@@ -144,74 +167,117 @@ static void decode_block(const lowprec_store &s, int64_t at, int64_t n, int32_t 
 
 // ------------------------------------------------------------------------------------------------------------ encode
 
+// Ties to even; what is out of range, and NaN, becomes INT32_MIN.
 static inline i8 round_to_int(f8 x) {
 #if defined(__AVX2__)
     return (i8)_mm256_cvtps_epi32((__m256)x);
 #else
     i8 r;
-    for (int j = 0; j < 8; j++) r[j] = (int32_t)lrintf(x[j]);
+    for (int j = 0; j < 8; j++)
+        r[j] = x[j] >= -2147483648.0f && x[j] < 2147483648.0f ? (int32_t)lrintf(x[j]) : INT32_MIN;
     return r;
 #endif
 }
 
 static inline int32_t clamp(int32_t v, int32_t low, int32_t high) { return v < low ? low : v > high ? high : v; }
 
-#if defined(__AVX2__)
-static inline void store_group(i8 a, i8 b, int16_t *out) {
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xD8);
-    _mm256_storeu_si256((__m256i *)out, packed);
-}
-static inline void store_group(i8 a, i8 b, int8_t *out) {
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xD8);
-    _mm_storeu_si128((__m128i *)out,
-                     _mm_packs_epi16(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
-}
-#else
-template <typename T>
-static inline void store_group(i8 a, i8 b, T *out) {
-    for (int j = 0; j < 8; j++) out[j] = (T)a[j];
-    for (int j = 0; j < 8; j++) out[8 + j] = (T)b[j];
-}
-#endif
+typedef int16_t h16 __attribute__((vector_size(32)));
+typedef uint16_t q16 __attribute__((vector_size(32)));
 
-// The common case of a block: codes of up to 16 bits in range, random bits hashed, straight into their container.
+// Sixteen integers to 16 bits, saturating.
+static inline h16 pack(i8 a, i8 b) {
+#if defined(__AVX2__)
+    return (h16)_mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xD8);
+#else
+    h16 r;
+    for (int j = 0; j < 8; j++) r[j] = (int16_t)clamp(a[j], -32768, 32767);
+    for (int j = 0; j < 8; j++) r[8 + j] = (int16_t)clamp(b[j], -32768, 32767);
+    return r;
+#endif
+}
+
+static inline q16 larger(q16 a, q16 b) {
+#if defined(__AVX2__)
+    return (q16)_mm256_max_epu16((__m256i)a, (__m256i)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+static inline h16 smaller(h16 a, h16 b) {
+#if defined(__AVX2__)
+    return (h16)_mm256_min_epi16((__m256i)a, (__m256i)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// The larger of `top` and the magnitude of `code`; that of -32768 is 32768.
+static inline q16 larger_magnitude(q16 top, h16 code) {
+#if defined(__AVX2__)
+    return larger(top, (q16)_mm256_abs_epi16((__m256i)code));
+#else
+    return larger(top, (q16)(code < 0 ? -code : code));
+#endif
+}
+
+static inline void store_group(h16 code, int16_t *out) { memcpy(out, &code, 32); }
+
+static inline void store_group(h16 code, int8_t *out) {
+#if defined(__AVX2__)
+    const __m256i c = (__m256i)code;
+    _mm_storeu_si128((__m128i *)out, _mm_packs_epi16(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1)));
+#else
+    for (int j = 0; j < GROUP; j++) out[j] = (int8_t)clamp(code[j], -128, 127);
+#endif
+}
+
+// Codes of up to 16 bits, random bits hashed, straight into their container. x is padded to whole groups with zeros.
+// Returns the largest magnitude of a code, which is above 2**(word_length - 1) - 1 if some number was out of range
+// (its code then is worth nothing). A number far out of range becomes INT32_MIN in the conversion, and so 32768.
 template <typename T, bool STOCHASTIC, bool SQUARED>
-static void round_into(const float *__restrict x, int64_t n, int32_t exponent, const randomness &random, T *out) {
+static int32_t round_into(const float *__restrict x, int64_t n, int32_t exponent, const randomness &random,
+                          T *__restrict out) {
     const float scale = power_of_two(STOCHASTIC ? 16 - exponent : -exponent);
-    u8 counter = u8{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)random.counter;
-    const key256 key(key_at(random.key, random.counter));
+    const u8 multiplier = u8{} + ROLES[random.role].multiplier;
+    const int shift = ROLES[random.role].shift;
+    q16 top = q16{};
     alignas(32) T last[GROUP];
-    for (int64_t j = 0; j < n; j += GROUP, counter += 8) {
+    for (int64_t j = 0; j < n; j += GROUP) {
         f8 a, b;
         memcpy(&a, x + j, 32);
         memcpy(&b, x + j + 8, 32);
         i8 ca = round_to_int(a * scale), cb = round_to_int(b * scale);
         if (STOCHASTIC) {
-            const u8 word = hash(counter, key);
+            u8 word;
+            memcpy(&word, random.mixed + j / 2, 32);
+            word = word_of(word, shift, multiplier);
             ca = (ca + (i8)(word & 0xFFFFu)) >> 16;
             cb = (cb + (i8)(word >> 16)) >> 16;
         }
-        if (SQUARED) {  // a comparison is -1 where it holds
-            ca = ca - ((ca == 0) & (a > 0));
-            cb = cb - ((cb == 0) & (b > 0));
-        }
+        h16 code = pack(ca, cb);
+        if (SQUARED)  // a root is never negative, and code 0 is for zero alone; unsigned, so that 32768 stays
+            code = (h16)larger((q16)code, (q16)smaller(pack((i8)a, (i8)b), h16{} + 1));
+        top = larger_magnitude(top, code);
         if (n - j >= GROUP) {
-            store_group(ca, cb, out + j);
+            store_group(code, out + j);
         } else {
-            store_group(ca, cb, last);
+            store_group(code, last);
             memcpy(out + j, last, (size_t)(n - j) * sizeof(T));
         }
     }
+    int32_t largest = 0;
+    for (int j = 0; j < GROUP; j++) largest = top[j] > largest ? top[j] : largest;
+    return largest;
 }
 
 template <typename T>
-static void round_into(const float *x, int64_t n, int32_t exponent, bool squared, const randomness &random, T *out) {
+static int32_t round_into(const float *x, int64_t n, int32_t exponent, bool squared, const randomness &random, T *out) {
     if (random.stochastic)
-        squared ? round_into<T, true, true>(x, n, exponent, random, out)
-                : round_into<T, true, false>(x, n, exponent, random, out);
-    else
-        squared ? round_into<T, false, true>(x, n, exponent, random, out)
-                : round_into<T, false, false>(x, n, exponent, random, out);
+        return squared ? round_into<T, true, true>(x, n, exponent, random, out)
+                       : round_into<T, true, false>(x, n, exponent, random, out);
+    return squared ? round_into<T, false, true>(x, n, exponent, random, out)
+                   : round_into<T, false, false>(x, n, exponent, random, out);
 }
 
 // Codes of any width, saturating, in double precision. Returns how many were out of range.
@@ -233,24 +299,37 @@ static int64_t round_block_wide(const float *x, int64_t n, int32_t exponent, int
     return saturated;
 }
 
-static uint32_t largest_bits(const float *__restrict x, int64_t n) {
-    const uint32_t *__restrict b = (const uint32_t *)x;
-    int32_t largest = 0;
-    for (int64_t j = 0; j < n; j++) {
-        int32_t m = (int32_t)(b[j] & 0x7FFFFFFFu);
+static inline i8 larger(i8 a, i8 b) {
+#if defined(__AVX2__)
+    return (i8)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+static uint32_t largest_bits(const float *x, int64_t n) {
+    i8 top[4] = {};  // several at a time: a maximum waits for the one before
+    int64_t j = 0;
+    for (; j + 32 <= n; j += 32)
+        UNROLL for (int k = 0; k < 4; k++) {
+            i8 bits;
+            memcpy(&bits, x + j + 8 * k, 32);
+            top[k] = larger(top[k], bits & 0x7FFFFFFF);
+        }
+    const i8 last = larger(larger(top[0], top[1]), larger(top[2], top[3]));
+    uint32_t largest = 0;
+    for (int k = 0; k < 8; k++) largest = (uint32_t)last[k] > largest ? (uint32_t)last[k] : largest;
+    for (; j < n; j++) {
+        const uint32_t m = bits_of(x[j]) & 0x7FFFFFFFu;
         largest = m > largest ? m : largest;
     }
-    return (uint32_t)largest;
+    return largest;
 }
 
 // After rounding, the exponent is still the smallest: where rounding down has left room, the codes are doubled.
+// `top` is the largest magnitude among the codes.
 template <typename T>
-static int32_t normalize(T *__restrict code, int64_t n, int32_t max_code, int32_t exponent) {
-    int32_t top = 0;
-    for (int64_t j = 0; j < n; j++) {
-        const int32_t m = code[j] < 0 ? -code[j] : code[j];
-        top = m > top ? m : top;
-    }
+static int32_t normalize(T *__restrict code, int64_t n, int32_t top, int32_t max_code, int32_t exponent) {
     if (top == 0) return MIN_EXPONENT;
     if (top > max_code >> 1 || exponent == MIN_EXPONENT) return exponent;
     for (int64_t j = 0; j < n; j++) code[j] = (T)(code[j] * 2);
@@ -291,7 +370,7 @@ static void store_codes(const lowprec_store &s, int64_t at, int64_t n, const int
 // Rounds one block and writes it. x is padded to whole groups with zeros, and may be changed; `largest` is
 // largest_bits(x, n). Returns how many saturated.
 static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_t *exponent_out, float *x,
-                            uint32_t largest, const randomness &random) {
+                            uint32_t largest, randomness random) {
     alignas(64) int32_t code[MAX];
     const int32_t max_code = (1 << (s.word_length - 1)) - 1;
     if (!exponent_out) {
@@ -313,22 +392,34 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
     int32_t e = exponent_for(largest, s.word_length, carry);
     const bool doubtful = carry || e == MIN_EXPONENT;
     int64_t saturated = 0;
-    const bool one_key = random.counter >> 32 == (random.counter + (uint64_t)n / 2) >> 32;
-    if (s.word_length <= 16 && e < max_exponent(s.word_length) && !random.given && one_key) {
+    const bool fast = !random.stochastic || (!random.given && one_key(random.counter, n));
+    if (s.word_length <= 16 && e < max_exponent(s.word_length) && fast) {
+        alignas(64) uint32_t mixed[MAX / 2];
+        if (random.stochastic && !random.mixed) {
+            mix_words(random.key, random.counter, n, mixed);
+            random.mixed = mixed;
+        }
         if (s.word_length > 8) {
             int16_t *out = (int16_t *)s.codes + at;
-            round_into(x, n, e, s.squared, random, out);
-            if (doubtful) e = normalize(out, n, max_code, e);
+            const int32_t top = round_into(x, n, e, s.squared, random, out);
+            if (doubtful) e = normalize(out, n, top, max_code, e);
         } else {
             int8_t *out = (int8_t *)s.codes + at;
-            round_into(x, n, e, s.squared, random, out);
-            if (doubtful) e = normalize(out, n, max_code, e);
+            const int32_t top = round_into(x, n, e, s.squared, random, out);
+            if (doubtful) e = normalize(out, n, top, max_code, e);
         }
     } else {
         saturated = round_block_wide(x, n, e, -max_code, max_code, random, code);
         if (s.squared)
             for (int64_t j = 0; j < n; j++) code[j] += (code[j] == 0) & (x[j] > 0);
-        if (doubtful) e = normalize(code, n, max_code, e);
+        if (doubtful) {
+            int32_t top = 0;
+            for (int64_t j = 0; j < n; j++) {
+                const int32_t m = code[j] < 0 ? -code[j] : code[j];
+                top = m > top ? m : top;
+            }
+            e = normalize(code, n, top, max_code, e);
+        }
         store_codes(s, at, n, code);
     }
     *exponent_out = (int8_t)e;
@@ -337,7 +428,7 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
 
 // Consecutive blocks of a single element each in a format of up to 16 bits, their exponents from exponent_out on.
 static int64_t encode_single_elements(const lowprec_store &s, int64_t at, int64_t n, int8_t *exponent_out,
-                                      const float *x, bool stochastic, uint64_t counter) {
+                                      const float *x, bool stochastic, uint64_t key, uint64_t counter, int role) {
     alignas(64) int32_t code[MAX];
     const int32_t max_code = (1 << (s.word_length - 1)) - 1;
     int64_t saturated = 0;
@@ -355,7 +446,9 @@ static int64_t encode_single_elements(const lowprec_store &s, int64_t at, int64_
         int32_t c;
         if (stochastic) {
             const uint64_t at_counter = counter + (uint64_t)j * 8;
-            const uint32_t r = hash((uint32_t)at_counter, key_at(s.key, at_counter)) & 0xFFFFu;
+            const key32 k = key_at(key, at_counter);
+            const uint32_t mixed = mix((uint32_t)at_counter, k.first, k.second);
+            const uint32_t r = word_of(mixed, ROLES[role].shift, ROLES[role].multiplier) & 0xFFFFu;
             c = ((int32_t)lrintf(v * power_of_two(16 - e)) + (int32_t)r) >> 16;
         } else {
             c = (int32_t)lrintf(v * power_of_two(-e));
@@ -376,39 +469,43 @@ static int64_t encode_single_elements(const lowprec_store &s, int64_t at, int64_
 struct chunk {
     int64_t at, n;         // elements of the tensor
     int64_t row, column;   // of its first element
+    int64_t block;         // its first block: the index of that one's exponent
     int64_t block_length;  // n, unless it holds several rows
+    uint64_t counter;      // of its first element's random bits
 };
 
-static inline int64_t rows_per_chunk(const lowprec_item &item, int32_t block_size) {
-    return item.row_length >= block_size ? 1 : block_size / (item.row_length > 0 ? item.row_length : 1);
-}
+// The chunks of an item. What needs a division is found once: a division takes as long as updating five numbers.
+struct chunks {
+    int64_t rows, row_length, first_row, block_size, blocks_per_row, rows_per_chunk, half_row;
 
-static inline chunk chunk_at(const lowprec_item &item, int32_t block_size, int64_t index) {
-    chunk c;
-    if (item.row_length > block_size) {
-        const int64_t per_row = (item.row_length + block_size - 1) / block_size;
-        c.row = index / per_row;
-        c.column = index % per_row * block_size;
-        c.n = c.block_length = smaller(block_size, item.row_length - c.column);
-    } else {
-        const int64_t rows = rows_per_chunk(item, block_size);
-        c.row = index * rows;
-        c.column = 0;
-        c.block_length = item.row_length;
-        c.n = smaller(rows, item.rows - c.row) * item.row_length;
+    explicit chunks(const lowprec_item &item)
+        : rows(item.rows), row_length(item.row_length), first_row(item.first_row), block_size(item.stores[0].block_size),
+          blocks_per_row((row_length + block_size - 1) / block_size),
+          rows_per_chunk(row_length >= block_size || row_length == 0 ? 1 : block_size / row_length),
+          half_row(padded(row_length) / 2) {}
+
+    chunk at(int64_t index) const {
+        chunk c;
+        if (blocks_per_row > 1) {
+            c.row = index / blocks_per_row;
+            c.column = (index - c.row * blocks_per_row) * block_size;
+            c.block = index;
+            c.n = c.block_length = smaller(block_size, row_length - c.column);
+        } else {
+            c.row = c.block = index * rows_per_chunk;
+            c.column = 0;
+            c.block_length = row_length;
+            c.n = smaller(rows_per_chunk, rows - c.row) * row_length;
+        }
+        c.at = c.row * row_length + c.column;
+        c.counter = (uint64_t)((first_row + c.row) * half_row + c.column / 2);
+        return c;
     }
-    c.at = c.row * item.row_length + c.column;
-    return c;
-}
+};
 
-// The index of the exponent of a chunk's first block.
-static inline int64_t first_block(const lowprec_item &item, const lowprec_store &s, const chunk &c) {
-    return c.row * ((item.row_length + s.block_size - 1) / s.block_size) + c.column / s.block_size;
-}
-
-static void decode(const lowprec_item &item, const lowprec_store &s, const chunk &c, float *out) {
+static void decode(const lowprec_store &s, const chunk &c, float *out) {
     if (!s.exponents) return decode_block(s, c.at, c.n, s.exponent, out);
-    const int8_t *e = s.exponents + first_block(item, s, c);
+    const int8_t *e = s.exponents + c.block;
     if (c.block_length == 1 && !s.low) {
         if (s.word_length > 8)
             for (int64_t j = 0; j < c.n; j++) out[j] = (float)((const int16_t *)s.codes)[c.at + j] * power_of_two(e[j]);
@@ -419,25 +516,26 @@ static void decode(const lowprec_item &item, const lowprec_store &s, const chunk
     for (int64_t j = 0; j < c.n; j += c.block_length) decode_block(s, c.at + j, c.block_length, *e++, out + j);
 }
 
-static int64_t encode(const lowprec_item &item, const lowprec_store &s, const chunk &c, float *x, uint32_t largest,
+static int64_t encode(const lowprec_item &item, int role, const chunk &c, float *x, uint32_t largest,
                       bool stochastic) {
-    const int64_t half_row = padded(item.row_length) / 2;
-    uint64_t counter = (uint64_t)((item.first_row + c.row) * half_row + c.column / 2);
-    int8_t *e = s.exponents ? s.exponents + first_block(item, s, c) : nullptr;
+    const lowprec_store &s = item.stores[role];
+    uint64_t counter = c.counter;
+    int8_t *e = s.exponents ? s.exponents + c.block : nullptr;
     if (c.block_length == 1 && e && s.word_length > 2 && s.word_length <= 16 && !item.bits) {
-        return encode_single_elements(s, c.at, c.n, e, x, stochastic, counter);
+        return encode_single_elements(s, c.at, c.n, e, x, stochastic, item.key, counter, role);
     }
     if (c.block_length == c.n) {
         for (int64_t j = c.n; j < padded(c.n); j++) x[j] = 0;
         return encode_block(s, c.at, c.n, e, x, largest,
-                            {item.bits ? item.bits + c.at : nullptr, s.key, counter, stochastic});
+                            {item.bits ? item.bits + c.at : nullptr, nullptr, item.key, counter, role, stochastic});
     }
     int64_t saturated = 0;
     alignas(64) float row[MAX];
-    for (int64_t j = 0; j < c.n; j += c.block_length, counter += (uint64_t)half_row) {
+    for (int64_t j = 0; j < c.n; j += c.block_length, counter += (uint64_t)padded(c.block_length) / 2) {
         memcpy(row, x + j, (size_t)c.block_length * 4);
         for (int64_t k = c.block_length; k < padded(c.block_length); k++) row[k] = 0;
-        const randomness random = {item.bits ? item.bits + c.at + j : nullptr, s.key, counter, stochastic};
+        const randomness random = {item.bits ? item.bits + c.at + j : nullptr, nullptr, item.key, counter, role,
+                                   stochastic};
         saturated += encode_block(s, c.at + j, c.block_length, e, row, largest_bits(row, c.block_length), random);
         if (e) e++;
     }
@@ -446,8 +544,8 @@ static int64_t encode(const lowprec_item &item, const lowprec_store &s, const ch
 
 // ----------------------------------------------------------------------------------------------------------- updates
 
-// Each formula of updates.py, for one float or for eight: v[0] is the parameter, v[1] and v[2] its state.
-static inline float square_root(float x) { return sqrtf(x); }
+// Each formula of updates.py on eight numbers at a time: v[0] is the parameter, v[1] and v[2] its state. In two halves
+// where one would be a chain of long operations: a processor sees few steps ahead, and would wait for each chain.
 static inline f8 square_root(f8 x) {
 #if defined(__AVX2__)
     return (f8)_mm256_sqrt_ps((__m256)x);
@@ -456,67 +554,52 @@ static inline f8 square_root(f8 x) {
     return x;
 #endif
 }
-static inline float sign_of(float x) { return (float)(x > 0) - (float)(x < 0); }
 static inline f8 sign_of(f8 x) { return __builtin_convertvector((x < 0) - (x > 0), f8); }  // true is -1
 
 struct sgd {
-    enum { STATES = 0, SQUARED = -1 };
-    template <typename V>
-    static inline void apply(const V *h, V g, V *v) {
-        const V d = g * h[0] + v[0] * h[1];
+    enum { STATES = 0, HALVES = 1, LATE = 0 };
+    static inline void first(const f8 *h, f8 g, f8 *v) {
+        const f8 d = g * h[0] + v[0] * h[1];
         v[0] = v[0] - d * h[2];
     }
+    static inline void second(const f8 *, f8 *) {}
 };
 
 struct momentum {
-    enum { STATES = 1, SQUARED = -1 };
-    template <typename V>
-    static inline void apply(const V *h, V g, V *v) {
-        const V d = g * h[0] + v[0] * h[1];
+    enum { STATES = 1, HALVES = 1, LATE = 0 };
+    static inline void first(const f8 *h, f8 g, f8 *v) {
+        const f8 d = g * h[0] + v[0] * h[1];
         v[1] = v[1] * h[3] + d * h[4];
         v[0] = v[0] - (d * h[5] + v[1] * h[6]) * h[2];
     }
+    static inline void second(const f8 *, f8 *) {}
 };
 
-struct adam {
-    enum { STATES = 2, SQUARED = 2 };
-    template <typename V>
-    static inline void apply(const V *h, V g, V *v) {
-        const V d = g * h[0] + v[0] * h[1];
+template <bool PLAIN>  // neither maximize nor an L2 term: the parameter is needed late
+struct adam_with {
+    enum { STATES = 2, HALVES = 2, LATE = PLAIN };
+    static inline void first(const f8 *h, f8 g, f8 *v) {
+        const f8 d = PLAIN ? g : g * h[0] + v[0] * h[1];
         v[1] = v[1] + (d - v[1]) * h[4];
         v[2] = square_root((v[2] * v[2]) * h[5] + (d * d) * h[6]);
+    }
+    static inline void second(const f8 *h, f8 *v) {
         v[0] = v[0] - ((v[1] / (v[2] * h[7] + h[8])) * h[2] + v[0] * h[3]);
     }
 };
 
 struct lion {
-    enum { STATES = 1, SQUARED = -1 };
-    template <typename V>
-    static inline void apply(const V *h, V g, V *v) {
-        const V d = g * h[0];
-        const V direction = sign_of(v[1] + (d - v[1]) * h[3]);
+    enum { STATES = 1, HALVES = 1, LATE = 0 };
+    static inline void first(const f8 *h, f8 g, f8 *v) {
+        const f8 d = g * h[0];
+        const f8 direction = sign_of(v[1] + (d - v[1]) * h[3]);
         v[0] = v[0] - (direction * h[1] + v[0] * h[2]);
         v[1] = v[1] + (d - v[1]) * h[4];
     }
+    static inline void second(const f8 *, f8 *) {}
 };
 
 typedef float values[3][MAX + 32];  // 32: the three do not share the sets of a cache
-
-static inline i8 larger(i8 a, i8 b) {
-#if defined(__AVX2__)
-    return (i8)_mm256_max_epi32((__m256i)a, (__m256i)b);
-#else
-    return a > b ? a : b;
-#endif
-}
-
-static inline i8 smaller(i8 a, i8 b) {
-#if defined(__AVX2__)
-    return (i8)_mm256_min_epi32((__m256i)a, (__m256i)b);
-#else
-    return a < b ? a : b;
-#endif
-}
 
 static inline f8 load_codes(const int16_t *code) {
 #if defined(__AVX2__)
@@ -538,131 +621,142 @@ static inline f8 load_codes(const int8_t *code) {
 #endif
 }
 
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 4")  // or the tensors' vectors live in memory
-#endif
-
-// A block's new codes in one pass, on the guess that no exponent changes: most often none does. n is a multiple of a
-// group; the parameter's codes are of type W, its state's of type S. Nothing of the block is overwritten.
-template <typename RULE, typename W, typename S, bool STOCHASTIC>
-static void update_guessing(const lowprec_item &item, const chunk &c, const float *grad, const int32_t *exponent,
-                            uint64_t counter, int16_t (*code)[MAX], uint32_t *largest) {
+// One half of a formula on decoded numbers, in place, in whole vectors: what lies behind n is worked on too, and is
+// nobody's. The second half needs no gradient.
+template <typename RULE, int HALF>
+static void apply_to(const float *hyper, const float *__restrict grad, int64_t n, values &value) {
     enum { N = 1 + RULE::STATES };
-    f8 h[LOWPREC_HYPERS], in[N], out[N];
-    key256 key[N];
-    i8 top[N];
-    for (int k = 0; k < LOWPREC_HYPERS; k++) h[k] = f8{} + item.hyper[k];
-    UNROLL for (int k = 0; k < N; k++) {
-        in[k] = f8{} + power_of_two(exponent[k]);
-        out[k] = f8{} + power_of_two(STOCHASTIC ? 16 - exponent[k] : -exponent[k]);
-        key[k] = key256(key_at(item.stores[k].key, counter));
-        top[k] = i8{};
-    }
-    u8 lane = u8{0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)counter;
-    for (int64_t j = 0; j < c.n; j += GROUP, lane += 8) {
-        u8 word[N];
-        i8 rounded[N][2];
-        if (STOCHASTIC)
-            UNROLL for (int k = 0; k < N; k++) word[k] = hash(lane, key[k]);
-        UNROLL for (int half = 0; half < 2; half++) {
-            const int64_t at = j + 8 * half;
-            f8 g, v[N];
-            memcpy(&g, grad + at, 32);
-            v[0] = load_codes((const W *)item.stores[0].codes + c.at + at) * in[0];
-            UNROLL for (int k = 1; k < N; k++) v[k] = load_codes((const S *)item.stores[k].codes + c.at + at) * in[k];
-            RULE::apply(h, g, v);
-            UNROLL for (int k = 0; k < N; k++) {
-                i8 bits = (i8)v[k];
-                i8 r = round_to_int(v[k] * out[k]);
-                if (STOCHASTIC) r = (r + (i8)(half ? word[k] >> 16 : word[k] & 0xFFFFu)) >> 16;
-                if (k == RULE::SQUARED)  // a root is never negative, and code 0 is for zero alone
-                    r = larger(r, smaller(bits, i8{} + 1));
-                else
-                    bits &= 0x7FFFFFFF;
-                top[k] = larger(top[k], bits);
-                rounded[k][half] = r;
-            }
+    f8 h[LOWPREC_HYPERS];
+    for (int k = 0; k < LOWPREC_HYPERS; k++) h[k] = f8{} + hyper[k];
+    for (int64_t j = 0; j < n; j += 8) {
+        f8 g, v[N];
+        UNROLL for (int k = 0; k < N; k++) memcpy(&v[k], value[k] + j, 32);
+        if (HALF == 1) {
+            memcpy(&g, grad + j, 32);
+            RULE::first(h, g, v);
+        } else {
+            RULE::second(h, v);
         }
-        store_group(rounded[0][0], rounded[0][1], (W *)code[0] + j);
-        UNROLL for (int k = 1; k < N; k++) store_group(rounded[k][0], rounded[k][1], (S *)code[k] + j);
-    }
-    UNROLL for (int k = 0; k < N; k++) {
-        largest[k] = 0;
-        for (int j = 0; j < 8; j++) largest[k] = (uint32_t)top[k][j] > largest[k] ? (uint32_t)top[k][j] : largest[k];
+        UNROLL for (int k = 0; k < N; k++) memcpy(value[k] + j, &v[k], 32);
     }
 }
 
-// Whether a block of this largest magnitude has this exponent, beyond doubt: see normalize.
-static inline bool is_exponent_of(uint32_t largest, int32_t word_length, int32_t exponent) {
+// The formula on the codes of one block, of types W (the parameter's) and S (its state's).
+template <typename RULE, typename W, typename S>
+static void decode_and_apply(const lowprec_item &item, const chunk &c, const float *__restrict grad, values &value) {
+    enum { N = 1 + RULE::STATES };
+    f8 h[LOWPREC_HYPERS], scale[N];
+    for (int k = 0; k < LOWPREC_HYPERS; k++) h[k] = f8{} + item.hyper[k];
+    UNROLL for (int k = 0; k < N; k++) scale[k] = f8{} + power_of_two(item.stores[k].exponents[c.block]);
+    const W *parameter = (const W *)item.stores[0].codes + c.at;
+    for (int64_t j = 0; j < c.n; j += 8) {
+        f8 g, v[N];
+        if (j % 32 == 0) {  // a page ahead, where the hardware does not look
+            UNROLL for (int k = 0; k < N; k++) {
+                const int64_t size = k ? sizeof(S) : sizeof(W);
+                __builtin_prefetch((const char *)item.stores[k].codes + (c.at + j + AHEAD) * size, 1);
+            }
+            __builtin_prefetch(grad + j + AHEAD);
+            __builtin_prefetch(grad + j + AHEAD + 16);
+        }
+        memcpy(&g, grad + j, 32);
+        if (!RULE::LATE) v[0] = load_codes(parameter + j) * scale[0];
+        UNROLL for (int k = 1; k < N; k++) v[k] = load_codes((const S *)item.stores[k].codes + c.at + j) * scale[k];
+        RULE::first(h, g, v);
+        UNROLL for (int k = RULE::LATE; k < N; k++) memcpy(value[k] + j, &v[k], 32);
+    }
+    if (RULE::HALVES == 1) return;
+    for (int64_t j = 0; j < c.n; j += 8) {
+        f8 v[N];
+        UNROLL for (int k = RULE::LATE; k < N; k++) memcpy(&v[k], value[k] + j, 32);
+        if (RULE::LATE) v[0] = load_codes(parameter + j) * scale[0];
+        RULE::second(h, v);
+        memcpy(value[0] + j, &v[0], 32);
+    }
+}
+
+// A block's codes on the guess that its exponent stays: most often it does. False if that is not beyond doubt.
+static bool round_guessing(const lowprec_store &s, const float *x, int64_t n, int32_t exponent,
+                           const randomness &random, int16_t *code) {
+    const int32_t half = 1 << (s.word_length - 2);
+    if (exponent == MIN_EXPONENT || exponent >= max_exponent(s.word_length)) return false;
+    const int32_t top = s.word_length > 8 ? round_into(x, n, exponent, s.squared, random, code)
+                                          : round_into(x, n, exponent, s.squared, random, (int8_t *)code);
+    if (top > half && top < 2 * half - 1) return true;  // no rounding takes a number that far
+    if (top < half || top >= 2 * half) return false;
     bool carry;
-    return largest > 0 && largest < INFINITE && exponent_for(largest, word_length, carry) == exponent && !carry &&
-           exponent > MIN_EXPONENT && exponent < max_exponent(word_length);
+    return exponent_for(largest_bits(x, n), s.word_length, carry) == exponent && !carry;
 }
 
-// Whether update_guessing serves an item's formats: dynamic, up to 16 bits, squared where the formula says so.
+// Whether all formats of an item are dynamic and of one plane, and its state of one container.
 template <typename RULE>
-static bool guessable(const lowprec_item &item) {
-    for (int k = 0; k <= RULE::STATES; k++) {
-        const lowprec_store &s = item.stores[k];
-        if (!s.exponents || s.word_length > 16 || s.squared != (k == RULE::SQUARED)) return false;
-    }
+static bool one_code_each(const lowprec_item &item) {
+    for (int k = 0; k <= RULE::STATES; k++)
+        if (!item.stores[k].exponents || item.stores[k].low) return false;
     return RULE::STATES < 2 || (item.stores[1].word_length > 8) == (item.stores[2].word_length > 8);
 }
 
 template <typename RULE, bool STOCHASTIC>
 static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
     enum { N = 1 + RULE::STATES };
-    alignas(64) float g[MAX];
+    alignas(64) float padded_grad[MAX + 8];
     alignas(64) values value;
-    alignas(64) int16_t code[3][MAX];
+    alignas(64) int16_t code[N][MAX];
+    alignas(64) uint32_t mixed[MAX / 2];
     const bool wide_word = item.stores[0].word_length > 8, wide_state = N > 1 && item.stores[1].word_length > 8;
-    const bool formats_fit = guessable<RULE>(item);
+    const bool codes_are_simple = one_code_each<RULE>(item);
     int64_t saturated = 0;
+    const chunks all_chunks(item);
     for (int64_t index = begin; index < end; index++) {
-        const chunk c = chunk_at(item, item.stores[0].block_size, index);
+        const chunk c = all_chunks.at(index);
         const float *grad = (const float *)item.grad + c.at;
-        if (item.grad_type != LOWPREC_FLOAT32) {
-            load_floats(item.grad, item.grad_type, c.at, c.n, g);
-            grad = g;
+        if (item.grad_type != LOWPREC_FLOAT32 || c.n % 8) {
+            load_floats(item.grad, item.grad_type, c.at, c.n, padded_grad);
+            for (int64_t j = c.n; j % 8; j++) padded_grad[j] = 0;
+            grad = padded_grad;
         }
-        const uint64_t counter = (uint64_t)((item.first_row + c.row) * (padded(item.row_length) / 2) + c.column / 2);
-        const bool guess = formats_fit && c.n == c.block_length && c.n % GROUP == 0 &&
-                           counter >> 32 == (counter + (uint64_t)c.n / 2) >> 32;
-        uint32_t largest[3] = {0, 0, 0};
-        bool right = false;
-        if (guess) {
-            int32_t exponent[3];
-            for (int k = 0; k < N; k++) exponent[k] = item.stores[k].exponents[first_block(item, item.stores[k], c)];
-            const auto run = wide_word ? (wide_state ? update_guessing<RULE, int16_t, int16_t, STOCHASTIC>
-                                                     : update_guessing<RULE, int16_t, int8_t, STOCHASTIC>)
-                                       : (wide_state ? update_guessing<RULE, int8_t, int16_t, STOCHASTIC>
-                                                     : update_guessing<RULE, int8_t, int8_t, STOCHASTIC>);
-            run(item, c, grad, exponent, counter, code, largest);
-            right = true;
-            for (int k = 0; k < N; k++) right &= is_exponent_of(largest[k], item.stores[k].word_length, exponent[k]);
-        }
-        if (right) {
+        const bool whole = c.n == c.block_length && c.n % GROUP == 0 && one_key(c.counter, c.n);
+        if (whole && codes_are_simple) {
+            if (wide_word)
+                wide_state ? decode_and_apply<RULE, int16_t, int16_t>(item, c, grad, value)
+                           : decode_and_apply<RULE, int16_t, int8_t>(item, c, grad, value);
+            else
+                wide_state ? decode_and_apply<RULE, int8_t, int16_t>(item, c, grad, value)
+                           : decode_and_apply<RULE, int8_t, int8_t>(item, c, grad, value);
+        } else {
             for (int k = 0; k < N; k++) {
-                const int64_t size = item.stores[k].word_length > 8 ? 2 : 1;
-                memcpy((char *)item.stores[k].codes + c.at * size, code[k], (size_t)(c.n * size));
+                decode(item.stores[k], c, value[k]);
+                for (int64_t j = c.n; j % 8; j++) value[k][j] = 0;
             }
-            continue;
+            apply_to<RULE, 1>(item.hyper, grad, c.n, value);
+            if (RULE::HALVES == 2) apply_to<RULE, 2>(item.hyper, nullptr, c.n, value);
         }
-        for (int k = 0; k < N; k++) decode(item, item.stores[k], c, value[k]);
-        for (int64_t j = 0; j < c.n; j++) {
-            float v[N];
-            for (int k = 0; k < N; k++) v[k] = value[k][j];
-            RULE::apply(item.hyper, grad[j], v);
-            for (int k = 0; k < N; k++) value[k][j] = v[k];
+        bool stays[N], all = true;
+        if (whole && STOCHASTIC) mix_words(item.key, c.counter, c.n, mixed);
+        for (int k = 0; k < N; k++) {
+            const lowprec_store &s = item.stores[k];
+            stays[k] = whole && s.exponents && s.word_length <= 16 &&
+                       round_guessing(s, value[k], c.n, s.exponents[c.block],
+                                      {nullptr, mixed, item.key, c.counter, k, STOCHASTIC}, code[k]);
+            all &= stays[k];
         }
-        for (int k = 0; k < N; k++) largest[k] = largest_bits(value[k], c.n);
-        if (largest[0] > INFINITE || largest[1] > INFINITE || largest[2] > INFINITE) {  // NaN
-            __atomic_store_n(&item.refused, 1, __ATOMIC_RELAXED);
-            continue;
+        uint32_t largest[N];
+        if (!all) {
+            bool nan = false;
+            for (int k = 0; k < N; k++) nan |= (largest[k] = largest_bits(value[k], c.n)) > INFINITE;
+            if (nan) {
+                __atomic_store_n(&item.refused, 1, __ATOMIC_RELAXED);
+                continue;
+            }
         }
-        for (int k = 0; k < N; k++) saturated += encode(item, item.stores[k], c, value[k], largest[k], STOCHASTIC);
+        for (int k = 0; k < N; k++) {
+            const lowprec_store &s = item.stores[k];
+            const int64_t size = s.word_length > 8 ? 2 : 1;
+            if (stays[k])
+                memcpy((char *)s.codes + c.at * size, code[k], (size_t)(c.n * size));
+            else
+                saturated += encode(item, k, c, value[k], largest[k], STOCHASTIC);
+        }
     }
     __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
 }
@@ -676,7 +770,9 @@ static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, 
     switch (algorithm) {
         case LOWPREC_SGD: return update_with<sgd>(item, begin, end, stochastic);
         case LOWPREC_MOMENTUM: return update_with<momentum>(item, begin, end, stochastic);
-        case LOWPREC_ADAM: return update_with<adam>(item, begin, end, stochastic);
+        case LOWPREC_ADAM:
+            return item.hyper[0] == 1 && item.hyper[1] == 0 ? update_with<adam_with<true>>(item, begin, end, stochastic)
+                                                            : update_with<adam_with<false>>(item, begin, end, stochastic);
         default: return update_with<lion>(item, begin, end, stochastic);
     }
 }
@@ -685,12 +781,13 @@ static void quantize_chunks(lowprec_item &item, int64_t begin, int64_t end, bool
     const lowprec_store &s = item.stores[0];
     alignas(64) float x[MAX];
     int64_t saturated = 0;
+    const chunks all_chunks(item);
     for (int64_t index = begin; index < end; index++) {
-        const chunk c = chunk_at(item, s.block_size, index);
+        const chunk c = all_chunks.at(index);
         load_floats(item.grad, item.grad_type, c.at, c.n, x);
         if (s.squared)
             for (int64_t j = 0; j < c.n; j++) x[j] = sqrtf(x[j]);
-        saturated += encode(item, s, c, x, largest_bits(x, c.n), stochastic);
+        saturated += encode(item, 0, c, x, largest_bits(x, c.n), stochastic);
     }
     __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
 }
@@ -698,10 +795,11 @@ static void quantize_chunks(lowprec_item &item, int64_t begin, int64_t end, bool
 static void dequantize_chunks(lowprec_item &item, int64_t begin, int64_t end) {
     const lowprec_store &s = item.stores[0];
     alignas(64) float x[MAX];
+    const chunks all_chunks(item);
     for (int64_t index = begin; index < end; index++) {
-        const chunk c = chunk_at(item, s.block_size, index);
+        const chunk c = all_chunks.at(index);
         float *out = item.out_type == LOWPREC_FLOAT32 ? (float *)item.out + c.at : x;
-        decode(item, s, c, out);
+        decode(s, c, out);
         if (s.squared)
             for (int64_t j = 0; j < c.n; j++) out[j] = out[j] <= 1.84467429741979238e19f ? out[j] * out[j] : FLOAT_MAX;
         if (item.out_type == LOWPREC_BFLOAT16) store_bfloat16(x, c.n, (uint16_t *)item.out + c.at);

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { LOWPREC_ABI = 1, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024 };
+enum { LOWPREC_ABI = 2, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024 };
 enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2 };
 enum { LOWPREC_SGD = 0, LOWPREC_MOMENTUM = 1, LOWPREC_ADAM = 2, LOWPREC_LION = 3 };
 
@@ -15,7 +15,6 @@ struct lowprec_store {
     void *codes;          // int8 up to 8 bits, else int16
     uint8_t *low;         // 17 to 24 bits: the lower plane; else null
     int8_t *exponents;    // one per block; null for a static format
-    uint64_t key;         // of the random bits
     int32_t word_length;
     int32_t exponent;     // of a static format
     int32_t block_size;
@@ -28,6 +27,7 @@ struct lowprec_item {
     void *out;            // where dequantised floats go; or null
     const int32_t *bits;  // random bits to quantise with, in place of the key's; or null
     int64_t rows, row_length, first_row;
+    uint64_t key;         // of the random bits
     int32_t grad_type, out_type;
     int64_t saturated;    // out: elements that were out of range
     int32_t refused;      // out: 1 if a NaN came up; the chunk it came up in was not written

@@ -52,7 +52,8 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
 def update(
     algorithm: Algorithm,
     grads: Sequence[Tensor],
-    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat, int]]],
+    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
+    keys: Sequence[int],
     hypers: Sequence[Hyper],
     first_rows: Sequence[int],
     *,
@@ -61,4 +62,4 @@ def update(
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
     from lowprec_plugin.kernels import step
 
-    return step.update(algorithm, grads, stores, hypers, first_rows, stochastic=stochastic)
+    return step.update(algorithm, grads, stores, keys, hypers, first_rows, stochastic=stochastic)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
-from lowprec_plugin.kernels.random import random_bits
+from lowprec_plugin.kernels.random import ALONE, random_bits
 from lowprec_plugin.kernels.rounding import (
     FLOAT32_MAX,
     HUGE,
@@ -57,7 +57,7 @@ def quantize_kernel(
     drawn = 0
     if STOCHASTIC:
         if bits is None:
-            drawn = random_bits(counter, key.to(tl.int64), TILING.width, TILING.wide)
+            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
         else:
             drawn = tl.load(bits + at, mask=mask, other=0)
     largest = largest_bits(value)

@@ -23,7 +23,7 @@ from triton import knobs
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels import formulas
-from lowprec_plugin.kernels.random import random_bits
+from lowprec_plugin.kernels.random import ALONE, FIRST_STATE, SECOND_STATE, random_bits
 from lowprec_plugin.kernels.rounding import (
     HUGE,
     INFINITE,
@@ -40,18 +40,18 @@ from lowprec_plugin.kernels.rounding import (
 from lowprec_plugin.kernels.tiles import Tiling, locate, on_boundaries, signed, tiling_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
-Stored = tuple[Blocks, FixedPointFormat, int]
+Stored = tuple[Blocks, FixedPointFormat]
 
 SGD, MOMENTUM, ADAM, LION = (tl.constexpr(int(algorithm)) for algorithm in Algorithm)
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in range(3))
 _GRADIENT_TYPES = {torch.float32: FLOAT32.value, torch.bfloat16: BFLOAT16.value, torch.float16: FLOAT16.value}
 
-# The table's columns, 64-bit words: the parameter's first program and its index, its gradient and shape; three planes,
-# key and static exponent of each of up to three stored tensors; the hyperparameters, two a word.
-INDEX, GRADIENT, ROWS, ROW_LENGTH, FIRST_ROW, STORES = (tl.constexpr(column) for column in range(1, 7))
-STORE = tl.constexpr(5)
-HYPER = tl.constexpr(6 + 3 * 5)
-COLUMNS = tl.constexpr(6 + 3 * 5 + HYPERS // 2)
+# The table's columns, 64-bit words: the parameter's first program and its index, its gradient, shape and key; three
+# planes and static exponent of each of up to three stored tensors; the hyperparameters, two a word.
+INDEX, GRADIENT, ROWS, ROW_LENGTH, FIRST_ROW, KEY, STORES = (tl.constexpr(column) for column in range(1, 8))
+STORE = tl.constexpr(4)
+HYPER = tl.constexpr(7 + 3 * 4)
+COLUMNS = tl.constexpr(7 + 3 * 4 + HYPERS // 2)
 _NONE_REFUSED = 2**63 - 1
 #: A program is one warp, whose threads agree on a block's exponent without waiting for other warps.
 _WARPS = 1
@@ -68,13 +68,13 @@ def pointer(word, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def stored(store, FORMAT: tl.constexpr, ALIGNED: tl.constexpr):
-    """Of one stored tensor: pointers to its codes, lower codes and exponents; its key; its exponent if static."""
+    """Of one stored tensor: pointers to its codes, lower codes and exponents; its exponent if static."""
     if FORMAT.word_length > 8:
         codes = pointer(tl.load(store), tl.int16, ALIGNED)
     else:
         codes = pointer(tl.load(store), tl.int8, ALIGNED)
     low, exponents = pointer(tl.load(store + 1), tl.uint8, ALIGNED), pointer(tl.load(store + 2), tl.int8, False)
-    return codes, low, exponents, tl.load(store + 3), tl.load(store + 4).to(tl.int32)
+    return codes, low, exponents, tl.load(store + 3).to(tl.int32)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def read_gradient(address, at, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 @triton.jit
 def read(store, place, FORMAT: tl.constexpr):
     """The tile of one stored tensor; for a squared format, the roots."""
-    codes, low, exponents, _, exponent = store
+    codes, low, exponents, exponent = store
     at, mask, block, inside, _ = place
     if FORMAT.dynamic:
         exponent = tl.load(exponents + block, mask=inside, other=0).to(tl.int32)
@@ -101,13 +101,23 @@ def read(store, place, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def write(x, largest, store, place, FORMAT: tl.constexpr, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
+def write(
+    x,
+    largest,
+    store,
+    place,
+    key,
+    ROLE: tl.constexpr,
+    FORMAT: tl.constexpr,
+    TILING: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
     """Round the tile of one stored tensor and write it."""
-    codes, low, exponents, key, exponent = store
+    codes, low, exponents, exponent = store
     at, mask, block, inside, counter = place
     bits = 0
     if STOCHASTIC:
-        bits = random_bits(counter, key, TILING.width, TILING.wide)
+        bits = random_bits(counter, key, ROLE, TILING.width, TILING.wide)
     code, chosen = encode(x, largest, bits, exponent, FORMAT, STOCHASTIC)
     store_codes(codes, low, at, mask, code, FORMAT)
     if FORMAT.dynamic:
@@ -193,18 +203,19 @@ def update_kernel(
     place = (at, mask, block, inside, counter)
 
     huge = tl.max(worst) >= HUGE
-    saturated = count_saturated(p, huge, store_p[4], mask, FORMAT_P)
+    saturated = count_saturated(p, huge, store_p[3], mask, FORMAT_P)
     if ALGORITHM != SGD:
-        saturated += count_saturated(m, huge, store_m[4], mask, FORMAT_M)
+        saturated += count_saturated(m, huge, store_m[3], mask, FORMAT_M)
     if ALGORITHM == ADAM:
-        saturated += count_saturated(r, huge, store_r[4], mask, FORMAT_R)
+        saturated += count_saturated(r, huge, store_r[3], mask, FORMAT_R)
     tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
 
-    write(p, largest_p, store_p, place, FORMAT_P, TILING, STOCHASTIC)
+    key = tl.load(item + KEY)
+    write(p, largest_p, store_p, place, key, ALONE, FORMAT_P, TILING, STOCHASTIC)
     if ALGORITHM != SGD:
-        write(m, largest_m, store_m, place, FORMAT_M, TILING, STOCHASTIC)
+        write(m, largest_m, store_m, place, key, FIRST_STATE, FORMAT_M, TILING, STOCHASTIC)
     if ALGORITHM == ADAM:
-        write(r, largest_r, store_r, place, FORMAT_R, TILING, STOCHASTIC)
+        write(r, largest_r, store_r, place, key, SECOND_STATE, FORMAT_R, TILING, STOCHASTIC)
 
 
 class _Kind(NamedTuple):
@@ -219,6 +230,7 @@ def update(
     algorithm: Algorithm,
     grads: Sequence[Tensor],
     stores: Sequence[Sequence[Stored]],
+    keys: Sequence[int],
     hypers: Sequence[Hyper],
     first_rows: Sequence[int],
     *,
@@ -231,17 +243,17 @@ def update(
     launches: dict[_Kind, list[tuple[int, int]]] = defaultdict(list)
     for index, (grad, tensors, first_row) in enumerate(zip(grads, stores, first_rows, strict=True)):
         tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
-        planes = [plane for blocks, _, _ in tensors for plane in (blocks.codes, blocks.low)]
+        planes = [plane for blocks, _ in tensors for plane in (blocks.codes, blocks.low)]
         if not on_boundaries([grad, *planes]):
             tiling = replace(tiling, aligned=False)
-        formats = tuple(compiled(format) for _, format, _ in tensors)
+        formats = tuple(compiled(format) for _, format in tensors)
         launches[_Kind(formats, _GRADIENT_TYPES[grad.dtype], tiling)].append((index, programs))
 
     rows, numbers, grids = [], [], []
     for members in launches.values():
         first_program = 0
         for index, programs in members:
-            rows.append([first_program, index, *_describe(grads[index], stores[index], first_rows[index])])
+            rows.append([first_program, index, *_describe(grads[index], stores[index], keys[index], first_rows[index])])
             numbers.append([*hypers[index], *[0.0] * (HYPERS - len(hypers[index]))])
             first_program += programs
         grids.append(first_program)
@@ -272,10 +284,10 @@ def update(
     return saturated, None if refused == _NONE_REFUSED else refused
 
 
-def _describe(grad: Tensor, tensors: Sequence[Stored], first_row: int) -> list[int]:
+def _describe(grad: Tensor, tensors: Sequence[Stored], key: int, first_row: int) -> list[int]:
     """The columns of the table from the gradient up to the hyperparameters."""
-    row = [grad.data_ptr(), *rows_of(grad.shape), first_row]
-    for blocks, format, key in tensors:
+    row = [grad.data_ptr(), *rows_of(grad.shape), first_row, signed(key)]
+    for blocks, format in tensors:
         row += [0 if plane is None else plane.data_ptr() for plane in blocks]
-        row += [signed(key), radix(format)]
+        row.append(radix(format))
     return row + [0] * (HYPER.value - GRADIENT.value - len(row))

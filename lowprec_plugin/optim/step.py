@@ -127,7 +127,7 @@ class FixedPointStep(torch.optim.Optimizer):
         algorithm = update.algorithm(group)
         names = STATES[algorithm]
         hypers_of_step: dict[int, Any] = {}
-        hypers, stores = [], []
+        hypers, stores, keys = [], [], []
         for param in params:
             state = self.state[param]
             if "step" not in state:
@@ -141,7 +141,8 @@ class FixedPointStep(torch.optim.Optimizer):
                 hypers_of_step[step] = update.hypers(group, step)
             hypers.append(hypers_of_step[step])
             tensors = [param, *(state[name] for name in names)]
-            stores.append([ops.Stored(t.blocks, t.format, key_of(t.stream, step)) for t in tensors])
+            stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
+            keys.append(key_of(param.stream, step))
         by_device: dict[torch.device, list[int]] = {}
         for index, param in enumerate(params):
             by_device.setdefault(param.device, []).append(index)
@@ -152,6 +153,7 @@ class FixedPointStep(torch.optim.Optimizer):
                 [stores[i] for i in indices],
                 [hypers[i] for i in indices],
                 rounding=self.fixed_point.rounding,
+                keys=[keys[i] for i in indices],
                 first_rows=[params[i].first_row for i in indices],
             )
             self.fixed_point.saturated += saturated

@@ -112,9 +112,9 @@ def stores(shape: tuple[int, ...], names: Sequence[str], device: str) -> list[op
     generator = torch.Generator().manual_seed(1)
     with ops.use_backend("reference"):
         made = []
-        for key, format in enumerate(map(FixedPointFormat.parse, names)):
+        for format in map(FixedPointFormat.parse, names):
             blocks, _ = ops.quantize(torch.rand(shape, generator=generator), format)
-            made.append(ops.Stored(blocks.map(lambda plane: plane.to(device)), format, key_of(key, 0)))
+            made.append(ops.Stored(blocks.map(lambda plane: plane.to(device)), format))
     return made
 
 
@@ -140,6 +140,7 @@ def test_updates(algorithm: Algorithm, formats: tuple[str, str], rounding: str) 
                 parameters,
                 hypers,
                 rounding=rounding,
+                keys=[key_of(key, 0) for key in range(len(SHAPES))],
                 first_rows=range(len(SHAPES)),
             )
         results.append([torch.tensor(outcome[0]), *planes(parameters)])
@@ -185,10 +186,7 @@ def test_planes_off_128_bit_boundaries() -> None:
     results = []
     for move in (lambda plane: plane, shifted):
         parameters = [
-            [
-                ops.Stored(blocks.map(move), format, key)
-                for blocks, format, key in stores((4, 512), ["fixed16"] * 2, DEVICE)
-            ]
+            [ops.Stored(blocks.map(move), format) for blocks, format in stores((4, 512), ["fixed16"] * 2, DEVICE)]
         ]
         assert isinstance(parameters[0][0].blocks, Blocks)
         grads = [move(torch.ones(4, 512, device=DEVICE))]
