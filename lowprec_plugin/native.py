@@ -18,8 +18,8 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
-_ABI = 2
-_FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ABI = 3
+FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class Store(ctypes.Structure):
@@ -78,6 +78,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     ):
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, result
+    for name in ("lowprec_wire_round", "lowprec_wire_sum", "lowprec_wire_read"):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [ctypes.c_void_p, i64, ctypes.c_void_p, i32], None
     return library, "native kernels"
 
 
@@ -89,7 +92,7 @@ def available() -> tuple[bool, str]:
 
 def instruction_set() -> str:
     """The instruction set in use: ``"baseline"``, ``"avx2"`` or ``"avx512"``."""
-    return str(_library().lowprec_isa().decode())
+    return str(library().lowprec_isa().decode())
 
 
 def select_instruction_set(name: str) -> None:
@@ -98,11 +101,12 @@ def select_instruction_set(name: str) -> None:
     Raises:
         ValueError: if this machine does not have it.
     """
-    if _library().lowprec_select(name.encode()) != 0:
+    if library().lowprec_select(name.encode()) != 0:
         raise ValueError(f"this machine has no {name!r}")
 
 
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The loaded kernels, which must be available."""
     library, reason = _load()
     assert library is not None, reason
     return library
@@ -128,11 +132,11 @@ def quantize(
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.ops.quantize`. Returns the saturated elements."""
     items = (Item * 1)()
     item = items[0]
-    item.grad, item.grad_type, item.bits = x.data_ptr(), _FLOAT_TYPES[x.dtype], _pointer(bits)
+    item.grad, item.grad_type, item.bits = x.data_ptr(), FLOAT_TYPES[x.dtype], _pointer(bits)
     item.rows, item.row_length = rows_of(x.shape)
     item.first_row, item.key = first_row, key
     _fill(item.stores[0], out, format)
-    _library().lowprec_quantize(items, 1, stochastic, torch.get_num_threads())
+    library().lowprec_quantize(items, 1, stochastic, torch.get_num_threads())
     return int(item.saturated)
 
 
@@ -140,10 +144,10 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
     items = (Item * 1)()
     item = items[0]
-    item.out, item.out_type = out.data_ptr(), _FLOAT_TYPES[out.dtype]
+    item.out, item.out_type = out.data_ptr(), FLOAT_TYPES[out.dtype]
     item.rows, item.row_length = rows_of(blocks.codes.shape)
     _fill(item.stores[0], blocks, format)
-    _library().lowprec_dequantize(items, 1, torch.get_num_threads())
+    library().lowprec_dequantize(items, 1, torch.get_num_threads())
 
 
 def update(
@@ -159,13 +163,13 @@ def update(
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
     items = (Item * len(grads))()
     for item, grad, tensors, key, hyper, first_row in zip(items, grads, stores, keys, hypers, first_rows, strict=True):
-        item.grad, item.grad_type = grad.data_ptr(), _FLOAT_TYPES[grad.dtype]
+        item.grad, item.grad_type = grad.data_ptr(), FLOAT_TYPES[grad.dtype]
         item.rows, item.row_length = rows_of(grad.shape)
         item.first_row, item.key = first_row, key
         item.hyper[: len(hyper)] = hyper
         for store, (blocks, format) in zip(item.stores, tensors, strict=False):
             _fill(store, blocks, format)
-    _library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
+    library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
     refused = next((index for index, item in enumerate(items) if item.refused), None)
     return sum(item.saturated for item in items), refused
 
@@ -174,7 +178,7 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     """The index of the first tensor with a NaN or an infinity, or ``None``."""
     items = (Item * len(tensors))()
     for item, tensor in zip(items, tensors, strict=True):
-        item.grad, item.grad_type = tensor.data_ptr(), _FLOAT_TYPES[tensor.dtype]
+        item.grad, item.grad_type = tensor.data_ptr(), FLOAT_TYPES[tensor.dtype]
         item.rows, item.row_length = 1, tensor.numel()
-    first = _library().lowprec_first_nonfinite(items, len(tensors), torch.get_num_threads())
+    first = library().lowprec_first_nonfinite(items, len(tensors), torch.get_num_threads())
     return None if first < 0 else int(first)

@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "lowprec_plugin"
 LAYERS = {
     "version": 0, "formats": 0, "quality": 0,
     "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
-    "ops": 2,
-    "tensor": 3, "tensor_rules": 3,
+    "wire_reference": 1, "native_wire": 1,
+    "ops": 2, "wire": 2,
+    "tensor": 3, "tensor_rules": 3, "comm": 3,
     "optim": 4, "memory": 4, "describe": 4,
     "plugin": 5,
     "tasks": 6, "poc": 6, "bench": 6, "cli": 6,

@@ -821,6 +821,3 @@ static bool finite_chunks(const lowprec_item &item, int64_t begin, int64_t end) 
 }
 
 }  // namespace LOWPREC_NAMESPACE
-
-#define LOWPREC_TABLE(NAME) \
-    extern const lowprec_kernels lowprec_kernels_##NAME = {#NAME, LOWPREC_NAMESPACE::quantize_chunks, LOWPREC_NAMESPACE::dequantize_chunks, LOWPREC_NAMESPACE::update_chunks, LOWPREC_NAMESPACE::finite_chunks};

@@ -1,3 +1,4 @@
 #define LOWPREC_NAMESPACE lowprec_avx2
 #include "kernels.inl"
+#include "wire.inl"
 LOWPREC_TABLE(avx2)

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -35,18 +36,13 @@ constexpr int64_t TURN = 1 << 14;
 
 // Work on many tensors as one queue of turns. A turn is a range of one tensor's chunks.
 struct job {
-    lowprec_item *items;
     std::vector<int64_t> chunks;       // per item
     std::vector<int64_t> chunks_turn;  // chunks in a turn, per item
     std::vector<int64_t> first_turn;   // per item, and the total
     std::atomic<int64_t> next{0};
-    void (*run)(const job &, int64_t item, int64_t begin, int64_t end) = nullptr;
-    int32_t algorithm = 0;
-    bool stochastic = false;
-    mutable std::atomic<int64_t> nonfinite{INT64_MAX};
+    std::function<void(int64_t item, int64_t begin, int64_t end)> run;
 
-    job(const lowprec_item *list, int64_t count, bool flat) : items(const_cast<lowprec_item *>(list)) {
-        first_turn.push_back(0);
+    job(const lowprec_item *list, int64_t count, bool flat) {
         for (int64_t i = 0; i < count; i++) {
             const lowprec_item &item = list[i];
             const int64_t elements = item.rows * item.row_length;
@@ -63,14 +59,24 @@ struct job {
                 number = (item.rows + rows - 1) / rows;
                 length = rows * item.row_length;
             }
-            const int64_t turn = TURN / length > 0 ? TURN / length : 1;
-            chunks.push_back(number);
-            chunks_turn.push_back(turn);
-            first_turn.push_back(first_turn.back() + (number + turn - 1) / turn);
+            add(number, length);
         }
     }
 
-    int64_t turns() const { return first_turn.back(); }
+    job(const lowprec_piece *list, int64_t count) {
+        for (int64_t i = 0; i < count; i++)
+            add((list[i].elements + LOWPREC_WIRE_BLOCK - 1) / LOWPREC_WIRE_BLOCK, LOWPREC_WIRE_BLOCK);
+    }
+
+    void add(int64_t number, int64_t length) {
+        const int64_t turn = TURN / length > 0 ? TURN / length : 1;
+        if (first_turn.empty()) first_turn.push_back(0);
+        chunks.push_back(number);
+        chunks_turn.push_back(turn);
+        first_turn.push_back(first_turn.back() + (number + turn - 1) / turn);
+    }
+
+    int64_t turns() const { return first_turn.empty() ? 0 : first_turn.back(); }
 
     void work() {
         size_t item = 0;
@@ -80,7 +86,7 @@ struct job {
             while (turn >= first_turn[item + 1]) item++;  // turns only grow
             const int64_t begin = (turn - first_turn[item]) * chunks_turn[item];
             const int64_t end = begin + chunks_turn[item] < chunks[item] ? begin + chunks_turn[item] : chunks[item];
-            run(*this, (int64_t)item, begin, end);
+            run((int64_t)item, begin, end);
         }
     }
 };
@@ -136,38 +142,52 @@ int32_t lowprec_select(const char *isa) {
 
 void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
     job work(items, count, false);
-    work.stochastic = stochastic != 0;
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
-        kernels->quantize(j.items[i], begin, end, j.stochastic);
-    };
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->quantize(items[i], begin, end, stochastic != 0); };
     share(work, threads);
 }
 
 void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads) {
     job work(items, count, false);
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) { kernels->dequantize(j.items[i], begin, end); };
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->dequantize(items[i], begin, end); };
     share(work, threads);
 }
 
 void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
     job work(items, count, false);
-    work.algorithm = algorithm;
-    work.stochastic = stochastic != 0;
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
-        kernels->update(j.algorithm, j.items[i], begin, end, j.stochastic);
+    work.run = [=](int64_t i, int64_t begin, int64_t end) {
+        kernels->update(algorithm, items[i], begin, end, stochastic != 0);
     };
     share(work, threads);
 }
 
 int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads) {
     job work(items, count, true);
-    work.run = [](const job &j, int64_t i, int64_t begin, int64_t end) {
-        if (kernels->finite(j.items[i], begin, end)) return;
-        int64_t seen = j.nonfinite.load();
-        while (i < seen && !j.nonfinite.compare_exchange_weak(seen, i)) {
+    std::atomic<int64_t> nonfinite{INT64_MAX};
+    work.run = [=, &nonfinite](int64_t i, int64_t begin, int64_t end) {
+        if (kernels->finite(items[i], begin, end)) return;
+        int64_t seen = nonfinite.load();
+        while (i < seen && !nonfinite.compare_exchange_weak(seen, i)) {
         }
     };
     share(work, threads);
-    const int64_t first = work.nonfinite.load();
+    const int64_t first = nonfinite.load();
     return first == INT64_MAX ? -1 : first;
+}
+
+void lowprec_wire_round(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads) {
+    job work(pieces, count);
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->wire_round(pieces[i], begin, end, *wire); };
+    share(work, threads);
+}
+
+void lowprec_wire_sum(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads) {
+    job work(pieces, count);
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->wire_sum(pieces[i], begin, end, *wire); };
+    share(work, threads);
+}
+
+void lowprec_wire_read(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads) {
+    job work(pieces, count);
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->wire_read(pieces[i], begin, end, *wire); };
+    share(work, threads);
 }

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { LOWPREC_ABI = 2, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024 };
+enum { LOWPREC_ABI = 3, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
 enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2 };
 enum { LOWPREC_SGD = 0, LOWPREC_MOMENTUM = 1, LOWPREC_ADAM = 2, LOWPREC_LION = 3 };
 
@@ -36,6 +36,32 @@ struct lowprec_item {
     lowprec_store stores[3];  // the parameter and its state
 };
 
+// A run of whole wire blocks of one gradient (or, in a sum, of the mean's); the last may end early.
+struct lowprec_piece {
+    void *values;                // the gradient, read or written
+    int8_t *residual_codes;      // 8-bit codes and exponents of what earlier roundings lost; or null
+    int8_t *residual_exponents;
+    int64_t elements;
+    int64_t first_block;         // its place in the whole gradient: of the random bits
+    int64_t place;               // its place in the chunk
+    uint64_t key;
+    int32_t type;
+    int32_t reserved;
+};
+
+// A chunk of packed blocks that goes to one rank, or the same chunk from each of several ranks.
+struct lowprec_wire {
+    uint8_t *codes;
+    int8_t *exponents;
+    uint8_t *out_codes;          // of a sum
+    int8_t *out_exponents;
+    int64_t stride;              // bytes from one rank's chunk to the next one's
+    float divisor;               // what a sum is divided by
+    int32_t ranks;
+    int32_t word_length;
+    int32_t stochastic;
+};
+
 LOWPREC_API int32_t lowprec_abi(void);
 LOWPREC_API const char *lowprec_isa(void);
 LOWPREC_API int32_t lowprec_select(const char *isa);  // "baseline", "avx2", "avx512": 0 if this machine has it
@@ -43,6 +69,9 @@ LOWPREC_API void lowprec_quantize(lowprec_item *items, int64_t count, int32_t st
 LOWPREC_API void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads);
 LOWPREC_API void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads);  // an index, or -1
+LOWPREC_API void lowprec_wire_round(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads);
+LOWPREC_API void lowprec_wire_sum(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads);
+LOWPREC_API void lowprec_wire_read(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads);
 }
 
 // What one instruction set provides. `chunk` elements at a time; see kernels.inl.
@@ -52,4 +81,7 @@ struct lowprec_kernels {
     void (*dequantize)(lowprec_item &, int64_t begin, int64_t end);
     void (*update)(int32_t algorithm, lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     bool (*finite)(const lowprec_item &, int64_t begin, int64_t end);
+    void (*wire_round)(const lowprec_piece &, int64_t begin, int64_t end, const lowprec_wire &);
+    void (*wire_sum)(const lowprec_piece &, int64_t begin, int64_t end, const lowprec_wire &);
+    void (*wire_read)(const lowprec_piece &, int64_t begin, int64_t end, const lowprec_wire &);
 };

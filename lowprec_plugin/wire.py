@@ -1,0 +1,50 @@
+"""The door to the arithmetic of the wire: which backend rounds, sums and reads what crosses the network.
+
+The law is that of :mod:`lowprec_plugin.wire_reference`, whatever the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lowprec_plugin import native_wire, ops, wire_reference
+from lowprec_plugin.wire_reference import WORD_LENGTHS, Chunk, Piece
+
+
+def check_word_length(word_length: int, name: str = "word_length") -> None:
+    """Raise ``ValueError`` unless gradients can travel with ``word_length`` bits."""
+    if word_length not in WORD_LENGTHS or isinstance(word_length, bool):
+        raise ValueError(f"{name}={word_length!r} is not one of {WORD_LENGTHS}, the bits that a gradient travels with")
+
+
+def round_(pieces: Sequence[Piece], chunk: Chunk, word_length: int, rounding: str) -> None:
+    """Round gradients into ``chunk``, in place: see :func:`lowprec_plugin.wire_reference.round_`."""
+    if pieces:
+        _backend(chunk).round_(pieces, chunk, word_length, rounding == "stochastic")
+
+
+def sum_(
+    pieces: Sequence[Piece], chunks: Sequence[Chunk], out: Chunk, word_length: int, divisor: float, rounding: str
+) -> None:
+    """Sum the ranks' chunks into ``out``, in place: see :func:`lowprec_plugin.wire_reference.sum_`."""
+    if pieces:
+        _backend(out).sum_(pieces, chunks, out, word_length, divisor, rounding == "stochastic")
+
+
+def read_(pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
+    """Write the numbers of ``chunk`` to the pieces, in place: see :func:`lowprec_plugin.wire_reference.read_`."""
+    backend = _backend(chunk)
+    halves = [piece for piece in pieces if piece.values.dtype == torch.float16]
+    others = [piece for piece in pieces if piece.values.dtype != torch.float16]
+    if others:
+        backend.read_(others, chunk, word_length)
+    for piece in halves:  # a mean of float16 gradients may be beyond float16's range: torch rounds it as it does sums
+        wide = piece._replace(values=piece.values.float())
+        backend.read_([wide], chunk, word_length)
+        piece.values.copy_(wide.values)
+
+
+def _backend(chunk: Chunk):  # type: ignore[no-untyped-def]
+    return native_wire if ops.backend_for(chunk.codes.device) == "native" else wire_reference
