@@ -6,12 +6,26 @@
     from lowprec_plugin import FixedPointPrecision
 
     trainer = Trainer(plugins=FixedPointPrecision())
+
+Lightning is imported when :class:`FixedPointPrecision` is first asked for: who uses plain PyTorch need not wait for it.
 """
 
-from lowprec_plugin import memory, optim
+from typing import TYPE_CHECKING, Any
+
+from lowprec_plugin import comm, memory, optim
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 
-__all__ = ["FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "__version__", "memory", "optim"]
+if TYPE_CHECKING:
+    from lowprec_plugin.plugin import FixedPointPrecision
+
+__all__ = ["FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "__version__", "comm", "memory", "optim"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FixedPointPrecision":
+        from lowprec_plugin.plugin import FixedPointPrecision
+
+        return FixedPointPrecision
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

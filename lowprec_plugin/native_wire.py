@@ -70,18 +70,15 @@ def read_(pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
 
 
 def _call(name: str, pieces: Sequence[Piece], keys: Sequence[int], wire: _Wire) -> None:
-    filled = (_Piece * len(pieces))(
-        *((*_planes(piece), piece.values.numel(), piece.first_block, piece.place, key, _type(piece.values), 0)
-          for piece, key in zip(pieces, keys, strict=True))
-    )  # fmt: skip
+    filled = (_Piece * len(pieces))()
+    for item, piece, key in zip(filled, pieces, keys, strict=True):
+        item.values, item.elements, item.type = piece.values.data_ptr(), piece.values.numel(), _type(piece.values)
+        item.first_block, item.place, item.key = piece.first_block, piece.place, key
+        if piece.residual is not None:
+            assert piece.residual.exponents is not None
+            item.residual_codes = piece.residual.codes.data_ptr()
+            item.residual_exponents = piece.residual.exponents.data_ptr()
     getattr(native.library(), name)(filled, len(pieces), ctypes.byref(wire), torch.get_num_threads())
-
-
-def _planes(piece: Piece) -> tuple[int, int | None, int | None]:
-    if piece.residual is None:
-        return piece.values.data_ptr(), None, None
-    assert piece.residual.exponents is not None
-    return piece.values.data_ptr(), piece.residual.codes.data_ptr(), piece.residual.exponents.data_ptr()
 
 
 def _type(values: Tensor) -> int:

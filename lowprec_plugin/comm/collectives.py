@@ -1,0 +1,166 @@
+"""Collectives of fixed-point blocks, for tensors of any shape, in plain PyTorch.
+
+Each is called by every rank of the group, like its counterpart in :mod:`torch.distributed`, and blocks until it is
+done. ``seed``, ``name`` and ``step`` key the random bits: give every tensor a name and every call a step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowprec_plugin import ops, wire
+from lowprec_plugin.comm.exchange import Exchange, Gradient, gather, keys
+from lowprec_plugin.random_bits import stream_of
+from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
+
+OPS = ("mean", "sum")
+
+
+def all_reduce(
+    tensor: Tensor,
+    op: str = "mean",
+    *,
+    word_length: int = 16,
+    group: dist.ProcessGroup | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    name: str = "",
+    step: int = 0,
+) -> Tensor:
+    """Replace ``tensor`` by the mean (or sum) over the ranks, in place; every rank ends with the same bits.
+
+    Each rank's numbers are rounded once on their way out and the result once on its way back. A tensor of fewer than
+    256 elements travels as float32.
+
+    Args:
+        tensor: float32, bfloat16 or float16, of the same shape on every rank.
+        op: ``"mean"`` or ``"sum"``.
+        word_length: bits on the wire: 4, 8, 12 or 16.
+        group: the process group; the default one if ``None``.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        seed, name, step: key the random bits; each rank's own rounding differs from the others'.
+
+    Returns:
+        ``tensor``. Where a rank had a NaN or an infinity, its block of 256 is NaN on every rank.
+
+    Raises:
+        ValueError: for a word length, rounding, op or dtype that there is not.
+    """
+    _check(tensor, op, word_length, rounding)
+    if dist.get_world_size(group) == 1:
+        return tensor
+    flat = tensor.detach().contiguous().view(-1)
+    key, sum_key = keys(stream_of(seed, name), step, dist.get_rank(group))
+    Exchange(word_length, rounding, group, op == "mean").run([Gradient(flat, key, sum_key)])
+    return _give_back(tensor, flat)
+
+
+def reduce_scatter(
+    output: Tensor,
+    input: Tensor,  # noqa: A002  # torch's name
+    op: str = "mean",
+    *,
+    word_length: int = 16,
+    group: dist.ProcessGroup | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    name: str = "",
+    step: int = 0,
+) -> Tensor:
+    """Write to ``output`` this rank's share of the mean (or sum) of ``input`` over the ranks.
+
+    ``input`` is cut into one equal share per rank, as by ``torch.distributed.reduce_scatter_tensor``. Each number is
+    rounded once, on its way out; the sum is float32's, in rank order.
+
+    Args:
+        output: of a share's number of elements. Changed in place.
+        input: of as many elements as all outputs together.
+        op, word_length, group, rounding, seed, name, step: as in :func:`all_reduce`.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ValueError: as :func:`all_reduce`, and if the sizes do not match.
+    """
+    _check(input, op, word_length, rounding)
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    share = output.numel()
+    if share * ranks != input.numel():
+        raise ValueError(f"input has {input.numel()} elements, but {ranks} ranks times output's {share} are needed")
+    blocks = blocks_of(share)
+    key, _ = keys(stream_of(seed, name), step, rank)
+    sent = torch.zeros(ranks, chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
+    for index, values in enumerate(input.detach().contiguous().view(ranks, share)):
+        piece = Piece(values, index * blocks, 0, key, 0)
+        wire.round_([piece], chunk_of(sent[index], blocks, word_length), word_length, rounding)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    scale = 2.0 ** -(ranks - 1).bit_length()  # at which no sum of so many overflows
+    total = torch.zeros(share, device=input.device)
+    values = torch.empty(share, device=input.device)
+    for row in received:
+        wire.read_([Piece(values, 0, 0, 0, 0)], chunk_of(row, blocks, word_length), word_length)
+        total += values * scale
+    total /= scale * (ranks if op == "mean" else 1)
+    output.detach().view(-1).copy_(total)
+    return output
+
+
+def all_gather(
+    output: Tensor,
+    input: Tensor,  # noqa: A002  # torch's name
+    *,
+    word_length: int = 16,
+    group: dist.ProcessGroup | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    name: str = "",
+    step: int = 0,
+) -> Tensor:
+    """Write every rank's ``input``, rounded once, one behind the other to ``output``; the same bits on every rank.
+
+    Args:
+        output: of as many elements as all inputs together. Changed in place.
+        input: of the same number of elements on every rank.
+        word_length, group, rounding, seed, name, step: as in :func:`all_reduce`.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ValueError: as :func:`all_reduce`, and if the sizes do not match.
+    """
+    _check(input, "mean", word_length, rounding)
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    share = input.numel()
+    if share * ranks != output.numel():
+        raise ValueError(f"output has {output.numel()} elements, but {ranks} ranks times input's {share} are needed")
+    blocks = blocks_of(share)
+    key, _ = keys(stream_of(seed, name), step, rank)
+    sent = torch.zeros(chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
+    piece = Piece(input.detach().contiguous().view(-1), 0, 0, key, 0)
+    wire.round_([piece], chunk_of(sent, blocks, word_length), word_length, rounding)
+    received, work = gather(sent, group)
+    work.wait()
+    flat = output.detach().contiguous().view(ranks, share)
+    for row, values in zip(received, flat, strict=True):
+        wire.read_([piece._replace(values=values)], chunk_of(row, blocks, word_length), word_length)
+    return _give_back(output, flat)
+
+
+def _check(tensor: Tensor, op: str, word_length: int, rounding: str) -> None:
+    wire.check_word_length(word_length)
+    ops.check_rounding(rounding)
+    if op not in OPS:
+        raise ValueError(f"op={op!r} is not one of {OPS}")
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"only float32, bfloat16 and float16 tensors can travel in fixed-point, not {tensor.dtype}")
+
+
+def _give_back(tensor: Tensor, flat: Tensor) -> Tensor:
+    if flat.data_ptr() != tensor.data_ptr():
+        tensor.detach().copy_(flat.view(tensor.shape))
+    return tensor

@@ -1,0 +1,213 @@
+"""One all-reduce in fixed-point, as a program of two collectives of bytes.
+
+Each rank rounds its gradients to packed blocks (:mod:`lowprec_plugin.wire_reference`). The blocks are shared out: rank
+``r`` is sent everybody's ``r``-th slice (``all_to_all_single``), sums it in float32 in rank order, rounds the mean
+once more, and sends it to all (``all_gather_into_tensor``). Every rank reads the same bytes, so every rank ends with
+the same bits. Per element and rank that sends ``2 (N - 1) / N * (word_length / 8 + 1 / 256)`` bytes.
+
+A gradient smaller than a block travels as float32, to everybody, behind the blocks of the first collective, and is
+summed in rank order by everybody: a block of codes would be no smaller.
+
+Large exchanges go in parts, so that rounding and summing overlap with the network. The order of collectives follows
+from the gradients' sizes alone: it is the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowprec_plugin import wire
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.random_bits import key_of, substream
+from lowprec_plugin.wire_reference import BLOCK, Chunk, Piece, chunk_bytes, chunk_of
+
+#: Blocks of one part: a million numbers.
+PART = 4096
+_ALIGNMENT = 16
+
+
+class Gradient(NamedTuple):
+    """What one parameter sends: see :class:`~lowprec_plugin.wire_reference.Piece`."""
+
+    values: Tensor
+    key: int
+    sum_key: int
+    residual: Blocks | None = None
+
+
+@dataclass
+class Traffic:
+    """What one rank has sent, counted where it is handed to the collectives.
+
+    Attributes:
+        bytes_sent: bytes that left this rank.
+        float32_bytes: what a ring all-reduce of the same numbers in float32 would have sent.
+        exchanges: all-reduces.
+    """
+
+    bytes_sent: int = 0
+    float32_bytes: float = 0.0
+    exchanges: int = 0
+
+
+@dataclass
+class Exchange:
+    """How gradients are reduced.
+
+    Args:
+        word_length: 4, 8, 12 or 16 bits.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        group: the process group; its collectives must not be mixed with others' in another order on another rank.
+        mean: divide the sum by the number of ranks.
+    """
+
+    word_length: int
+    rounding: str
+    group: dist.ProcessGroup | None
+    mean: bool = True
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def run(self, gradients: Sequence[Gradient]) -> None:
+        """Replace every gradient's values by the mean (or sum) over the ranks, in place."""
+        ranks = dist.get_world_size(self.group)
+        parts = [_Part(self, pieces, plain, ranks) for pieces, plain in _parts(gradients)]
+        for index in range(len(parts) + 2):  # three parts are under way at a time
+            if index < len(parts):
+                parts[index].send()
+            if 0 <= index - 1 < len(parts):
+                parts[index - 1].sum()
+            if 0 <= index - 2:
+                parts[index - 2].read()
+        elements = sum(gradient.values.numel() for gradient in gradients)
+        self.traffic.float32_bytes += 2 * (ranks - 1) / ranks * 4 * elements
+        self.traffic.exchanges += 1
+
+
+class _Part:
+    """A stretch of blocks, and the gradients that travel as float32, on their way."""
+
+    def __init__(self, exchange: Exchange, pieces: list[Piece], plain: list[Tensor], ranks: int) -> None:
+        self.exchange, self.ranks = exchange, ranks
+        self.pieces, self.plain = pieces, plain
+        self.device = (pieces[0].values if pieces else plain[0]).device
+        self.blocks = -(-sum(piece.blocks for piece in pieces) // ranks)  # that each rank sums
+        self.slices = [_slice(pieces, self.blocks * rank, self.blocks * (rank + 1)) for rank in range(ranks)]
+        self.packed = chunk_bytes(self.blocks, exchange.word_length) if pieces else 0
+        self.floats = sum(tensor.numel() for tensor in plain)
+
+    def send(self) -> None:
+        """Round, and start the first collective."""
+        stride = self.packed + -(-4 * self.floats // _ALIGNMENT) * _ALIGNMENT
+        sent = torch.zeros(self.ranks, stride, dtype=torch.uint8, device=self.device)
+        for row, pieces in zip(sent, self.slices, strict=True):
+            wire.round_(pieces, self._chunk(row), self.exchange.word_length, self.exchange.rounding)
+        if self.plain:
+            floats = torch.cat([tensor.float() for tensor in self.plain])
+            sent[:, self.packed : self.packed + 4 * self.floats] = floats.view(torch.uint8)
+        self.received = torch.empty_like(sent)
+        self._count(sent[0])
+        self.sent = sent  # held until the collective is done with it
+        self.work = dist.all_to_all_single(self.received, sent, group=self.exchange.group, async_op=True)
+
+    def sum(self) -> None:
+        """Sum what came, and start the second collective."""
+        self.work.wait()
+        del self.sent
+        divisor = float(self.ranks if self.exchange.mean else 1)
+        if self.plain:
+            self._sum_plain(divisor)
+        if not self.pieces:
+            return
+        own = self.slices[dist.get_rank(self.exchange.group)]
+        mean = torch.zeros(self.packed, dtype=torch.uint8, device=self.device)
+        chunks = [self._chunk(row) for row in self.received]
+        wire.sum_(own, chunks, self._chunk(mean), self.exchange.word_length, divisor, self.exchange.rounding)
+        self._count(mean)
+        self.mean = mean  # held until the collective is done with it
+        self.received, self.work = gather(mean, self.exchange.group)
+
+    def read(self) -> None:
+        """Write what came to the gradients."""
+        if not self.pieces:
+            return
+        self.work.wait()
+        for row, pieces in zip(self.received, self.slices, strict=True):
+            wire.read_(pieces, self._chunk(row), self.exchange.word_length)
+        del self.received, self.mean
+
+    def _sum_plain(self, divisor: float) -> None:
+        rows = self.received[:, self.packed : self.packed + 4 * self.floats].contiguous().view(torch.float32)
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        total /= divisor
+        for tensor, mean in zip(self.plain, total.split([tensor.numel() for tensor in self.plain]), strict=True):
+            tensor.copy_(mean)
+
+    def _chunk(self, row: Tensor) -> Chunk:
+        return chunk_of(row[: self.packed], self.blocks, self.exchange.word_length)
+
+    def _count(self, to_each: Tensor) -> None:
+        self.exchange.traffic.bytes_sent += (self.ranks - 1) * to_each.nbytes
+
+
+def gather(tensor: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dist.Work]:
+    """Every rank's ``tensor``, stacked, once the work is done."""
+    ranks = dist.get_world_size(group)
+    flat = torch.empty(ranks * tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+    # torch 2.13 renamed it.
+    collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    work = collective(flat, tensor.reshape(-1), group=group, async_op=True)
+    return flat.view(ranks, *tensor.shape), work
+
+
+def is_plain(elements: int) -> bool:
+    """Whether a gradient of so many elements travels as float32."""
+    return elements < BLOCK
+
+
+def keys(stream: int, step: int, rank: int) -> tuple[int, int]:
+    """Of the random bits of one gradient in one step: of this rank's rounding, and of the mean's, which all share."""
+    return key_of(substream(stream, f"wire, rank {rank}"), step), key_of(substream(stream, "wire, mean"), step)
+
+
+def _parts(gradients: Sequence[Gradient]) -> Iterator[tuple[list[Piece], list[Tensor]]]:
+    """The gradients in parts of at most ``PART`` blocks, the plain ones with the first."""
+    gradients = [gradient for gradient in gradients if gradient.values.numel() > 0]
+    plain = [gradient.values for gradient in gradients if is_plain(gradient.values.numel())]
+    pieces, place = [], 0
+    for gradient in gradients:
+        if not is_plain(gradient.values.numel()):
+            values, key, sum_key, residual = gradient
+            pieces.append(Piece(values, 0, place, key, sum_key, residual))
+            place += pieces[-1].blocks
+    if not pieces and plain:
+        yield [], plain
+    for begin in range(0, place, PART):
+        yield _slice(pieces, begin, begin + PART), plain if begin == 0 else []
+
+
+def _slice(pieces: Sequence[Piece], begin: int, end: int) -> list[Piece]:
+    """What of ``pieces`` is placed in blocks ``begin`` to ``end``, placed from 0 on."""
+    found = []
+    for piece in pieces:
+        first, last = max(begin, piece.place), min(end, piece.place + piece.blocks)
+        if first >= last:
+            continue
+        skipped, kept = first - piece.place, slice(first - piece.place, last - piece.place)
+        residual = None if piece.residual is None else piece.residual.map(lambda plane, kept=kept: plane[kept])
+        found.append(
+            piece._replace(
+                values=piece.values[kept.start * BLOCK : kept.stop * BLOCK],
+                first_block=piece.first_block + skipped,
+                place=first - begin,
+                residual=residual,
+            )
+        )
+    return found
