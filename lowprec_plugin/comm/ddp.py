@@ -10,8 +10,7 @@ Exchanges run beside the backward pass: on the CPU on a thread of their own, on 
 a process group of their own, so that their order does not mix with other collectives'.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: register_comm_hook looks at the hook's annotations themselves.
 from typing import Any
 
 import torch
