@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lowprec_plugin import wire
+from lowprec_plugin.comm import DDPState, ddp_hook
 from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopt import adopt
@@ -41,6 +44,10 @@ class FixedPointPrecision(Precision):
             ``None``: every block of weights has a radix point of its own. State always has: a point that suits the
             weights says nothing of the gradients' scale.
         state_word_length: bits of optimizer state; ``None``: as the weights.
+        comm_word_length: bits of a gradient between processes: 4, 8, 12 or 16; ``"auto"``: 16 under DDP, unless the
+            strategy has a ``ddp_comm_hook`` of the user's; ``None``: gradients travel as they are.
+        comm_error_feedback: keep what each process's rounding of gradients lost, in 8 bits per parameter, and add it
+            to the next gradient. For 8 and 4 bits.
         rounding: ``"stochastic"`` or ``"nearest"``.
         block_size: consecutive weights that share a radix point: a power of two, 16 to 1024.
         compute_dtype: what operations see: ``torch.float32``; ``torch.bfloat16`` (parameters, buffers and inputs appear
@@ -59,6 +66,8 @@ class FixedPointPrecision(Precision):
         fraction_length: int | None = None,
         *,
         state_word_length: int | None = None,
+        comm_word_length: int | Literal["auto"] | None = "auto",
+        comm_error_feedback: bool = False,
         rounding: Literal["stochastic", "nearest"] = "stochastic",
         block_size: int = 256,
         compute_dtype: ComputeDtype = torch.float32,
@@ -69,6 +78,13 @@ class FixedPointPrecision(Precision):
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
         self._settings = {"state_word_length": state_word_length, "rounding": rounding, "nonfinite": nonfinite}
         StepSettings(**self._settings)  # type: ignore[arg-type]  # refuses bad values now rather than at fit
+        if comm_word_length not in ("auto", None):
+            wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
+        self.comm_word_length = comm_word_length
+        self.comm_error_feedback = comm_error_feedback
+        #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
+        #: DDP, else ``None``.
+        self.wire: DDPState | None = None
         self.rounding = rounding
         self.keep_float = [keep_float] if isinstance(keep_float, str) else list(keep_float)
         self.seed = seed
@@ -82,6 +98,7 @@ class FixedPointPrecision(Precision):
         self._device_type = "cpu"
         self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []
+        self._said_traffic = False
 
     @property
     def skipped_steps(self) -> int:
@@ -110,9 +127,54 @@ class FixedPointPrecision(Precision):
         for optimizer in optimizers:
             adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
         self._optimizers = list(optimizers)  # type: ignore[arg-type]
-        wire = "float32, as DistributedDataParallel sends them" if isinstance(model, DistributedDataParallel) else ""
-        rank_zero_info(f"{self}\n{as_text(describe(model, optimizers), self._kept, wire)}")
+        self.wire, said = self._connect_wire(model) if optimizers else (None, "")
+        rank_zero_info(f"{self}\n{as_text(describe(model, optimizers), self._kept, said)}")
         return model, optimizers, lr_schedulers
+
+    def _connect_wire(self, model: nn.Module) -> tuple[DDPState | None, str]:
+        """Register the hook that gradients travel through; say what they travel as."""
+        wanted = self.comm_word_length
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return None, ""
+        if not isinstance(model, DistributedDataParallel):
+            if wanted is None:
+                return None, "as the strategy sends them (comm_word_length=None)"
+            raise ValueError(
+                f"gradients of a {type(model).__name__} would travel as floats: comm_word_length={wanted!r} needs "
+                'strategy="ddp". Use it, or say comm_word_length=None'
+            )
+        if wanted is None:
+            return None, "as floats (comm_word_length=None)"
+        if model._comm_hooks:
+            hook = getattr(model._comm_hooks[0][0], "__name__", "a hook")
+            if wanted == "auto":
+                return None, f"through {hook}, the strategy's own ddp_comm_hook"
+            raise ValueError(
+                f"the strategy has a ddp_comm_hook of its own ({hook}) beside comm_word_length={wanted}: drop one"
+            )
+        terms = {"weights": str(self.format), **{name: str(value) for name, value in self._settings.items()}}
+        state = DDPState(
+            model,
+            16 if wanted == "auto" else wanted,
+            rounding=self.rounding,
+            error_feedback=self.comm_error_feedback,
+            seed=self.seed,
+            terms=terms,
+        )
+        model.register_comm_hook(state, ddp_hook)
+        return state, str(state)
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Run the update; after the first one, say what crossed the network."""
+        result = super().optimizer_step(optimizer, model, closure, **kwargs)
+        if self.wire is not None and not self._said_traffic and self.wire.step > 0:
+            self._said_traffic = True
+            traffic = self.wire.report()
+            rank_zero_info(
+                f"gradients between processes: {traffic['bytes_sent_per_step']:,.0f} bytes sent per step and rank, "
+                f"{traffic['float32_bytes_per_step']:,.0f} in float32"
+            )
+        return result
 
     def __repr__(self) -> str:
         state = self._settings["state_word_length"] or self.format.word_length
@@ -147,17 +209,20 @@ class FixedPointPrecision(Precision):
         return apply_to_collection(data, dtype=Tensor, function=cast)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says of the plugin, for people: the tensors carry their own formats."""
+        """What a checkpoint says of the plugin: the wire's step, and the rest for people. Called on every rank."""
         return {
             "format": str(self.format),
             "seed": self.seed,
             "skipped_steps": [optimizer.fixed_point.skipped_steps for optimizer in self._optimizers],
+            "wire": None if self.wire is None else self.wire.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped."""
         for optimizer, skipped in zip(self._optimizers, state_dict["skipped_steps"], strict=False):
             optimizer.fixed_point.skipped_steps = skipped
+        if self.wire is not None and state_dict.get("wire") is not None:
+            self.wire.load_state_dict(state_dict["wire"])
 
 
 @contextmanager

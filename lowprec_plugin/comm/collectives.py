@@ -59,7 +59,7 @@ def all_reduce(
 
 def reduce_scatter(
     output: Tensor,
-    input: Tensor,  # noqa: A002  # torch's name
+    input: Tensor,  # torch's name
     op: str = "mean",
     *,
     word_length: int = 16,
@@ -111,7 +111,7 @@ def reduce_scatter(
 
 def all_gather(
     output: Tensor,
-    input: Tensor,  # noqa: A002  # torch's name
+    input: Tensor,  # torch's name
     *,
     word_length: int = 16,
     group: dist.ProcessGroup | None = None,

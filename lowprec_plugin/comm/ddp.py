@@ -11,11 +11,13 @@ a process group of their own, so that their order does not mix with other collec
 """
 
 # No `from __future__ import annotations`: register_comm_hook looks at the hook's annotations themselves.
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
 
 from lowprec_plugin import ops, wire
@@ -91,6 +93,13 @@ class DDPState:
         """What this rank has sent so far, and what float32 would have."""
         return self._exchange.traffic
 
+    def __str__(self) -> str:
+        feedback = ", error feedback in 8 bits" if self.error_feedback else ""
+        said = f"{self.word_length} bits, {self._exchange.rounding} rounding{feedback}"
+        if self.plain:
+            said += f"; as float32, being smaller than a block of {BLOCK}: {', '.join(self.plain)}"
+        return said
+
     def report(self) -> dict[str, float]:
         """What this rank sends per step, in bytes, and what float32 would."""
         steps = max(1, self.step)
@@ -100,7 +109,7 @@ class DDPState:
             "steps": self.step,
         }
 
-    def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def reduce(self, bucket: GradBucket) -> Future[Tensor]:
         """The hook's work: a future of the bucket's buffer, which then holds the means."""
         if bucket.index() == 0:
             self.step += 1
@@ -129,10 +138,10 @@ class DDPState:
             residual = self._residuals[name]
         return Gradient(values, *keys(self._streams[name], self.step, self._rank), residual)
 
-    def _on_stream(self, exchange: Any, buffer: Tensor) -> Future[Tensor]:
+    def _on_stream(self, exchange: Callable[[], Tensor], buffer: Tensor) -> Future[Tensor]:
         # Nothing here waits: a GPU's collectives are queued, and the future is one of its streams' events.
         device = buffer.device
-        stream = self._cuda.setdefault(device, torch.cuda.Stream(device))
+        stream = self._cuda.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         future: Future[Tensor] = torch.futures.Future(devices=[device])
         with torch.cuda.stream(stream), torch.no_grad():
@@ -170,6 +179,6 @@ class DDPState:
         return dist.get_world_size(self._exchange.group)
 
 
-def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> Future[Tensor]:
+def ddp_hook(state: DDPState, bucket: GradBucket) -> Future[Tensor]:
     """Average a bucket's gradients over the ranks in fixed-point, in place: for ``model.register_comm_hook``."""
     return state.reduce(bucket)

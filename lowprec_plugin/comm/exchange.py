@@ -82,7 +82,7 @@ class Exchange:
                 parts[index].send()
             if 0 <= index - 1 < len(parts):
                 parts[index - 1].sum()
-            if 0 <= index - 2:
+            if index >= 2:
                 parts[index - 2].read()
         elements = sum(gradient.values.numel() for gradient in gradients)
         self.traffic.float32_bytes += 2 * (ranks - 1) / ranks * 4 * elements
@@ -147,7 +147,7 @@ class _Part:
         for row in rows[1:]:
             total += row
         total /= divisor
-        for tensor, mean in zip(self.plain, total.split([tensor.numel() for tensor in self.plain]), strict=True):
+        for tensor, mean in zip(self.plain, torch.split(total, [tensor.numel() for tensor in self.plain]), strict=True):
             tensor.copy_(mean)
 
     def _chunk(self, row: Tensor) -> Chunk:
@@ -201,7 +201,10 @@ def _slice(pieces: Sequence[Piece], begin: int, end: int) -> list[Piece]:
         if first >= last:
             continue
         skipped, kept = first - piece.place, slice(first - piece.place, last - piece.place)
-        residual = None if piece.residual is None else piece.residual.map(lambda plane, kept=kept: plane[kept])
+        residual = piece.residual
+        if residual is not None:
+            assert residual.exponents is not None
+            residual = Blocks(residual.codes[kept], None, residual.exponents[kept])
         found.append(
             piece._replace(
                 values=piece.values[kept.start * BLOCK : kept.stop * BLOCK],

@@ -40,7 +40,7 @@ class Worker:
                 if self._failed is not None:
                     raise RuntimeError(f"an earlier exchange of gradients failed: {self._failed}")
                 result = task()
-            except BaseException as error:  # noqa: BLE001  # whoever waits for the future is told
+            except BaseException as error:  # whoever waits for the future is told
                 self._failed = self._failed or error
                 future.set_exception(error)
             else:

@@ -133,7 +133,7 @@ def test_training_resumes_bit_for_bit() -> None:
 
 
 def _residuals(rank: int, saved: Any) -> dict[str, list[torch.Tensor]]:
-    model, state = fit(rank, 3, 8, feedback=True)
+    _, state = fit(rank, 3, 8, feedback=True)
     assert state is not None
     if saved is not None:
         state.load_state_dict(saved)
@@ -194,10 +194,13 @@ def test_all_ranks_refuse_what_one_finds_not_finite() -> None:
 
 def _disagree(rank: int, what: str) -> str:
     model = DistributedDataParallel(nn.Linear(30, 30))
-    given: dict[str, Any] = {"word_length": 16, "seed": 0, "rounding": "stochastic", "terms": {"block size": 256}}
-    given[what] = {"word_length": 8, "seed": 7, "rounding": "nearest", "terms": {"block size": 128}}[what] if rank else given[what]  # fmt: skip
+    given = [
+        {"word_length": 16, "seed": 0, "terms": {"block size": 256}},
+        {"word_length": 8, "seed": 7, "terms": {"block size": 128}},
+    ]
+    agreed: dict[str, Any] = given[0] | {what: given[rank][what]}
     try:
-        comm.DDPState(model, **given)
+        comm.DDPState(model, **agreed)
     except ValueError as error:
         return str(error)
     return ""
@@ -219,7 +222,7 @@ def test_ranks_that_disagree_are_refused(what: str, message: str) -> None:
 def _killed(rank: int) -> str:
     if rank == 1:
         torch.set_num_threads(1)
-    model, state = fit(rank, 2)
+    model, _ = fit(rank, 2)
     if rank == 1:
         import os
 

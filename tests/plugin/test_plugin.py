@@ -263,8 +263,10 @@ def test_two_processes(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, tensor in ranks[0].items():
+    for name, tensor in ranks[0]["weights"].items():
         assert isinstance(tensor, FixedPointTensor)
-        assert torch.equal(tensor.codes, ranks[1][name].codes), name
-        assert torch.equal(tensor.exponents, ranks[1][name].exponents), name
-    assert "gradients between processes: float32" in done.stderr + done.stdout
+        assert torch.equal(tensor.codes, ranks[1]["weights"][name].codes), name
+        assert torch.equal(tensor.exponents, ranks[1]["weights"][name].exponents), name
+    said = done.stderr + done.stdout
+    assert "gradients between processes: 16 bits, stochastic rounding" in said
+    assert f"{ranks[0]['traffic']['bytes_sent_per_step']:,.0f} bytes sent per step and rank" in said

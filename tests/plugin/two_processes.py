@@ -14,7 +14,8 @@ from tests.plugin import users
 
 class Save(Callback):
     def on_train_end(self, trainer, pl_module):
-        torch.save(pl_module.state_dict(), Path(sys.argv[1]) / f"rank{trainer.global_rank}.pt")
+        saved = {"weights": pl_module.state_dict(), "traffic": trainer.precision_plugin.wire.report()}
+        torch.save(saved, Path(sys.argv[1]) / f"rank{trainer.global_rank}.pt")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""The plugin under DDP, two processes over gloo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lowprec_plugin import FixedPointPrecision, FixedPointTensor
+from tests.comm import ranks
+from tests.plugin import users
+
+
+class Said(Callback):
+    """What the plugin's wire reports at the end."""
+
+    report: dict[str, float] | None = None
+    said: str = ""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        wire = trainer.precision_plugin.wire
+        self.report, self.said = (wire.report(), str(wire)) if wire else (None, "")
+
+
+def fit(
+    rank: int, folder: str | None = None, resume: str | None = None, epochs: int = 2, **given: Any
+) -> dict[str, Any]:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    trainer_options = given.pop("trainer", {})
+    seed_everything(0)
+    said, module = Said(), users.Regressor()
+    callbacks: list[Callback] = [said]
+    if folder:
+        callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1))
+    plugin = FixedPointPrecision(**given)
+    Trainer(
+        accelerator="cpu", devices=2, max_epochs=epochs, logger=False, enable_progress_bar=False,
+        enable_checkpointing=folder is not None, callbacks=callbacks, plugins=plugin,
+        **{"strategy": "ddp", **trainer_options},
+    ).fit(module, users.vectors(), ckpt_path=resume)  # fmt: skip
+    planes = []
+    for param in module.parameters():
+        assert isinstance(param, FixedPointTensor)
+        planes += [plane.clone() for plane in param.blocks.planes]
+    return {"planes": planes, "report": said.report, "said": said.said}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one["planes"], other["planes"], strict=True))
+
+
+def _settings(rank: int) -> dict[str, Any]:
+    return {
+        "auto": fit(rank),
+        "16": fit(rank, comm_word_length=16),
+        "none": fit(rank, comm_word_length=None),
+        "8, feedback": fit(rank, comm_word_length=8, comm_error_feedback=True),
+        "unused": fit(rank, trainer={"strategy": "ddp_find_unused_parameters_true"}),
+        "accumulated": fit(rank, trainer={"accumulate_grad_batches": 2}),
+    }
+
+
+def test_the_hook_is_active_and_every_rank_has_the_same_codes() -> None:
+    one, other = ranks.run(2, _settings)
+    for name in one:
+        assert same(one[name], other[name]), name
+    assert same(one["auto"], one["16"])
+    assert not same(one["auto"], one["none"])  # a hook that was not registered would fail here
+    assert not same(one["auto"], one["8, feedback"])
+    assert one["none"]["report"] is None
+    assert one["auto"]["report"]["steps"] > one["accumulated"]["report"]["steps"] > 0
+    assert one["auto"]["report"]["bytes_sent_per_step"] > 0
+    assert one["auto"]["said"].startswith("16 bits, stochastic rounding; as float32, being smaller than a block")
+    assert "net.0.bias" in one["auto"]["said"]
+    assert "error feedback" in one["8, feedback"]["said"]
+
+
+def _resumed(rank: int, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    given = {"comm_word_length": 8, "comm_error_feedback": True}
+    straight = fit(rank, folder, epochs=2, **given)
+    return straight, fit(rank, resume=f"{folder}/epoch=0.ckpt", epochs=2, **given)
+
+
+def test_resume_is_bit_for_bit(tmp_path: Path) -> None:
+    for straight, resumed in ranks.run(2, _resumed, str(tmp_path)):
+        assert same(straight, resumed)
+
+
+def _refused(rank: int) -> str:
+    try:
+        fit(rank, seed=rank)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_ranks_with_other_seeds_are_refused() -> None:
+    for said in ranks.run(2, _refused):
+        assert "disagree on seed: rank 0 has 0, rank 1 has 1" in said
+
+
+@pytest.mark.parametrize("word_length", [0, 5, 24, True])
+def test_bad_word_length(word_length: int) -> None:
+    with pytest.raises(ValueError, match=f"comm_word_length={word_length} is not one of"):
+        FixedPointPrecision(comm_word_length=word_length)
