@@ -140,6 +140,13 @@ class FixedPointFormat:
         rows, row_length = rows_of(shape)
         return rows * (row_length * self.container_bytes + self.blocks_per_row(row_length))
 
+    def holds(self, other: FixedPointFormat) -> bool:
+        """Whether every tensor stored in ``other`` is exact in this format (overflow of exponents aside)."""
+        if self.fraction_length is None or other.fraction_length is None:
+            return self.dynamic and self.word_length >= other.word_length and self.block_size == other.block_size
+        spare = self.fraction_length - other.fraction_length
+        return 0 <= spare <= self.word_length - other.word_length
+
     def as_squared(self) -> FixedPointFormat:
         """The same format for values that are stored as their square root."""
         return replace(self, squared=True)

@@ -22,7 +22,7 @@ from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings
-from lowprec_plugin.tensor import casts_share_codes
+from lowprec_plugin.tensor import FixedPointTensor, casts_share_codes
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 _COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
@@ -107,8 +107,6 @@ class FixedPointPrecision(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Swap the parameters of ``module`` for fixed-point ones, in place."""
-        if self._dtype != torch.float32:
-            module.to(self._dtype)
         self._kept = quantize_(
             module,
             self.format,
@@ -117,6 +115,8 @@ class FixedPointPrecision(Precision):
             dtype=self._dtype,
             seed=self.seed,
         )
+        if self._dtype != torch.float32:  # after the weights, whose values need not be rounded twice
+            module.to(self._dtype)
         return module
 
     def connect(
@@ -176,6 +176,15 @@ class FixedPointPrecision(Precision):
             )
         return result
 
+    def _params(self) -> list[FixedPointTensor]:
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        return [param for group in groups for param in group["params"] if isinstance(param, FixedPointTensor)]
+
+    @property
+    def saturated(self) -> int:
+        """Numbers that were out of their format's range when updates were rounded, so far."""
+        return sum(optimizer.fixed_point.saturated for optimizer in self._optimizers)
+
     def __repr__(self) -> str:
         state = self._settings["state_word_length"] or self.format.word_length
         computing = "bf16-mixed" if self._autocast else str(self._dtype).removeprefix("torch.")
@@ -188,11 +197,15 @@ class FixedPointPrecision(Precision):
         """The dtype in which user code creates tensors."""
         return nullcontext() if self._dtype == torch.float32 else _default_dtype(self._dtype)
 
+    def module_init_context(self) -> AbstractContextManager[None]:
+        """The dtype in which modules are made: float32, so that a checkpoint's weights come through exactly."""
+        return nullcontext()
+
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
         """Around every forward: autocast, or the compute dtype as default."""
         if self._autocast:
-            with casts_share_codes(), torch.autocast(self._device_type, dtype=torch.bfloat16):
+            with casts_share_codes(), _no_fast_path(), torch.autocast(self._device_type, dtype=torch.bfloat16):
                 yield
         else:
             with self.tensor_init_context():
@@ -215,14 +228,36 @@ class FixedPointPrecision(Precision):
             "seed": self.seed,
             "skipped_steps": [optimizer.fixed_point.skipped_steps for optimizer in self._optimizers],
             "wire": None if self.wire is None else self.wire.state_dict(),
+            # In-place roundings so far: they key the random bits of optimizers without a fused update.
+            "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped."""
         for optimizer, skipped in zip(self._optimizers, state_dict["skipped_steps"], strict=False):
             optimizer.fixed_point.skipped_steps = skipped
+        for param in self._params():
+            param.roundings = state_dict.get("roundings", {}).get(param.label, param.roundings)
+        saved = FixedPointFormat.parse(state_dict["format"])
+        if not self.format.holds(saved):
+            raise ValueError(
+                f"the checkpoint's weights are stored as {saved}, which {self.format} does not hold exactly: resume "
+                f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from "
+                "its weights, which rounds them: module.load_state_dict(torch.load(path)['state_dict'])"
+            )
         if self.wire is not None and state_dict.get("wire") is not None:
             self.wire.load_state_dict(state_dict["wire"])
+
+
+@contextmanager
+def _no_fast_path() -> Generator[None, None, None]:
+    """Keep attention's fused inference out: it reads weights below autocast, in float32, beside bfloat16 inputs."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class FixedPointTensor(torch.Tensor):
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
-    _ticks: int  # in-place roundings so far, which key their random bits
+    _clock: list[int]  # in-place roundings so far, which key their random bits: one count for all windows on the codes
 
     @staticmethod
     def __new__(
@@ -91,7 +91,7 @@ class FixedPointTensor(torch.Tensor):
         )
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.first_row = format, rounding, first_row
-        self.stream, self.label, self._ticks = stream, label, 0
+        self.stream, self.label, self._clock = stream, label, [0]
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours.
@@ -124,6 +124,9 @@ class FixedPointTensor(torch.Tensor):
             ValueError: if ``x`` is not floating point, is not finite, or is negative where the format is squared.
         """
         format = FixedPointFormat.parse(format)
+        if isinstance(x, FixedPointTensor):
+            dtype = dtype or x.dtype
+            x = x.dequantize(torch.float32)
         stream = stream_of(seed, label)
         key = key_of(substream(stream, "quantize"), 0)
         blocks, _ = ops.quantize(x, format, rounding=rounding, key=key, first_row=first_row)
@@ -152,6 +155,15 @@ class FixedPointTensor(torch.Tensor):
         return self.blocks.nbytes
 
     @property
+    def roundings(self) -> int:
+        """How often this tensor has been rounded in place, which keys the next rounding's random bits."""
+        return self._clock[0]
+
+    @roundings.setter
+    def roundings(self, count: int) -> None:
+        self._clock[0] = count
+
+    @property
     def is_whole(self) -> bool:
         """Whether this is the tensor itself and not a window on a part, or another order, of it."""
         codes = self._codes
@@ -162,22 +174,23 @@ class FixedPointTensor(torch.Tensor):
         """Shape, strides and offset of the window on the codes that this is; ``None`` for the tensor itself."""
         return None if self.is_whole else (tuple(self.shape), self.stride(), self.storage_offset())
 
-    def dequantize(self) -> Tensor:
-        """The stored numbers as an ordinary tensor of this one's dtype: exact if that is float32."""
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The stored numbers as an ordinary tensor: exact in float32; in this tensor's own dtype if ``None``."""
         with torch.no_grad():
-            return self._floats()[1]
+            return self._floats(dtype)[1]
 
-    def _floats(self) -> tuple[Tensor, Tensor]:
+    def _floats(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """All floats behind this tensor, and the window on them that it is."""
-        floats = torch.ops.lowprec.dequantize(self._codes, self._low, self._exponents, str(self.format), self.dtype)
+        dtype = dtype or self.dtype
+        floats = torch.ops.lowprec.dequantize(self._codes, self._low, self._exponents, str(self.format), dtype)
         if self.is_whole:
             return floats, floats
         return floats, floats.as_strided(self.shape, self.stride(), self.storage_offset())
 
     def _store(self, floats: Tensor, rounding: str) -> None:
         """Overwrite all codes behind this tensor with rounded ``floats``."""
-        key = key_of(substream(self.stream, "in place"), self._ticks)
-        self._ticks += 1
+        key = key_of(substream(self.stream, "in place"), self._clock[0])
+        self._clock[0] += 1
         ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
@@ -188,15 +201,49 @@ class FixedPointTensor(torch.Tensor):
             "geometry": self._geometry,
         } | changes  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
-        result._ticks = self._ticks
+        result._clock = [self._clock[0]]
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
         """Another view of the same codes. Under inference mode a view of an ordinary tensor is an ordinary tensor."""
         if torch.is_inference_mode_enabled() and not self.is_inference():
             with torch.inference_mode(False):
-                return self._like(self.blocks, geometry=geometry)
-        return self._like(self.blocks, geometry=geometry)
+                window = self._like(self.blocks, geometry=geometry)
+        else:
+            window = self._like(self.blocks, geometry=geometry)
+        window._clock = self._clock
+        return window
+
+    @property
+    def data(self) -> FixedPointTensor:
+        """A window on the same codes outside autograd. What is assigned takes their place, rounded to nearest.
+
+        A fixed-point tensor that is assigned brings its own format, dtype and device along.
+        """
+        return self.detach()  # type: ignore[return-value]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        from lowprec_plugin import tensor_rules
+
+        tensor_rules.assign_(self, value)
+
+    def share_memory_(self) -> FixedPointTensor:
+        """Move the codes to shared memory, in place."""
+        for plane in self.blocks.planes:
+            plane.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether the codes are in shared memory."""
+        return bool(self._codes.is_shared())  # type: ignore[no-untyped-call]
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """A copy of the stored numbers, for other frameworks."""
+        return self.dequantize().__dlpack__(**options)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.dequantize(), spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         kind = "Parameter" if isinstance(self, torch.nn.Parameter) else "FixedPointTensor"
@@ -224,7 +271,7 @@ class FixedPointTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return rebuild, (
             *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row,
-            self._ticks, self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad,
+            self._clock[0], self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad,
         )  # fmt: skip
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
@@ -281,7 +328,7 @@ def rebuild(
         Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype=dtype, rounding=rounding, stream=stream,
         label=label, first_row=first_row, geometry=geometry,
     )  # fmt: skip
-    result._ticks = ticks
+    result._clock[0] = ticks
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
 
 

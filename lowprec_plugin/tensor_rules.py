@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from lowprec_plugin import ops
 from lowprec_plugin import tensor as fixed
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.tensor import FixedPointTensor
@@ -86,14 +87,15 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, FixedPointTensor)]
     replaced: dict[int, tuple[FixedPointTensor, Tensor, Tensor]] = {}
     for target in targets:
-        replaced.setdefault(id(target), (target, *target._floats()))
+        replaced.setdefault(id(target), (target, *target._floats(torch.float32)))
+    left = {id(leaf) for leaf in tree_flatten(written)[0]}
 
-    def floats_of(tensor: FixedPointTensor) -> Tensor:
-        return replaced[id(tensor)][2] if id(tensor) in replaced else tensor._floats()[1]
+    def operand(tensor: Tensor) -> Tensor:
+        if id(tensor) in replaced:
+            return replaced[id(tensor)][2]
+        return tensor if id(tensor) in left else _in_float32(tensor)
 
-    result = func(
-        *tree_map_only(FixedPointTensor, floats_of, args), **tree_map_only(FixedPointTensor, floats_of, kwargs)
-    )
+    result = func(*tree_map_only(Tensor, operand, args), **tree_map_only(Tensor, operand, kwargs))
     for target, floats, _ in replaced.values():
         target._store(floats, target.rounding)
     originals = {id(window): target for target, _, window in replaced.values()}
@@ -114,9 +116,17 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         if not isinstance(target, FixedPointTensor):
             _read(func, one_args, one_kwargs)
             continue
-        floats, window = target._floats()
-        _read(func, ([window], *one_args[1:]), one_kwargs)
+        floats, window = target._floats(torch.float32)
+        others, one_kwargs = tree_map_only(Tensor, _in_float32, (one_args[1:], one_kwargs))
+        func([window], *others, **one_kwargs)
         target._store(floats, target.rounding)
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    """An operand of an operation that writes: in a narrower dtype it would be rounded before it is stored."""
+    if isinstance(tensor, FixedPointTensor):
+        return tensor._floats(torch.float32)[1]
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _is_written(argument: Any) -> bool:
@@ -178,18 +188,49 @@ def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenso
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     target, source = args[0], args[1]
     if not isinstance(target, FixedPointTensor):
-        return func(target, _floats(source), *args[2:], **kwargs)  # type: ignore[no-any-return]
+        # Read exactly, so that the numbers are rounded once, to the target's dtype.
+        return func(target, source._floats(torch.float32)[1], *args[2:], **kwargs)  # type: ignore[no-any-return]
     if not isinstance(source, FixedPointTensor):
-        floats, window = (torch.empty_like(source.expand(target.shape)),) * 2 if target.is_whole else target._floats()
+        if target.is_whole:
+            floats = window = torch.empty(target.shape, device=target.device)
+        else:
+            floats, window = target._floats(torch.float32)
         window.copy_(source)
         target._store(floats, "nearest")
         return target
     if target.format == source.format and target.is_whole and source.is_whole and target.shape == source.shape:
         target.blocks.copy_(source.blocks)
-        target._ticks = source._ticks  # a restored tensor goes on with the random bits it would have had
+        target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
         return target
     convert_(target, source)
     return target
+
+
+def assign_(target: FixedPointTensor, value: Tensor) -> None:
+    """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded to nearest from floats.
+
+    Raises:
+        ValueError: if ``value`` is not floating point, or not finite.
+    """
+    if isinstance(value, FixedPointTensor):
+        source = (
+            value
+            if value.is_whole
+            else value._like(ops.quantize(value.dequantize(torch.float32), value.format)[0], geometry=None)
+        )
+    else:
+        source = target._like(ops.quantize(value, target.format)[0], geometry=None)
+    try:
+        # torch's own setter: shape, strides and dtype.
+        torch.Tensor.data.__set__(target, source)  # type: ignore[attr-defined]
+    except RuntimeError:  # it does not go from one kind of device to another
+        hung = {name: each for name, each in target.__dict__.items() if name not in source.__dict__}
+        other = torch.nn.Parameter(source, target.requires_grad) if isinstance(target, torch.nn.Parameter) else source
+        torch.utils.swap_tensors(target, other)  # type: ignore[no-untyped-call]
+        target.__dict__.update(hung)
+        return
+    target._codes, target._low, target._exponents = source.blocks
+    target.format = source.format
 
 
 def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
@@ -198,13 +239,13 @@ def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
     Raises:
         ValueError: if some value is not exact in ``target``'s format. ``target`` is then as it was.
     """
-    floats, window = target._floats()
-    window.copy_(source._floats()[1])
+    floats, window = target._floats(torch.float32)
+    window.copy_(source._floats(torch.float32)[1])
     trial = target._like(empty_blocks(floats.shape, target.format, floats.device), geometry=None)
     trial._store(floats, "nearest")
-    if not torch.equal(trial._floats()[1], floats):
+    if not torch.equal(trial._floats(torch.float32)[1], floats):
         raise ValueError(
-            f"a tensor stored as {source.format} is not exact as {target.format}; dequantize() it first to round it"
+            f"a tensor stored as {source.format} is not exact as {target.format}; dequantize() it to round it"
         )
     target.blocks.copy_(trial.blocks)
 

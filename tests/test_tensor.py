@@ -167,6 +167,58 @@ class TestWriting:
         param.data.clamp_(-0.1, 0.1)
         assert param.dequantize().abs().max() <= 0.1001
 
+    def test_data_takes_what_is_assigned(self) -> None:
+        param = nn.Parameter(stored(8, 12))
+        param.data = torch.full((8, 12), 0.5)
+        assert torch.equal(param.dequantize(), torch.full((8, 12), 0.5))
+        param.data = torch.ones(3, 4)
+        assert param.shape == param.codes.shape == (3, 4)
+        assert torch.equal(param * 2, torch.full((3, 4), 2.0))
+        param.data = stored(5, 7, format="fixed8")
+        assert str(param.format) == "fixed8"
+        assert torch.equal(param.dequantize(), stored(5, 7, format="fixed8").dequantize())
+        with pytest.raises(ValueError, match=r"cannot hold torch.int64|only floating-point"):
+            param.data = torch.ones(5, 7, dtype=torch.int64)
+        torch.nn.utils.vector_to_parameters(torch.zeros(35), [param])
+        assert not param.dequantize().any()
+
+    @pytest.mark.parametrize(
+        "window", [lambda p: p.data, lambda p: p.detach(), lambda p: p[:], lambda p: p.view(-1)], ids=range(4)
+    )
+    def test_small_steps_through_windows_are_kept(self, window: Callable[[Tensor], Tensor]) -> None:
+        """Every rounding draws bits of its own, whichever window it goes through."""
+        x = FixedPointTensor.quantize(torch.ones(1000), "fixed16")
+        for _ in range(1000):
+            window(x).add_(2.0**-20)
+        moved = x.dequantize() - 1
+        assert float(moved.mean()) == pytest.approx(1000 * 2.0**-20, rel=0.05)
+        assert float(moved.std()) < 4e-4
+
+    def test_small_steps_are_kept_where_operations_see_bfloat16(self) -> None:
+        x = FixedPointTensor.quantize(torch.ones(1000), "fixed16", dtype=torch.bfloat16)
+        for _ in range(100):
+            x.add_(torch.full((1000,), 1e-4, dtype=torch.bfloat16))
+        assert float(x.dequantize(torch.float32).mean()) == pytest.approx(1.01, abs=1e-4)
+
+    def test_a_fixed_point_tensor_can_be_quantised_again(self) -> None:
+        x = stored(8, 300)
+        again = FixedPointTensor.quantize(x, "fixed8", rounding="nearest")
+        assert torch.equal(
+            again.dequantize(), FixedPointTensor.quantize(x.dequantize(), "fixed8", rounding="nearest").dequantize()
+        )
+
+    def test_a_fixed_point_tensor_as_gradient(self) -> None:
+        param = nn.Parameter(stored(8, 300))
+        before = param.dequantize()
+        param.grad = param.detach().clone()
+        optim.SGD([param], lr=0.5).step()
+        torch.testing.assert_close(param.dequantize(), before / 2, rtol=0, atol=1e-3)
+
+    def test_copies_for_others(self) -> None:
+        x = stored(8, 12)
+        assert torch.equal(torch.from_dlpack(x), x.dequantize())
+        assert f"{x[0, 0]:.3f}" == f"{x[0, 0].item():.3f}"
+
     def test_copy_from_floats_and_back_is_exact(self) -> None:
         x, y = stored(8, 300), stored(8, 300).zero_()
         y.copy_(x.dequantize())

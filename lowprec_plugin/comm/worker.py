@@ -42,7 +42,7 @@ class Worker:
                 result = task()
             except BaseException as error:  # whoever waits for the future is told
                 self._failed = self._failed or error
-                future.set_exception(error)
+                future.set_exception(error)  # type: ignore[arg-type]  # torch annotates it with the result's type
             else:
                 future.set_result(result)
             del task, future

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: FixedPointTensor) -> None:
     """Dequantise ``param`` and its state, let the optimizer's own step update the floats, and round them back."""
-    leaf = torch.nn.Parameter(param.dequantize())
-    leaf.grad = param.grad
+    leaf = torch.nn.Parameter(param.dequantize(torch.float32))
+    assert param.grad is not None
+    leaf.grad = param.grad.to(torch.float32)
     held = optimizer.state[param]
     floats = {
-        name: value.dequantize() if isinstance(value, FixedPointTensor) else value for name, value in held.items()
+        name: value.dequantize(torch.float32) if isinstance(value, FixedPointTensor) else value
+        for name, value in held.items()
     }
     _step_as_float(optimizer, group, [leaf], {leaf: floats})
     param._store(leaf.detach(), optimizer.fixed_point.rounding)

@@ -16,9 +16,9 @@ from lowprec_plugin.tensor import FixedPointTensor
 
 
 def float_state_dict(module_or_state: nn.Module | dict[str, Any]) -> dict[str, Any]:
-    """A module's ``state_dict`` (or one read from a checkpoint) with every fixed-point tensor as floats, a copy."""
+    """A module's ``state_dict`` (or one read from a checkpoint) with every fixed-point tensor in float32, a copy."""
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
-    return tree_map_only(FixedPointTensor, FixedPointTensor.dequantize, dict(state))  # type: ignore[no-any-return]
+    return tree_map_only(FixedPointTensor, _as_float32, dict(state))  # type: ignore[no-any-return]
 
 
 def plain_optimizer_state(optimizer_or_state: torch.optim.Optimizer | dict[str, Any]) -> dict[str, Any]:
@@ -28,4 +28,8 @@ def plain_optimizer_state(optimizer_or_state: torch.optim.Optimizer | dict[str, 
     """
     given = optimizer_or_state
     state = given.state_dict() if isinstance(given, torch.optim.Optimizer) else given
-    return tree_map_only(FixedPointTensor, FixedPointTensor.dequantize, dict(state))  # type: ignore[no-any-return]
+    return tree_map_only(FixedPointTensor, _as_float32, dict(state))  # type: ignore[no-any-return]
+
+
+def _as_float32(tensor: FixedPointTensor) -> torch.Tensor:
+    return tensor.dequantize(torch.float32)

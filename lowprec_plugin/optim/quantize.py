@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.ops import check_rounding
+from lowprec_plugin.optim.moving import move_in_place
+from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -26,7 +28,8 @@ def quantize_(
     """Store the parameters of ``module`` in ``format``.
 
     Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references.
-    The values are rounded to nearest. Buffers are left alone.
+    The values are rounded to nearest, those of parameters that are in another format already too. Buffers are left
+    alone.
 
     Args:
         module: changed in place.
@@ -51,7 +54,10 @@ def quantize_(
     swaps: list[tuple[nn.Parameter, nn.Parameter]] = []
     names = []
     for name, param in params.items():
-        if name in kept or isinstance(param, FixedPointTensor):
+        if name in kept:
+            continue
+        if isinstance(param, FixedPointTensor) and (param.format, param.dtype) == (format, dtype or param.dtype):
+            param.rounding, param.stream = rounding, stream_of(seed, name)
             continue
         if isinstance(param, nn.UninitializedParameter):
             raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
@@ -78,6 +84,7 @@ def quantize_(
     finally:
         for part in recurrent:
             part._init_flat_weights()
+    move_in_place(module)
     return kept
 
 

@@ -112,7 +112,7 @@ class FixedPointStep(torch.optim.Optimizer):
             if not param.grad.is_sparse:
                 by_device.setdefault(param.device, []).append(param)
         for some in by_device.values():
-            index = ops.first_nonfinite([param.grad for param in some])
+            index = ops.first_nonfinite([_gradient(param) for param in some])
             if index is None:
                 continue
             if self.fixed_point.nonfinite == "skip":
@@ -202,7 +202,13 @@ class FixedPointStep(torch.optim.Optimizer):
         if value.format == format:
             return self._own(value, param, name)
         converted = self._new_state(param, name)
-        convert_(converted, value)
+        try:
+            convert_(converted, value)
+        except ValueError as error:
+            raise ValueError(
+                f"state {name!r} of {label_of(param)}: {error}. Resume with state_word_length="
+                f"{value.format.word_length}, or load optim.plain_optimizer_state(state_dict), which is rounded"
+            ) from None
         return converted
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -212,14 +218,23 @@ class FixedPointStep(torch.optim.Optimizer):
             ValueError: if state is stored in another format and not exact in this one.
         """
         super().load_state_dict(state_dict)
-        for param, state in self.state.items():
+        for param, given in self._given_state(state_dict).items():
+            state = self.state[param]
             for name, value in state.items():
-                # torch keeps references to the given tensors, and a step would change them under their owner
+                # torch keeps references to the given tensors, and a step would change them under their owner.
                 value = value.clone() if isinstance(value, Tensor) else value
-                if isinstance(param, FixedPointTensor):
-                    state[name] = self.store_state(param, name, value)
-                elif isinstance(value, FixedPointTensor):
-                    state[name] = value.dequantize()
+                if not isinstance(param, FixedPointTensor):
+                    state[name] = value.dequantize() if isinstance(value, FixedPointTensor) else value
+                elif name == "step" or not isinstance(value, Tensor):
+                    state[name] = value
+                else:  # as it was given: torch has cast it to the parameter's dtype, which may hold less
+                    state[name] = self.store_state(param, name, given[name].to(param.device, copy=True))
+
+    def _given_state(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        """The state that ``state_dict`` has for each of this optimizer's parameters."""
+        groups = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=True)]
+        return {param: state_dict["state"][key] for param, key in pairs if key in state_dict["state"]}
 
 
 def label_of(param: Tensor) -> str:
@@ -231,4 +246,6 @@ def label_of(param: Tensor) -> str:
 def _gradient(param: Tensor) -> Tensor:
     assert param.grad is not None
     grad = param.grad
+    if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy
+        return grad.dequantize(torch.float32)
     return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()

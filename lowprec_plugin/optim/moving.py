@@ -1,0 +1,52 @@
+"""Moving a module with fixed-point parameters to another device or dtype.
+
+``torch.nn.Module`` would exchange each parameter's tensor for a moved one, which it cannot while an autograd graph
+holds the parameter: a module could not be moved, even to where it is, after a forward pass whose outputs live on. So
+a module that holds fixed-point parameters gets an ``_apply`` of its own, which moves the codes inside each parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowprec_plugin.tensor import FixedPointTensor
+
+
+def move_in_place(module: nn.Module) -> None:
+    """Give ``module`` and its parts the ``_apply`` that leaves fixed-point parameters the tensors they are."""
+    for part in module.modules():
+        if any(isinstance(param, FixedPointTensor) for param in part._parameters.values()):
+            part._apply = partial(_apply, part)  # type: ignore[method-assign]
+
+
+def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    held: dict[str, Any] = module._parameters
+    fixed = {name: param for name, param in held.items() if isinstance(param, FixedPointTensor)}
+    held.update(dict.fromkeys(fixed))  # None, which the class's own _apply passes over
+    try:
+        type(module)._apply(module, fn, recurse)  # type: ignore[no-untyped-call]
+    finally:
+        held.update(fixed)
+    for param in fixed.values():
+        _move(param, fn)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+    return module
+
+
+@torch.no_grad()
+def _move(param: FixedPointTensor, fn: Callable[[Tensor], Tensor]) -> None:
+    grad, param.grad = param.grad, None
+    try:
+        moved = fn(param)
+        if moved is not param:
+            # What makes tensors without values (Module.to_empty) makes floats, of which any may be a NaN.
+            param.data = moved if isinstance(moved, FixedPointTensor) else torch.nan_to_num(moved, 0, 0, 0)
+    finally:
+        if grad is not None:
+            param.grad = grad if grad.device == param.device and grad.dtype == param.dtype else fn(grad)
