@@ -1,5 +1,6 @@
-"""Speed beside float32's, both sides in one process."""
+"""Speed beside float32's: of updates and training steps on one machine, and of gradients on a network."""
 
+from lowprec_plugin.bench.allreduce import run_allreduce
 from lowprec_plugin.bench.run import run_bench
 
-__all__ = ["run_bench"]
+__all__ = ["run_allreduce", "run_bench"]

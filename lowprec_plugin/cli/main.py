@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
-from lowprec_plugin.bench import run_bench
+from lowprec_plugin.bench import run_allreduce, run_bench
 from lowprec_plugin.poc import run_poc
 from lowprec_plugin.version import __version__
 
@@ -16,11 +16,13 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 OWN: dict[str, tuple[Callable[..., object], str]] = {
     "poc": (run_poc, "Compare fixed-point formats with float32, side by side."),
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
+    "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
 }
 USAGE = """usage: lowprec COMMAND [options]
 
   poc                             train handwritten digits in float32 and in fixed-point, print one table
   bench                           time the fused step and a training step against float32's
+  bench allreduce                 time gradients on your own network; run it with torchrun for several hosts
   fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml
 
 lowprec COMMAND --help lists a command's options. lowprec --version prints the version."""
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Without args it reads the command line itself, and warns of nothing.
         LightningCLI(args=None if arguments is None else given, save_config_kwargs={"overwrite": True})
         return 0
+    if " ".join(given[:2]) in OWN:
+        return _call(" ".join(given[:2]), given[2:])
     if command in OWN:
         return _call(command, given[1:])
     print(f"lowprec: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)

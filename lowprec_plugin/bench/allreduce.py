@@ -1,0 +1,181 @@
+"""Measure one's own network: how long gradients take in float32, in 16-bit floats and in fixed-point, and what is sent.
+
+Run by ``torchrun`` on the hosts in question, or alone for processes of this machine. The sides take turns; a round's
+time is that of the slowest process; medians are reported. Bytes are those that the operating system counts.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from lowprec_plugin import comm
+from lowprec_plugin.bench.models import Transformer
+from lowprec_plugin.version import __version__
+from lowprec_plugin.wire_reference import WORD_LENGTHS
+
+FLOAT32 = "float32"
+Side = Callable[[int], Any]
+
+
+def run_allreduce(
+    megabytes: float = 64.0, rounds: int = 7, processes: int = 2, step: bool = True, output: str = ""
+) -> dict[str, Any] | None:
+    """Print and return a table of times and bytes: one all-reduce, and a training step under DDP.
+
+    Args:
+        megabytes: MiB of float32 gradients in the all-reduce.
+        rounds: turns of each side.
+        processes: of this machine, unless torchrun has started several.
+        step: measure a training step of a 10-million-parameter transformer as well.
+        output: a JSON file to write.
+
+    Returns:
+        the record, on rank 0 where torchrun started this; ``None`` elsewhere.
+    """
+    if "RANK" in os.environ:
+        return _measure(megabytes, rounds, step, output)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.start_processes(
+        _local, (processes, store.port, megabytes, rounds, step, output), processes, start_method="spawn"
+    )  # type: ignore[no-untyped-call]
+    return json.loads(Path(output).read_text()) if output else None  # type: ignore[no-any-return]
+
+
+def _local(rank: int, processes: int, port: int, *given: Any) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group(_backend(), store=store, rank=rank, world_size=processes)
+    _measure(*given)
+
+
+def _backend() -> str:
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _measure(megabytes: float, rounds: int, step: bool, output: str) -> dict[str, Any] | None:
+    if not dist.is_initialized():
+        dist.init_process_group(_backend(), timeout=datetime.timedelta(minutes=10))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    elements = int(megabytes * 2**18)
+    record: dict[str, Any] = {
+        "version": __version__, "torch": torch.__version__, "processes": dist.get_world_size(),
+        "backend": dist.get_backend(), "threads": torch.get_num_threads(), "megabytes": megabytes,
+    }  # fmt: skip
+    _say(", ".join(f"{name} {value}" for name, value in record.items()))
+    record["all_reduce"] = _report(f"all-reduce of {megabytes:g} MiB", collectives(elements, device), rounds, device)
+    if step:
+        record["step"] = _report("training step under DDP, 10 M transformer", steps(device), rounds, device)
+    rank = dist.get_rank()
+    if rank == 0 and output:
+        Path(output).write_text(json.dumps(record, indent=1) + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+    return record if rank == 0 else None
+
+
+def collectives(elements: int, device: torch.device) -> dict[str, Side]:
+    """All-reduces of one gradient, by what it travels as."""
+    gradient = torch.randn(elements, generator=torch.Generator().manual_seed(dist.get_rank())).to(device)
+
+    def narrowed(dtype: torch.dtype) -> Side:
+        def reduce(index: int) -> Tensor:  # as torch's compression hooks do it
+            narrow = gradient.to(dtype).div_(dist.get_world_size())
+            dist.all_reduce(narrow)
+            return gradient.copy_(narrow)
+
+        return reduce
+
+    sides: dict[str, Side] = {
+        FLOAT32: lambda index: dist.all_reduce(gradient),
+        "fp16_compress_hook": narrowed(torch.float16),
+        "bf16_compress_hook": narrowed(torch.bfloat16),
+    }
+    for word_length in reversed(WORD_LENGTHS):
+        sides[f"lowprec {word_length}"] = lambda index, bits=word_length: comm.all_reduce(
+            gradient, word_length=bits, step=index
+        )
+    return sides
+
+
+def steps(device: torch.device) -> dict[str, Side]:
+    """Training steps under DDP, by the hook that its gradients go through."""
+    ids = torch.randint(256, (4, 65), device=device)
+
+    def side(hook: Any, word_length: int | None = None) -> Side:
+        model = DistributedDataParallel(Transformer().to(device))
+        if word_length is not None:
+            model.register_comm_hook(comm.DDPState(model, word_length), comm.ddp_hook)
+        elif hook is not None:
+            model.register_comm_hook(None, hook)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+        def step(index: int) -> None:
+            optimizer.zero_grad()
+            cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        return step
+
+    sides = {FLOAT32: side(None), "fp16_compress_hook": side(fp16_compress_hook)}
+    if device.type == "cuda":  # elsewhere torch refuses it
+        sides["bf16_compress_hook"] = side(bf16_compress_hook)
+    return sides | {f"lowprec {word_length}": side(None, word_length) for word_length in (16, 8)}
+
+
+def _report(title: str, sides: dict[str, Side], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    for side in sides.values():  # DDP lays out its buckets anew after the first step
+        side(0)
+        side(1)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    sent: dict[str, list[int]] = {name: [] for name in sides}
+    for index in range(rounds):
+        for name, side in sides.items():
+            dist.barrier()
+            before, start = _bytes_sent(), time.perf_counter()
+            side(index + 2)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            slowest = torch.tensor(time.perf_counter() - start, device=device)
+            dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+            seconds[name].append(float(slowest))
+            sent[name].append(_bytes_sent() - before)
+    base, base_sent = statistics.median(seconds[FLOAT32]), statistics.median(sent[FLOAT32])
+    _say(f"\n{title}\n  {'':20} {'ms':>9} {'faster':>8} {'MiB sent':>9} {'of float32':>10}")
+    result = {}
+    for name, times in seconds.items():
+        median, mebibytes = statistics.median(times), statistics.median(sent[name]) / 2**20
+        share = statistics.median(sent[name]) / base_sent
+        result[name] = {"ms": 1e3 * median, "times_faster": base / median, "MiB_sent": mebibytes, "of_float32": share}
+        _say(f"  {name:20} {1e3 * median:9.1f} {base / median:7.2f}x {mebibytes:9.2f} {share:10.3f}")
+    return result
+
+
+def _bytes_sent() -> int:
+    """Bytes that this host's network interfaces have sent, as the operating system counts them; 0 where it does not."""
+    counters = Path("/sys/class/net").glob("*/statistics/tx_bytes")
+    return sum(int(counter.read_text()) for counter in counters)
+
+
+def _say(text: str) -> None:
+    if dist.get_rank() == 0:
+        print(text, flush=True)
