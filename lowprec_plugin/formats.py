@@ -45,7 +45,7 @@ class FixedPointFormat:
             gets code 0. For second moments: Adam divides by this root. Dynamic formats only.
 
     Raises:
-        ValueError: for a length outside its limits.
+        ValueError: for a length that is not an integer or outside its limits.
     """
 
     word_length: int
@@ -55,9 +55,11 @@ class FixedPointFormat:
 
     def __post_init__(self) -> None:
         check_word_length(self.word_length)
+        check_integer(self.block_size, "block_size")
         if self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size={self.block_size!r} is not one of {BLOCK_SIZES}")
         if self.fraction_length is not None:
+            check_integer(self.fraction_length, "fraction_length")
             if not MIN_EXPONENT <= -self.fraction_length <= self.max_exponent:
                 raise ValueError(
                     f"fraction_length={self.fraction_length} puts the radix point out of float32's reach; "
@@ -78,6 +80,8 @@ class FixedPointFormat:
         """
         if isinstance(text, FixedPointFormat):
             return text
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is not a fixed-point format; write its text, such as 'fixed16'")
         if match := _STATIC.fullmatch(text.strip()):
             integer_length, fraction_length = (int(part) for part in match.groups())
             return cls(integer_length + fraction_length, fraction_length)
@@ -152,10 +156,15 @@ class FixedPointFormat:
         return replace(self, squared=True)
 
 
+def check_integer(value: object, name: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is an ``int``; ``True`` is none, nor is ``16.0`` or ``"16"``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r} is not an integer")
+
+
 def check_word_length(word_length: int, name: str = "word_length") -> None:
     """Raise ``ValueError`` unless ``word_length`` is an integer of 2 to 24 bits."""
-    if isinstance(word_length, bool) or not isinstance(word_length, int):
-        raise ValueError(f"{name}={word_length!r} is not an integer")
+    check_integer(word_length, name)
     if not MIN_WORD_LENGTH <= word_length <= MAX_WORD_LENGTH:
         reason = "float32 itself has 24 significant bits" if word_length > MAX_WORD_LENGTH else "a sign and one bit"
         raise ValueError(

@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from lowprec_plugin import wire
 from lowprec_plugin.comm import DDPState, ddp_hook
 from lowprec_plugin.describe import as_text, describe
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.adopt import adopt
-from lowprec_plugin.optim.quantize import quantize_
+from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings
 from lowprec_plugin.tensor import FixedPointTensor, casts_share_codes
 
@@ -86,7 +86,8 @@ class FixedPointPrecision(Precision):
         #: DDP, else ``None``.
         self.wire: DDPState | None = None
         self.rounding = rounding
-        self.keep_float = [keep_float] if isinstance(keep_float, str) else list(keep_float)
+        self.keep_float = patterns_of(keep_float)
+        check_integer(seed, "seed")
         self.seed = seed
         compute = _COMPUTE.get(compute_dtype, compute_dtype) if isinstance(compute_dtype, str) else compute_dtype
         if compute not in _COMPUTE.values():

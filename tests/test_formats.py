@@ -47,6 +47,10 @@ def test_bytes_of_shapes() -> None:
         ((True,), "is not an integer"),
         ((16, 400), "out of float32's reach"),
         ((16, None, 100), "block_size=100"),
+        ((16, None, 256.0), "block_size=256.0 is not an integer"),
+        ((16, 12.0), "fraction_length=12.0 is not an integer"),
+        ((16, True), "fraction_length=True is not an integer"),
+        ((16, "12"), "fraction_length='12' is not an integer"),
         ((16, 12, 256, True), "squared format is dynamic"),
     ],
 )
@@ -59,3 +63,9 @@ def test_bad_formats_say_what_is_wrong(arguments: tuple[object, ...], message: s
 def test_bad_texts(text: str) -> None:
     with pytest.raises(ValueError, match="is not a fixed-point format"):
         FixedPointFormat.parse(text)
+
+
+@pytest.mark.parametrize("other", [None, 16, b"fixed16"])
+def test_what_is_no_text(other: object) -> None:
+    with pytest.raises(ValueError, match=f"{other!r} is not a fixed-point format; write its text, such as 'fixed16'"):
+        FixedPointFormat.parse(other)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.moving import move_in_place
 from lowprec_plugin.random_bits import stream_of
@@ -35,7 +35,8 @@ def quantize_(
         module: changed in place.
         format: a format or its text, such as ``"fixed16"`` or ``"<4,12>"``.
         rounding: how later in-place arithmetic on the parameters rounds.
-        keep_float: names (shell patterns such as ``"*.bias"``), or a function of name and parameter: left as they are.
+        keep_float: one or several names (shell patterns such as ``"*.bias"``), or a function of name and parameter:
+            left as they are.
         dtype: the dtype that operations see; ``None``: as it was.
         seed: keys the random bits, with each parameter's name.
 
@@ -43,12 +44,13 @@ def quantize_(
         the parameters that were kept in float, and why.
 
     Raises:
-        ValueError: for a complex, integer or sharded parameter that is not kept, one that is not finite or that an
-            autograd graph still holds, or a pattern that matches no parameter. Nothing is changed then (but torch may
-            refuse to run that graph backward).
+        ValueError: for an argument outside its limits, a complex, integer or sharded parameter that is not kept, one
+            that is not finite or that an autograd graph still holds, or a pattern that matches no parameter. Nothing
+            is changed then (but torch may refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
+    check_integer(seed, "seed")
     params = dict(module.named_parameters())
     kept = _kept(params, keep_float)
     swaps: list[tuple[nn.Parameter, nn.Parameter]] = []
@@ -112,13 +114,29 @@ def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
         param.grad = grad
 
 
+def patterns_of(keep_float: Iterable[str]) -> list[str]:
+    """The patterns in ``keep_float``, one as text or several.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(keep_float, str):
+        return [keep_float]
+    patterns = list(keep_float) if isinstance(keep_float, Iterable) else [keep_float]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"keep_float={keep_float!r} is not a name or several; write patterns such as ['*.bias'], or [] for none"
+        )
+    return patterns
+
+
 def _kept(
     params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]
 ) -> dict[str, str]:
     if callable(keep_float):
         return {name: "keep_float" for name, param in params.items() if keep_float(name, param)}
     kept = {}
-    for pattern in keep_float:
+    for pattern in patterns_of(keep_float):
         matches = [name for name in params if fnmatchcase(name, pattern)]
         if not matches:
             raise ValueError(f"keep_float={pattern!r} matches no parameter; there are {', '.join(params)}")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -53,9 +55,27 @@ def test_keep_float(keep: object) -> None:
     assert stored == {"0.weight", "0.bias", "2.weight"}
 
 
-def test_unknown_rounding_is_refused() -> None:
-    with pytest.raises(ValueError, match="rounding='up' is not one of"):
-        optim.quantize_(network(), rounding="up")
+def test_keep_float_by_one_pattern() -> None:
+    assert set(optim.quantize_(network(), keep_float="2.*")) == {"2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounding": "up"}, "rounding='up' is not one of"),
+        ({"format": None}, "None is not a fixed-point format"),
+        ({"seed": 1.5}, "^seed=1.5 is not an integer"),
+        ({"seed": None}, "^seed=None is not an integer"),
+        ({"keep_float": None}, "keep_float=None is not a name or several"),
+        ({"keep_float": [0]}, r"keep_float=\[0\] is not a name or several"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    module = network()
+    with pytest.raises(ValueError, match=message):
+        optim.quantize_(module, **options)
+    assert not any(isinstance(param, FixedPointTensor) for param in module.parameters())
 
 
 def test_twice_is_once() -> None:

@@ -249,6 +249,9 @@ def test_conversion_is_all_or_nothing(tmp_path: Path) -> None:
         ({"compute_dtype": torch.float16}, "compute_dtype=torch.float16"),
         ({"compute_dtype": "half"}, "compute_dtype='half'"),
         ({"fraction_length": 300}, "fraction_length=300"),
+        ({"fraction_length": "12"}, "fraction_length='12' is not an integer"),
+        ({"seed": "0"}, "seed='0' is not an integer"),
+        ({"keep_float": None}, "keep_float=None is not a name or several"),
     ],
     ids=str,
 )
