@@ -27,9 +27,9 @@ def quantize_(
 ) -> dict[str, str]:
     """Store the parameters of ``module`` in ``format``.
 
-    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references.
-    The values are rounded to nearest, those of parameters that are in another format already too. Buffers are left
-    alone.
+    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references;
+    its gradient and the hooks registered on it stay too. The values are rounded to nearest, those of parameters that
+    are in another format already too. Buffers are left alone.
 
     Args:
         module: changed in place.
@@ -104,14 +104,20 @@ def _swap_all(swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) 
 
 
 def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
-    """Exchange what two parameters are; what a user has hung on ``param`` stays on it."""
+    """Exchange what two parameters are; what a user has hung on ``param``, hooks of its gradient too, stays on it."""
     grad, param.grad = param.grad, None
+    # torch keeps hooks with what is exchanged. The same dictionaries go back, so that a hook's handle still removes it.
+    hooks = {name: getattr(param, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
+    for name in hooks:
+        setattr(param, name, None)
     hung = {name: value for name, value in param.__dict__.items() if name not in other.__dict__}
     try:
         torch.utils.swap_tensors(param, other)  # type: ignore[no-untyped-call]
         param.__dict__.update(hung)
     finally:
         param.grad = grad
+        for name, held in hooks.items():
+            setattr(param, name, held)
 
 
 def patterns_of(keep_float: Iterable[str]) -> list[str]:

@@ -35,6 +35,41 @@ def test_swaps_in_place_and_keeps_identity() -> None:
     assert module[1].running_mean.dtype == torch.float32
 
 
+def test_hooks_of_the_gradient_stay() -> None:
+    """In their order, on a frozen parameter and after a refusal too; and what removed them before still does."""
+    module, calls = network(), []
+    weight = module[2].weight
+    handles = [
+        weight.register_hook(lambda grad: calls.append("first")),
+        weight.register_hook(lambda grad: (calls.append("second"), 0 * grad)[1]),
+        weight.register_post_accumulate_grad_hook(lambda param: calls.append("accumulated")),
+    ]
+
+    def backward() -> list[str]:
+        calls.clear()
+        weight.grad = None
+        weight.requires_grad_(True)
+        module(torch.randn(4, 8)).sum().backward()
+        return calls
+
+    held = module[2].bias.square().sum()
+    with pytest.raises(ValueError, match=r"'2.bias' is held by an autograd graph"):
+        optim.quantize_(module)
+    assert held.grad_fn is not None
+    assert not isinstance(weight, FixedPointTensor)
+    assert backward() == ["first", "second", "accumulated"]
+    del held
+    weight.requires_grad_(False)
+    optim.quantize_(module)
+    assert isinstance(weight, FixedPointTensor)
+    assert backward() == ["first", "second", "accumulated"]
+    assert weight.grad.eq(0).all()
+    for handle in handles:
+        handle.remove()
+    assert backward() == []
+    assert not weight.grad.eq(0).all()
+
+
 def test_an_optimizer_made_before_keeps_its_references() -> None:
     module = network()
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
