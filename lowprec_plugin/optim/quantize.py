@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.ops import check_rounding
@@ -45,14 +46,15 @@ def quantize_(
 
     Raises:
         ValueError: for an argument outside its limits, a complex, integer or sharded parameter that is not kept, one
-            that is not finite or that an autograd graph still holds, or a pattern that matches no parameter. Nothing
-            is changed then (but torch may refuse to run that graph backward).
+            that is not finite, that an autograd graph still holds or that lies in the memory of another, or a pattern
+            that matches no parameter. Nothing is changed then (but torch may refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
     check_integer(seed, "seed")
     params = dict(module.named_parameters())
     kept = _kept(params, keep_float)
+    _check_apart(params, kept)
     swaps: list[tuple[nn.Parameter, nn.Parameter]] = []
     names = []
     for name, param in params.items():
@@ -88,6 +90,27 @@ def quantize_(
             part._init_flat_weights()
     move_in_place(module)
     return kept
+
+
+def _check_apart(params: dict[str, nn.Parameter], kept: dict[str, str]) -> None:
+    """Refuse parameters that are windows on the same memory: each would get codes of its own, and no longer be tied."""
+    spans = []
+    for name, param in params.items():
+        plain = not isinstance(param, nn.UninitializedParameter) and not is_traceable_wrapper_subclass(param)
+        if plain and param.layout == torch.strided and param.device.type != "meta" and param.numel():
+            steps = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
+            start = param.data_ptr()
+            spans.append((str(param.device), start, start + (steps + 1) * param.element_size(), name))
+    furthest = ("", 0, 0, "")
+    for span in sorted(spans):
+        (before, _, end, one), (device, start, _, other) = furthest, span
+        if device == before and start < end and not {one, other} <= kept.keys():
+            raise ValueError(
+                f"parameters {one!r} and {other!r} overlap in memory but are two objects, which fixed-point would "
+                f"untie: make them one Parameter, clone() one if they are not meant to be tied, or leave both with "
+                f"keep_float={[one, other]}"
+            )
+        furthest = max(furthest, span, key=lambda each: (each[0], each[2]))
 
 
 def _swap_all(swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -146,6 +147,47 @@ def test_lazy_modules_are_refused_until_they_have_run() -> None:
     module(torch.randn(2, 5))
     optim.quantize_(module)
     assert isinstance(module.weight, FixedPointTensor)
+
+
+class Tied(nn.Module):
+    """Two parameters that are windows on one memory: ``two`` is made of ``one``."""
+
+    def __init__(self, two: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.randn(4, 6))
+        self.alone = nn.Parameter(torch.randn(4))
+        self.two = nn.Parameter(two(self.one.detach()))
+
+
+@pytest.mark.parametrize("two", [torch.Tensor.t, lambda one: one[1:3], lambda one: one.view(-1)])
+def test_tied_views_are_refused(two: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    module = Tied(two)
+    for kept in ([], ["one"], ["two"]):
+        with pytest.raises(ValueError, match=r"'(one|two)' and '(one|two)' overlap in memory .* make them one Param"):
+            optim.quantize_(module, keep_float=kept)
+        assert not any(isinstance(param, FixedPointTensor) for param in module.parameters())
+    optim.quantize_(module, keep_float=["one", "two"])
+    assert isinstance(module.alone, FixedPointTensor)
+    assert torch.equal(two(module.one.detach()), module.two.detach())
+
+
+def test_neighbours_in_one_memory_are_not_tied() -> None:
+    """As ``vector_to_parameters``, and recurrent layers on a GPU, lay parameters out."""
+    module = network()
+    params = list(module.parameters())
+    nn.utils.vector_to_parameters(torch.randn(sum(param.numel() for param in params)), params)
+    assert len({param.untyped_storage().data_ptr() for param in params}) == 1
+    optim.quantize_(module)
+    assert all(isinstance(param, FixedPointTensor) for param in params)
+
+
+def test_one_parameter_in_two_places_stays_one() -> None:
+    module = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
+    module[1].weight = module[0].weight
+    optim.quantize_(module)
+    assert module[1].weight is module[0].weight
+    assert isinstance(module[1].weight, FixedPointTensor)
+    optim.quantize_(module)
 
 
 def test_sharded_parameters_are_refused() -> None:
