@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowprec_plugin.formats import FixedPointFormat, check_integer
@@ -84,7 +86,7 @@ def quantize_(
     for part in recurrent:  # as RNNBase._apply does: its weak references are in the way
         part._flat_weight_refs = []
     try:
-        _swap_all(swaps, names)
+        _swap_all(module, swaps, names)
     finally:
         for part in recurrent:
             part._init_flat_weights()
@@ -113,17 +115,35 @@ def _check_apart(params: dict[str, nn.Parameter], kept: dict[str, str]) -> None:
         furthest = max(furthest, span, key=lambda each: (each[0], each[2]))
 
 
-def _swap_all(swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) -> None:
+def _swap_all(module: nn.Module, swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) -> None:
     for done, (param, stored_param) in enumerate(swaps):
         try:
             _swap(param, stored_param)
         except RuntimeError as error:
             for undo, stored_undo in swaps[:done]:
                 _swap(undo, stored_undo)
+            remedy = "drop losses and outputs of earlier forward passes, or compute them under torch.no_grad()"
             raise ValueError(
                 f"parameter {names[done]!r} is held by an autograd graph or a weak reference that is still alive: "
-                f"drop losses and outputs of earlier forward passes, or compute them under torch.no_grad() ({error})"
+                f"{_renormed(module, names[done]) or remedy} ({error})"
             ) from error
+
+
+def _renormed(module: nn.Module, name: str) -> str:
+    """What to do if ``name`` is held by the weight that torch's old weight_norm or spectral_norm leaves in its module.
+
+    That weight is computed anew before each forward pass and lies there, graph and all, until the next.
+    """
+    path, _, own = name.rpartition(".")
+    for hook in module.get_submodule(path)._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)) and own.startswith(f"{hook.name}_"):
+            norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+            pattern = name.removesuffix(own) + f"{hook.name}_*"
+            return (
+                f"torch.nn.utils.{norm} leaves {name.removesuffix(own) + hook.name!r} in its module with its graph. "
+                f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with keep_float={[pattern]}"
+            )
+    return ""
 
 
 def _swap(param: nn.Parameter, other: nn.Parameter) -> None:

@@ -140,6 +140,27 @@ def test_a_live_graph_is_refused_and_nothing_changed() -> None:
     assert held.grad_fn is not None
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_old_norms_are_refused_and_say_what_to_use(norm: str) -> None:
+    module = nn.Sequential(nn.Linear(8, 8), getattr(nn.utils, norm)(nn.Linear(8, 8)))
+    module(torch.randn(4, 8))
+    message = (
+        rf"parameter '1\.weight_\w+' is held .*: torch\.nn\.utils\.{norm} leaves '1\.weight' .*"
+        rf"Use torch\.nn\.utils\.parametrizations\.{norm}, or .*keep_float=\['1\.weight_\*'\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        optim.quantize_(module)
+    assert not any(isinstance(param, FixedPointTensor) for param in module.parameters())
+    optim.quantize_(module, keep_float=["1.weight_*"])
+    module(torch.randn(4, 8)).sum().backward()
+    module = nn.Sequential(getattr(nn.utils.parametrizations, norm)(nn.Linear(8, 8)))
+    module(torch.randn(4, 8))
+    optim.quantize_(module)
+    module(torch.randn(4, 8)).sum().backward()
+    assert all(param.grad is not None for param in module.parameters())
+
+
 def test_lazy_modules_are_refused_until_they_have_run() -> None:
     module = nn.LazyLinear(3)
     with pytest.raises(ValueError, match="'weight' is not initialised yet"):
