@@ -24,12 +24,12 @@ class FusedUpdate:
 
     Attributes:
         algorithm: the formula, given a parameter group.
-        hypers: its hyperparameters, given the group and the step (from 1) of a parameter.
+        hypers: its hyperparameters, given the group, the step (from 1) of a parameter, and whether its state is new.
         unfit: why a group cannot be updated so, or ``None`` if it can.
     """
 
     algorithm: Callable[[Group], Algorithm]
-    hypers: Callable[[Group, int], Hyper]
+    hypers: Callable[[Group, int, bool], Hyper]
     unfit: Callable[[Group], str | None]
 
 
@@ -54,16 +54,17 @@ def _sgd_algorithm(group: Group) -> Algorithm:
     return Algorithm.MOMENTUM if group["momentum"] != 0 else Algorithm.SGD
 
 
-def _sgd_hypers(group: Group, step: int) -> Hyper:
+def _sgd_hypers(group: Group, step: int, new: bool) -> Hyper:
     lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
     if momentum == 0:
         return _sign(group), decay, lr
-    fresh = 1.0 if step == 1 else 1.0 - group["dampening"]
+    # Not step == 1: torch's own SGD, whose state may have been taken up, counts no steps.
+    fresh = 1.0 if new else 1.0 - group["dampening"]
     direct, through = (1.0, momentum) if group["nesterov"] else (0.0, 1.0)
     return _sign(group), decay, lr, momentum, fresh, direct, through
 
 
-def _adam_hypers(group: Group, step: int) -> Hyper:
+def _adam_hypers(group: Group, step: int, new: bool) -> Hyper:
     lr, decay = float(group["lr"]), group["weight_decay"]
     beta1, beta2 = (float(beta) for beta in group["betas"])
     step_size = lr / (1 - beta1**step)
@@ -76,7 +77,7 @@ def _adam_unfit(group: Group) -> str | None:
     return "amsgrad=True" if group["amsgrad"] else _differentiable(group)
 
 
-def _lion_hypers(group: Group, step: int) -> Hyper:
+def _lion_hypers(group: Group, step: int, new: bool) -> Hyper:
     beta1, beta2 = group["betas"]
     return _sign(group), float(group["lr"]), float(group["lr"]) * group["weight_decay"], 1 - beta1, 1 - beta2
 

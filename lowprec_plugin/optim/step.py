@@ -126,20 +126,20 @@ class FixedPointStep(torch.optim.Optimizer):
     def _fused_step(self, update: FusedUpdate, group: Group, params: list[FixedPointTensor]) -> None:
         algorithm = update.algorithm(group)
         names = STATES[algorithm]
-        hypers_of_step: dict[int, Any] = {}
+        known: dict[tuple[int, bool], Any] = {}
         hypers, stores, keys = [], [], []
         for param in params:
             state = self.state[param]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-            for name in names:
-                if name not in state:
-                    state[name] = self._new_state(param, name)
+            missing = [name for name in names if state.get(name) is None]  # torch's SGD may save None
+            for name in missing:
+                state[name] = self._new_state(param, name)
             state["step"] += 1
-            step = int(state["step"])
-            if step not in hypers_of_step:
-                hypers_of_step[step] = update.hypers(group, step)
-            hypers.append(hypers_of_step[step])
+            step, new = int(state["step"]), bool(missing)
+            if (step, new) not in known:
+                known[step, new] = update.hypers(group, step, new)
+            hypers.append(known[step, new])
             tensors = [param, *(state[name] for name in names)]
             stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
             keys.append(key_of(param.stream, step))

@@ -78,6 +78,29 @@ def test_first_momentum_step_takes_the_whole_gradient() -> None:
     assert (param.dequantize() + 1 + 0.9 + 0.5).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("buffer", [True, False], ids=["with momentum", "with None"])
+def test_state_of_torchs_sgd_is_taken_up_in_the_middle(buffer: bool) -> None:
+    """It counts no steps; dampening applies from the first step if there is a momentum already, and only then."""
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    oracle = nn.Parameter(torch.randn(4, 40, dtype=torch.float64))
+    theirs = torch.optim.SGD([oracle], **options)
+    for _ in range(3):
+        oracle.grad = 2 * oracle.detach() + 1
+        theirs.step()
+    if not buffer:
+        theirs.state[oracle]["momentum_buffer"] = None
+    assert "step" not in theirs.state[oracle]
+    fixed = nn.Parameter(FixedPointTensor.quantize(oracle.detach().float(), "fixed24", rounding="nearest"))
+    ours = optim.SGD([fixed], **options)
+    ours.load_state_dict(theirs.state_dict())
+    for _ in range(3):
+        oracle.grad = 2 * oracle.detach() + 1
+        fixed.grad = 2 * fixed.dequantize() + 1
+        theirs.step()
+        ours.step()
+        torch.testing.assert_close(fixed.dequantize().double(), oracle.detach(), rtol=1e-5, atol=1e-5)
+
+
 class TestSmallUpdates:
     """The paper's point: an update of a hundredth of a code is lost by nearest rounding, and kept by stochastic."""
 
