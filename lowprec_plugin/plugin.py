@@ -127,7 +127,7 @@ class FixedPointPrecision(Precision):
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
             adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
-        self._optimizers = list(optimizers)  # type: ignore[arg-type]
+        self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
         self.wire, said = self._connect_wire(model) if optimizers else (None, "")
         rank_zero_info(f"{self}\n{as_text(describe(model, optimizers), self._kept, said)}")
         return model, optimizers, lr_schedulers

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin.optim.step import FixedPointStep, StepSettings
+from lowprec_plugin.optim.step import FixedPointStep, StepSettings, label_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 _UNFIT: dict[type[torch.optim.Optimizer], str] = {
@@ -21,7 +21,8 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     """Make ``optimizer`` update fixed-point parameters, in place: the same object, whose schedulers stay bound.
 
     Its class becomes a subclass of what it was. SGD, Adam and AdamW get a fused update; any other goes through the
-    generic path, one parameter at a time. State it already has is rounded to nearest.
+    generic path, one parameter at a time. State it already has is rounded to nearest. An LBFGS or SparseAdam all of
+    whose parameters are in float is left as it is.
 
     Args:
         optimizer: any optimizer of ``torch.optim`` or derived from ``torch.optim.Optimizer`` that updates every
@@ -38,9 +39,16 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         optimizer.fixed_point = settings or optimizer.fixed_point
         return optimizer
     float_class = type(optimizer)
+    params = (param for group in optimizer.param_groups for param in group["params"])
+    fixed = next((param for param in params if isinstance(param, FixedPointTensor)), None)
     for unfit, reason in _UNFIT.items():
         if isinstance(optimizer, unfit):
-            raise ValueError(f"torch.optim.{unfit.__name__} cannot update fixed-point parameters: {reason}")
+            if fixed is None:
+                return optimizer
+            raise ValueError(
+                f"torch.optim.{unfit.__name__} cannot update fixed-point parameters, such as {label_of(fixed)}: "
+                f"{reason}, or keep_float for all that it updates"
+            )
     patched = optimizer.__dict__.pop("step", None)
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
         optimizer.__dict__["step"] = patched

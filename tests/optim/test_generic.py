@@ -61,6 +61,39 @@ def test_groups_and_hooks_stay_the_optimizers_own() -> None:
 
 @pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
 def test_those_that_cannot_work_say_why(kind: Any) -> None:
-    optimizer = kind([nn.Parameter(torch.randn(2, 2))])
-    with pytest.raises(ValueError, match=f"torch.optim.{kind.__name__} cannot update fixed-point parameters"):
+    module = nn.Linear(2, 2)
+    optim.quantize_(module, keep_float="bias")
+    optimizer = kind(module.parameters())
+    message = f"torch.optim.{kind.__name__} cannot update fixed-point parameters, such as parameter 'weight': .*keep_f"
+    with pytest.raises(ValueError, match=message):
         optim.adopt(optimizer)
+    assert type(optimizer) is kind
+
+
+def test_lbfgs_on_floats_trains_as_ever() -> None:
+    found = []
+    for adopted in (True, False):
+        param = nn.Parameter(torch.tensor([3.0, -2.0]))
+        optimizer = torch.optim.LBFGS([param], max_iter=5)
+        if adopted:
+            assert optim.adopt(optimizer) is optimizer
+
+        def closure(optimizer: Any = optimizer, param: Any = param) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (param - 1).pow(4).sum()
+            loss.backward()
+            return loss
+
+        first = optimizer.step(closure)
+        assert optimizer.step(closure) < 0.1 * first
+        found.append(param.detach())
+    assert torch.equal(*found)
+
+
+def test_sparse_adam_on_floats_trains() -> None:
+    table = nn.Embedding(4, 2, sparse=True)
+    before = table.weight.detach().clone()
+    optimizer = optim.adopt(torch.optim.SparseAdam(table.parameters(), 0.1))
+    table(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert (table.weight != before).any(1).tolist() == [False, True, False, False]

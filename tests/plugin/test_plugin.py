@@ -230,6 +230,57 @@ def test_modules_that_cannot_be_stored(module: Any, message: str, tmp_path: Path
         trainer(tmp_path, FixedPointPrecision(), max_epochs=1).fit(module(), users.vectors())
 
 
+class Mixed(users.Regressor):
+    """Its head is LBFGS's, the rest AdamW's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.AdamW(self.net[0].parameters(), 1e-2), torch.optim.LBFGS(self.net[2].parameters())]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        adamw, lbfgs = self.optimizers()
+
+        def closure() -> torch.Tensor:
+            self.zero_grad()
+            loss = nn.functional.mse_loss(self(batch[0]), batch[1])
+            self.manual_backward(loss)
+            return loss
+
+        lbfgs.step(closure)
+        adamw.step()
+
+
+def test_lbfgs_beside_another_optimizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It updates what is kept in float, as the table says."""
+    plugin = FixedPointPrecision(keep_float="net.2.*", nonfinite="skip")
+    module = Mixed()
+    before = module.net[2].weight.detach().clone()
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        run = trainer(tmp_path, plugin, max_epochs=1)
+        run.fit(module, users.vectors())
+    assert "LBFGS's own, in float" in caplog.text
+    assert not torch.equal(module.net[2].weight, before)
+    assert isinstance(module.net[0].weight, FixedPointTensor)
+    assert plugin.skipped_steps == 0
+    run.save_checkpoint(tmp_path / "mixed.ckpt")
+    trainer(tmp_path, FixedPointPrecision(keep_float="net.2.*"), max_epochs=2).fit(
+        Mixed(), users.vectors(), ckpt_path=tmp_path / "mixed.ckpt", weights_only=True
+    )
+
+
+def test_lbfgs_by_itself_on_floats(tmp_path: Path) -> None:
+    losses = []
+    for plugin in (FixedPointPrecision(keep_float="*"), None):
+        seed_everything(0, verbose=False)
+        run = trainer(tmp_path, plugin, max_epochs=2, enable_checkpointing=False)
+        run.fit(WithLBFGS(), users.vectors())
+        losses.append(run.callback_metrics["train_loss"])
+    assert torch.equal(*losses)
+
+
 def test_conversion_is_all_or_nothing(tmp_path: Path) -> None:
     module = WithInteger()
     with pytest.raises(ValueError, match="table"):
