@@ -21,7 +21,8 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     """Make ``optimizer`` update fixed-point parameters, in place: the same object, whose schedulers stay bound.
 
     Its class becomes a subclass of what it was. SGD, Adam and AdamW get a fused update; any other goes through the
-    generic path, one parameter at a time. State it already has is rounded to nearest. An LBFGS or SparseAdam all of
+    generic path, one parameter at a time. State it already has is rounded to nearest; so is that of an optimizer
+    which is adopted already, if ``settings`` want another format. An LBFGS or SparseAdam all of
     whose parameters are in float is left as it is.
 
     Args:
@@ -36,7 +37,9 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         ValueError: for an optimizer that cannot work so, with the reason.
     """
     if isinstance(optimizer, FixedPointStep):
-        optimizer.fixed_point = settings or optimizer.fixed_point
+        if settings is not None:
+            optimizer.fixed_point = settings
+            _store_states(optimizer)
         return optimizer
     float_class = type(optimizer)
     params = (param for group in optimizer.param_groups for param in group["params"])
@@ -61,11 +64,19 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     optimizer.fixed_point = settings or StepSettings()
     if patched is not None:
         _count_steps(optimizer, patched)
+    _store_states(optimizer)
+    return optimizer
+
+
+def _store_states(optimizer: FixedPointStep) -> None:
+    """Hold the state of fixed-point parameters as the settings say, rounded to nearest."""
     for param, state in optimizer.state.items():
         if isinstance(param, FixedPointTensor):
             for name, value in state.items():
+                if isinstance(value, FixedPointTensor) and value.format != optimizer.state_format(param, name):
+                    # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
+                    value = value.dequantize(torch.float32)
                 state[name] = optimizer.store_state(param, name, value)
-    return optimizer
 
 
 _classes: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}

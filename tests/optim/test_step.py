@@ -186,6 +186,37 @@ def test_state_of_another_format_is_converted_if_exact() -> None:
         optimizer.load_state_dict(wider.state_dict())
 
 
+@pytest.mark.parametrize("name", ["adamw 16/8", "generic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_settings_store_the_state_anew(name: str, dtype: torch.dtype) -> None:
+    """Rounded to nearest, once, whatever dtype operations see; without settings nothing changes."""
+    module = network(dtype=dtype)
+    optimizer = optim.adopt(MAKERS[name](module.parameters()), optim.StepSettings(16))
+    for param in module.parameters():
+        param.grad = torch.randn(param.shape).to(dtype)
+    optimizer.step()
+    before = {param: dict(state) for param, state in optimizer.state.items()}
+    assert optim.adopt(optimizer) is optimizer
+    assert all(value is before[param][key] for param in before for key, value in optimizer.state[param].items())
+
+    optim.adopt(optimizer, optim.StepSettings(12, rounding="nearest"))
+    changed = 0
+    for param, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, FixedPointTensor):
+                assert value is before[param][key]
+                continue
+            old, changed = before[param][key], changed + 1
+            assert (value.format, value.rounding) == (optimizer.state_format(param, key), "nearest")
+            assert value.format.word_length == 12
+            floats = old.dequantize(torch.float32)
+            expected = FixedPointTensor.quantize(floats, value.format, rounding="nearest")
+            assert torch.equal(value.codes, expected.codes)
+            assert value.label == old.label
+    assert changed >= 4
+    optimizer.step()
+
+
 def test_schedulers_stay_bound() -> None:
     """Made before the optimizer is adopted, as Lightning's order has it."""
     module = network()
