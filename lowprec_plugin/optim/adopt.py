@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from functools import wraps
 from typing import Any
 
 import torch
 
+from lowprec_plugin.optim.fused import FUSED
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings, label_of
 from lowprec_plugin.tensor import FixedPointTensor
 
@@ -21,9 +23,10 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     """Make ``optimizer`` update fixed-point parameters, in place: the same object, whose schedulers stay bound.
 
     Its class becomes a subclass of what it was. SGD, Adam and AdamW get a fused update; any other goes through the
-    generic path, one parameter at a time. State it already has is rounded to nearest; so is that of an optimizer
-    which is adopted already, if ``settings`` want another format. An LBFGS or SparseAdam all of
-    whose parameters are in float is left as it is.
+    generic path, one parameter at a time, and a step that is not torch's own gets a warning: what it computes across
+    parameters is then computed of each. State the optimizer already has is rounded to nearest; so is that of one which
+    is adopted already, if ``settings`` want another format. An LBFGS or SparseAdam all of whose parameters are in
+    float is left as it is.
 
     Args:
         optimizer: any optimizer of ``torch.optim`` or derived from ``torch.optim.Optimizer`` that updates every
@@ -65,6 +68,14 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     if patched is not None:
         _count_steps(optimizer, patched)
     _store_states(optimizer)
+    # A class of the user's may well inherit its step from torch.optim, where each parameter is updated by itself.
+    if fixed is not None and float_class not in FUSED and not float_class.step.__module__.startswith("torch.optim."):
+        warnings.warn(
+            f"{float_class.__name__} steps fixed-point parameters one at a time: what its step computes across "
+            "parameters, such as a norm of all their gradients, is then of each by itself. If it computes none, "
+            "nothing is amiss; if it does, use an optimizer of torch.optim, or keep_float for its parameters",
+            stacklevel=2,
+        )
     return optimizer
 
 

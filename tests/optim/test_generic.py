@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin.optim.float_lion import FloatLion
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [
     (torch.optim.Adagrad, {"lr": 0.01}),
@@ -45,6 +46,41 @@ def test_follows_the_float_run(kind: Any, options: dict[str, Any]) -> None:
         if isinstance(value, torch.Tensor) and value.shape == fixed.shape:
             assert isinstance(value, FixedPointTensor), name
             torch.testing.assert_close(value.dequantize(), one.state[floats][name], rtol=2e-3, atol=3e-3)
+
+
+class NormedSGD(torch.optim.Optimizer):
+    """Divides by the norm of all gradients: what stepping one parameter at a time gets wrong."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 1.0})
+
+    def step(self, closure: Any = None) -> None:
+        params = [param for group in self.param_groups for param in group["params"]]
+        norm = torch.cat([param.grad.flatten() for param in params]).norm()
+        for param in params:
+            param.data.sub_(param.grad / norm)
+
+
+class RenamedNAdam(torch.optim.NAdam):
+    """Its step is torch's."""
+
+
+def test_a_step_of_the_users_is_said_to_go_one_parameter_at_a_time() -> None:
+    """When it is adopted, and if it holds fixed-point parameters. No other test of this file warns."""
+    params = [nn.Parameter(FixedPointTensor.quantize(torch.zeros(1, 4), "fixed16")) for _ in range(2)]
+    with pytest.warns(UserWarning, match="NormedSGD steps fixed-point parameters one at a time") as caught:
+        optimizer = optim.adopt(NormedSGD(params))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    optim.adopt(optimizer)
+    for param in params:
+        param.grad = torch.ones(1, 4)
+    optimizer.step()
+    for param in params:
+        torch.testing.assert_close(param.dequantize(), torch.full((1, 4), -0.5))  # together it would be -1 / sqrt(8)
+    optim.adopt(NormedSGD([nn.Parameter(torch.zeros(4))]))
+    optim.adopt(RenamedNAdam(params))
+    optim.adopt(FloatLion(params))
 
 
 def test_groups_and_hooks_stay_the_optimizers_own() -> None:
