@@ -22,8 +22,9 @@ class _Ours(FixedPointStep):
         nonfinite: str = "raise",
         **kwargs: Any,
     ) -> None:
-        self.fixed_point = StepSettings(state_word_length, rounding, nonfinite)
+        settings = StepSettings(state_word_length, rounding, nonfinite)
         super().__init__(params, *args, **kwargs)
+        self.fixed_point = settings
 
 
 class SGD(_Ours, torch.optim.SGD):

@@ -13,6 +13,7 @@ torch.optim gives it, so ``state_dict`` and ``load_state_dict`` work as ever.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,24 @@ class FixedPointStep(torch.optim.Optimizer):
             if floats:
                 generic.step_floats(self, group, floats)
         return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; also warns of a float parameter that joins fixed-point ones, for that is easily meant otherwise.
+
+        Not while the optimizer is made: what is in float then was left so.
+        """
+        super().add_param_group(param_group)
+        if not hasattr(self, "fixed_point"):
+            return
+        params = [param for group in self.param_groups for param in group["params"]]
+        added = [param for param in self.param_groups[-1]["params"] if not isinstance(param, FixedPointTensor)]
+        if added and any(isinstance(param, FixedPointTensor) for param in params):
+            more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+            warnings.warn(
+                f"add_param_group got {label_of(added[0])}{more} in float, to be updated so beside fixed-point ones. "
+                "If that is not meant, call optim.quantize_(module) before adding the module's parameters",
+                stacklevel=2,
+            )
 
     def _gradients_are_finite(self) -> bool:
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]

@@ -236,6 +236,28 @@ def test_replaced_step_is_refused() -> None:
         optim.adopt(optimizer)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_float_parameter_that_is_added_later_is_warned_of(name: str) -> None:
+    module, later = network(keep_float="2.bias"), nn.Linear(3, 5)
+    optimizer = MAKERS[name](module.parameters())  # what is kept in float from the start is not
+    message = r"shape \(5, 3\) and 1 more in float.* optim\.quantize_\(module\) before"
+    with pytest.warns(UserWarning, match=message) as caught:
+        optimizer.add_param_group({"params": list(later.parameters())})
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    converted = nn.Linear(3, 5)
+    optim.quantize_(converted)
+    optimizer.add_param_group({"params": list(converted.parameters())})
+    for param in (*module.parameters(), *later.parameters(), *converted.parameters()):
+        param.grad = torch.ones(param.shape)
+    optimizer.step()
+
+
+def test_floats_among_floats_are_not_warned_of() -> None:
+    optimizer = optim.AdamW(nn.Linear(2, 2).parameters())
+    optimizer.add_param_group({"params": list(nn.Linear(2, 2).parameters())})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
