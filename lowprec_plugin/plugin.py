@@ -222,6 +222,18 @@ class FixedPointPrecision(Precision):
 
         return apply_to_collection(data, dtype=Tensor, function=cast)
 
+    def convert_output(self, data: Any) -> Any:
+        """Refuse Fabric, which accepts any Precision: only it calls this, after each forward pass.
+
+        Raises:
+            ValueError: always. Fabric does not hand its optimizers to a precision plugin, and so they are not adopted.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is a plugin of lightning.pytorch's Trainer and cannot see Fabric's optimizers. "
+            "Under Fabric leave it out, call lowprec_plugin.optim.quantize_(module), and use the optimizers of "
+            "lowprec_plugin.optim or optim.adopt(optimizer), before fabric.setup(module, optimizer)"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of the plugin: the wire's step, and the rest for people. Called on every rank."""
         return {

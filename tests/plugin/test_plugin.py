@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -319,6 +320,25 @@ def test_keep_float_must_match(tmp_path: Path) -> None:
 def test_a_precision_flag_beside_the_plugin_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision=bf16-mixed"):
         trainer(tmp_path, FixedPointPrecision(), precision="bf16-mixed")
+
+
+def test_fabric_is_refused_and_told_what_to_do() -> None:
+    """At the first forward pass; and what it is told works."""
+    module = nn.Linear(3, 2)
+    fabric = Fabric(accelerator="cpu", plugins=FixedPointPrecision())
+    wrapped, _ = fabric.setup(module, torch.optim.AdamW(module.parameters()))
+    with pytest.raises(ValueError, match=r"Under Fabric leave it out, call lowprec_plugin\.optim\.quantize_"):
+        wrapped(torch.ones(1, 3))
+
+    module = nn.Linear(3, 2)
+    optim.quantize_(module)
+    fabric = Fabric(accelerator="cpu")
+    wrapped, optimizer = fabric.setup(module, optim.AdamW(module.parameters(), 0.1))
+    codes = module.weight.codes.clone()
+    fabric.backward(wrapped(torch.ones(1, 3)).sum())
+    optimizer.step()
+    assert not torch.equal(module.weight.codes, codes)
+    assert all(isinstance(optimizer.state[module.weight][name], FixedPointTensor) for name in ("exp_avg", "exp_avg_sq"))
 
 
 def test_table_says_what_is_stored_how(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
