@@ -8,6 +8,7 @@ back into the codes; a view of it is a window on the same codes, and writing to 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -206,10 +207,7 @@ class FixedPointTensor(torch.Tensor):
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
         """Another view of the same codes. Under inference mode a view of an ordinary tensor is an ordinary tensor."""
-        if torch.is_inference_mode_enabled() and not self.is_inference():
-            with torch.inference_mode(False):
-                window = self._like(self.blocks, geometry=geometry)
-        else:
+        with torch.inference_mode(torch.is_inference_mode_enabled() and self.is_inference()):
             window = self._like(self.blocks, geometry=geometry)
         window._clock = self._clock
         return window
@@ -265,6 +263,8 @@ class FixedPointTensor(torch.Tensor):
         result = self._like(self.blocks.map(torch.clone))
         if isinstance(self, torch.nn.Parameter):
             result = torch.nn.Parameter(result, self.requires_grad)  # type: ignore[assignment]
+        if self.grad is not None:
+            result.grad = copy.deepcopy(self.grad, memo)
         memo[id(self)] = result
         return result
 

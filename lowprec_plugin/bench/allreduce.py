@@ -12,13 +12,16 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,19 +51,15 @@ def run_allreduce(
     """
     if "RANK" in os.environ:
         return _measure(megabytes, rounds, step, output)
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.start_processes(
-        _local, (processes, store.port, megabytes, rounds, step, output), processes, start_method="spawn"
-    )  # type: ignore[no-untyped-call]
-    return json.loads(Path(output).read_text()) if output else None  # type: ignore[no-any-return]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    spawn(_local, (processes, store.port, megabytes, rounds, step, output), processes)  # type: ignore[no-untyped-call]
+    return json.loads(Path(output).read_text()) if output else None
 
 
 def _local(rank: int, processes: int, port: int, *given: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store = TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group(_backend(), store=store, rank=rank, world_size=processes)
     _measure(*given)
 
@@ -111,10 +110,12 @@ def collectives(elements: int, device: torch.device) -> dict[str, Side]:
         "bf16_compress_hook": narrowed(torch.bfloat16),
     }
     for word_length in reversed(WORD_LENGTHS):
-        sides[f"lowprec {word_length}"] = lambda index, bits=word_length: comm.all_reduce(
-            gradient, word_length=bits, step=index
-        )
+        sides[f"lowprec {word_length}"] = partial(_in_fixed_point, gradient, word_length)
     return sides
+
+
+def _in_fixed_point(gradient: Tensor, word_length: int, index: int) -> Tensor:
+    return comm.all_reduce(gradient, word_length=word_length, step=index)
 
 
 def steps(device: torch.device) -> dict[str, Side]:

@@ -96,9 +96,18 @@ _classes: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}
 def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     if float_class not in _classes:
         name = f"FixedPoint{float_class.__name__}"
-        members = {"float_class": float_class, "__module__": __name__}
+        members = {"float_class": float_class, "__module__": __name__, "__reduce__": _reduce}
         _classes[float_class] = type(name, (FixedPointStep, float_class), members)
     return _classes[float_class]
+
+
+def _reduce(self: FixedPointStep) -> tuple[Any, ...]:
+    """Copies and pickles of an adopted optimizer: its class is made anew from the float one."""
+    return _blank, (self.float_class,), self.__getstate__()
+
+
+def _blank(float_class: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    return object.__new__(_fixed_point_class(float_class))
 
 
 def _count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
@@ -80,6 +81,8 @@ def quantize_(
         except ValueError as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
         stored.rounding = rounding
+        if not format.dynamic:
+            _warn_if_saturated(name, param, stored)
         swaps.append((param, nn.Parameter(stored, param.requires_grad)))
         names.append(name)
     recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
@@ -92,6 +95,20 @@ def quantize_(
             part._init_flat_weights()
     move_in_place(module)
     return kept
+
+
+def _warn_if_saturated(name: str, param: nn.Parameter, stored: FixedPointTensor) -> None:
+    low, high = stored.format.min_code, stored.format.max_code
+    step = 2.0**stored.format.static_exponent
+    values = param.detach()
+    lost = int(((values > high * step) | (values < low * step)).sum())
+    if lost:
+        warnings.warn(
+            f"parameter {name!r}: {lost:,} of {param.numel():,} values are out of {stored.format}'s range, "
+            f"{low * step:g} to {high * step:g}, and were saturated; choose a smaller fraction_length, or None for a "
+            f"radix point per block, or keep_float={[name]}",
+            stacklevel=3,
+        )
 
 
 def _check_apart(params: dict[str, nn.Parameter], kept: dict[str, str]) -> None:

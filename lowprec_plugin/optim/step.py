@@ -182,6 +182,10 @@ class FixedPointStep(torch.optim.Optimizer):
                     f"(is the learning rate, {group['lr']}, finite?); the blocks with NaN were not written"
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: torch's own, and the settings."""
+        return super().__getstate__() | {"fixed_point": self.fixed_point}
+
     def state_format(self, param: FixedPointTensor, name: str) -> FixedPointFormat:
         """The format in which state ``name`` of ``param`` is stored: dynamic, whatever the parameter's."""
         return FixedPointFormat(

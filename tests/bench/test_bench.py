@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lowprec_plugin.bench import allreduce
 from lowprec_plugin.bench import run as bench
 from lowprec_plugin.bench.models import Transformer
 from lowprec_plugin.cli.main import main
+from tests.comm import ranks
 
 
 def test_reports_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,3 +25,20 @@ def test_reports_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         for side in sides.values():
             assert side["ratio"] == pytest.approx(side["median"] / sides["float32"]["median"])
     assert "ns per element" in capsys.readouterr().out
+
+
+def _small(rank: int, path: str) -> None:
+    allreduce.Transformer = lambda: Transformer(24, 1, 2)  # type: ignore[assignment,misc]
+    allreduce._measure(1.0, 2, True, path)
+
+
+def test_all_reduce_is_measured_by_every_process(tmp_path: Path) -> None:
+    path = tmp_path / "allreduce.json"
+    ranks.run(2, _small, str(path), over=True)
+    record = json.loads(path.read_text())
+    assert record["processes"] == 2
+    for table in ("all_reduce", "step"):
+        sides = record[table]
+        assert {"float32", "fp16_compress_hook", "lowprec 16", "lowprec 8"} <= set(sides)
+        # Other traffic of this machine is in the operating system's count: a bound with room.
+        assert sides["lowprec 8"]["MiB_sent"] < 0.6 * sides["float32"]["MiB_sent"]

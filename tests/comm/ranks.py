@@ -18,17 +18,26 @@ import torch.multiprocessing
 multiprocessing.set_forkserver_preload(["torch", "lowprec_plugin"])
 
 
-def run(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
-    """``[function(rank, *args) for rank in range(ranks)]``, each in a process of its own with a process group."""
+def run(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0, over: bool = False) -> list[Any]:
+    """``[function(rank, *args) for rank in range(ranks)]``, each in a process of its own with a process group.
+
+    ``over``: the function destroys the group itself.
+    """
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            _enter, (ranks, Path(folder), function, args, timeout), ranks, start_method="forkserver"
+            _enter, (ranks, Path(folder), function, args, timeout, over), ranks, start_method="forkserver"
         )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
 def _enter(
-    rank: int, ranks: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...], timeout: float
+    rank: int,
+    ranks: int,
+    folder: Path,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    timeout: float,
+    over: bool,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -37,8 +46,9 @@ def _enter(
     )  # fmt: skip
     result = function(rank, *args)
     torch.save(result, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    if not over:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def run_one_of(ranks: int, function: Callable[..., Any], folder: Path, timeout: float) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -133,3 +135,23 @@ def test_sparse_adam_on_floats_trains() -> None:
     table(torch.tensor([1])).sum().backward()
     optimizer.step()
     assert (table.weight != before).any(1).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_of_an_adopted_optimizer_step_as_it_does(duplicate: Any) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(300, 3)
+    optim.quantize_(module)
+    for make in (torch.optim.AdamW, torch.optim.NAdam):
+        optimizer = optim.adopt(make(module.parameters(), lr=1e-2), optim.StepSettings(8))
+        module(torch.ones(1, 300)).sum().backward()
+        optimizer.step()
+        other_module, other = duplicate((module, optimizer))
+        assert other.fixed_point.state_word_length == 8
+        if duplicate is copy.deepcopy:
+            assert torch.equal(other_module.weight.grad, module.weight.grad)
+        for one, stepped in ((module, optimizer), (other_module, other)):
+            one.zero_grad()
+            one(torch.ones(1, 300)).sum().backward()
+            stepped.step()
+        assert torch.equal(module.weight.codes, other_module.weight.codes)  # type: ignore[operator,arg-type]

@@ -221,3 +221,9 @@ def test_sharded_parameters_are_refused() -> None:
             optim.quantize_(module)
     finally:
         distributed.destroy_process_group()
+
+
+def test_what_saturates_at_conversion_is_said() -> None:
+    module = nn.LayerNorm(300)
+    with pytest.warns(UserWarning, match=r"parameter 'weight': 300 of 300 values are out of <0,16>'s range, -0.5 to"):
+        optim.quantize_(module, "<0,16>")
