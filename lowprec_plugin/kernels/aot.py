@@ -23,7 +23,8 @@ from triton.compiler import ASTSource
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.kernels.convert import dequantize_kernel, quantize_kernel
 from lowprec_plugin.kernels.rounding import compiled as for_format
-from lowprec_plugin.kernels.step import BFLOAT16, FLOAT32, update_kernel
+from lowprec_plugin.kernels.step import update_kernel
+from lowprec_plugin.kernels.tables import BFLOAT16, FLOAT32
 from lowprec_plugin.kernels.tiles import Tiling
 from lowprec_plugin.updates import Algorithm
 

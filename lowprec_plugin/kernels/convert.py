@@ -14,6 +14,7 @@ from lowprec_plugin.kernels.random import ALONE, random_bits
 from lowprec_plugin.kernels.rounding import (
     FLOAT32_MAX,
     HUGE,
+    bfloat16_bits,
     compiled,
     count_saturated,
     encode,
@@ -89,8 +90,7 @@ def dequantize_kernel(
     if FORMAT.squared:
         value = tl.minimum(value * value, FLOAT32_MAX)
     if out.dtype.element_ty == tl.int16:
-        word = value.to(tl.int32, bitcast=True)
-        tl.store(out + at, ((word + 0x7FFF + ((word >> 16) & 1)) >> 16).to(tl.int16), mask=mask)
+        tl.store(out + at, bfloat16_bits(value), mask=mask)
     else:
         tl.store(out + at, value, mask=mask)
 

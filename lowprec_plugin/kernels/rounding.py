@@ -62,6 +62,13 @@ def power_of_two(exponent):
 
 
 @triton.jit
+def bfloat16_bits(x):
+    """The bits of float32 ``x`` rounded to bfloat16, ties to even, int16; a NaN has to be the usual one."""
+    word = x.to(tl.int32, bitcast=True)
+    return ((word + 0x7FFF + ((word >> 16) & 1)) >> 16).to(tl.int16)
+
+
+@triton.jit
 def largest_bits(x):
     """The bits of every block's largest magnitude, int32: above ``INFINITE`` if the block has a NaN."""
     return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1, keep_dims=True)

@@ -37,14 +37,13 @@ from lowprec_plugin.kernels.rounding import (
     radix,
     store_codes,
 )
+from lowprec_plugin.kernels.tables import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.kernels.tiles import Tiling, locate, on_boundaries, signed, tiling_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
 Stored = tuple[Blocks, FixedPointFormat]
 
 SGD, MOMENTUM, ADAM, LION = (tl.constexpr(int(algorithm)) for algorithm in Algorithm)
-FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(number) for number in range(3))
-_GRADIENT_TYPES = {torch.float32: FLOAT32.value, torch.bfloat16: BFLOAT16.value, torch.float16: FLOAT16.value}
 
 # The table's columns, 64-bit words: the parameter's first program and its index, its gradient, shape and key; three
 # planes and static exponent of each of up to three stored tensors; the hyperparameters, two a word.
@@ -58,15 +57,6 @@ _WARPS = 1
 
 
 @triton.jit
-def pointer(word, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """An address as a pointer, to a 128-bit boundary if ``ALIGNED``: only then are loads from it 128 bits wide."""
-    typed = word.to(tl.pointer_type(TYPE))
-    if ALIGNED:
-        typed = tl.multiple_of(typed, 16)
-    return typed
-
-
-@triton.jit
 def stored(store, FORMAT: tl.constexpr, ALIGNED: tl.constexpr):
     """Of one stored tensor: pointers to its codes, lower codes and exponents; its exponent if static."""
     if FORMAT.word_length > 8:
@@ -75,19 +65,6 @@ def stored(store, FORMAT: tl.constexpr, ALIGNED: tl.constexpr):
         codes = pointer(tl.load(store), tl.int8, ALIGNED)
     low, exponents = pointer(tl.load(store + 1), tl.uint8, ALIGNED), pointer(tl.load(store + 2), tl.int8, False)
     return codes, low, exponents, tl.load(store + 3).to(tl.int32)
-
-
-@triton.jit
-def read_gradient(address, at, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """The gradient's tile in float32."""
-    if TYPE == BFLOAT16:
-        word = tl.load(pointer(address, tl.int16, ALIGNED) + at, mask=mask, other=0)
-        g = (word.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    elif TYPE == FLOAT16:
-        g = tl.load(pointer(address, tl.float16, ALIGNED) + at, mask=mask, other=0.0).to(tl.float32)
-    else:
-        g = tl.load(pointer(address, tl.float32, ALIGNED) + at, mask=mask, other=0.0)
-    return g
 
 
 @triton.jit
@@ -132,18 +109,6 @@ def bounded(x, mask, TILING: tl.constexpr):
     return x
 
 
-@triton.jit
-def parameter_of(program, table, count):
-    """The row of the table that ``program`` works for: the last one whose first program is not after it."""
-    lower, upper = count * 0, count
-    while upper - lower > 1:
-        middle = (lower + upper) // 2
-        begun = tl.load(table + middle * COLUMNS) <= program
-        lower = tl.where(begun, middle, lower)
-        upper = tl.where(begun, upper, middle)
-    return table + lower * COLUMNS
-
-
 @triton.jit(do_not_specialize=["count"])
 def update_kernel(
     table,
@@ -156,13 +121,13 @@ def update_kernel(
     STOCHASTIC: tl.constexpr,
 ):
     """Update the ``count`` parameters of ``table``; ``result`` is how many saturated and the first index refused."""
-    item = parameter_of(tl.program_id(0), table, count)
+    item = row_of(tl.program_id(0), table, count, COLUMNS)
     program = tl.program_id(0) - tl.load(item)
     rows, row_length = tl.load(item + ROWS), tl.load(item + ROW_LENGTH)
     place = locate(program, rows, row_length, tl.load(item + FIRST_ROW), TILING)
     at, mask, block, inside, counter = place
     hyper = (item + HYPER).to(tl.pointer_type(tl.float32))
-    g = read_gradient(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
+    g = load_floats(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
     FORMAT_P: tl.constexpr = FORMATS[0]
     store_p = stored(item + STORES, FORMAT_P, TILING.aligned)
     p = read(store_p, place, FORMAT_P)
@@ -247,7 +212,7 @@ def update(
         if not on_boundaries([grad, *planes]):
             tiling = replace(tiling, aligned=False)
         formats = tuple(compiled(format) for _, format in tensors)
-        launches[_Kind(formats, _GRADIENT_TYPES[grad.dtype], tiling)].append((index, programs))
+        launches[_Kind(formats, FLOAT_TYPES[grad.dtype], tiling)].append((index, programs))
 
     rows, numbers, grids = [], [], []
     for members in launches.values():
