@@ -35,16 +35,21 @@ def sum_(
 
 def read_(pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
     """Write the numbers of ``chunk`` to the pieces, in place: see :func:`lowprec_plugin.wire_reference.read_`."""
-    backend = _backend(chunk)
+    if not pieces:
+        return
+    # A mean of float16 gradients may be beyond float16's range: torch rounds it as it does sums.
     halves = [piece for piece in pieces if piece.values.dtype == torch.float16]
+    wide = [piece._replace(values=piece.values.float()) for piece in halves]
     others = [piece for piece in pieces if piece.values.dtype != torch.float16]
-    if others:
-        backend.read_(others, chunk, word_length)
-    for piece in halves:  # a mean of float16 gradients may be beyond float16's range: torch rounds it as it does sums
-        wide = piece._replace(values=piece.values.float())
-        backend.read_([wide], chunk, word_length)
-        piece.values.copy_(wide.values)
+    _backend(chunk).read_([*others, *wide], chunk, word_length)
+    for half, piece in zip(halves, wide, strict=True):
+        half.values.copy_(piece.values)
 
 
 def _backend(chunk: Chunk):  # type: ignore[no-untyped-def]
-    return native_wire if ops.backend_for(chunk.codes.device) == "native" else wire_reference
+    name = ops.backend_for(chunk.codes.device)
+    if name == "triton":
+        from lowprec_plugin.kernels import wire as triton_wire
+
+        return triton_wire
+    return native_wire if name == "native" else wire_reference

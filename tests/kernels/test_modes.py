@@ -18,8 +18,8 @@ from tests.kernels.conftest import INTERPRETED
 @pytest.mark.timeout(900)
 def test_the_other_mode() -> None:
     pytest.importorskip("triton")
-    wanted = "test_aot.py" if INTERPRETED else "test_bits.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{wanted}"]
+    wanted = ["test_aot.py"] if INTERPRETED else ["test_bits.py", "test_wire.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/kernels/{n}" for n in wanted)]
     environment = {**os.environ, "TRITON_INTERPRET": "0" if INTERPRETED else "1"}
     root = Path(__file__).parents[2]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
