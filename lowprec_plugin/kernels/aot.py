@@ -26,7 +26,9 @@ from lowprec_plugin.kernels.rounding import compiled as for_format
 from lowprec_plugin.kernels.step import update_kernel
 from lowprec_plugin.kernels.tables import BFLOAT16, FLOAT32
 from lowprec_plugin.kernels.tiles import Tiling
+from lowprec_plugin.kernels.wire import RESIDUAL, read_kernel, round_kernel, sum_kernel
 from lowprec_plugin.updates import Algorithm
+from lowprec_plugin.wire_reference import WORD_LENGTHS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -58,7 +60,8 @@ class Kernel(NamedTuple):
     Attributes:
         types: of the arguments given at run time.
         values: of the compile-time ones, except ``TILING``.
-        loads, stores: bytes that it has to move per element, exponents aside.
+        loads, stores: bytes per element that it has to move 128 bits at a time: all but exponents and what is too
+            narrow or lies off boundaries.
     """
 
     name: str
@@ -101,6 +104,9 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
         for algorithm in Algorithm:
             yield _update(algorithm, ["fixed16", *["fixed8"] * algorithm.states], "flat", FLOAT32.value)
         yield _update(Algorithm.ADAM, ["fixed24", "fixed16", "fixed16^2"], "flat", BFLOAT16.value)
+        for word_length in WORD_LENGTHS:
+            yield from _wire(word_length, FLOAT32.value, residual=True)
+            yield from _wire(word_length, BFLOAT16.value, residual=False)
         return
     for name, tiling, stochastic in product(_FORMATS, _TILINGS, (True, False)):
         yield _quantize(name, tiling, stochastic)
@@ -109,6 +115,8 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
     pairs = (("fixed16", "fixed8", FLOAT32), ("fixed24", "fixed16^2", BFLOAT16), ("<4,12>", "fixed24", FLOAT32))
     for algorithm, tiling, (weight, state, gradient) in product(Algorithm, _TILINGS, pairs):
         yield _update(algorithm, [weight, *[state] * algorithm.states], tiling, gradient.value)
+    for word_length, gradient, residual, aligned in product(WORD_LENGTHS, (FLOAT32, BFLOAT16), *[(True, False)] * 2):
+        yield from _wire(word_length, gradient.value, residual, aligned)
 
 
 def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
@@ -146,6 +154,25 @@ def _update(algorithm: Algorithm, names: list[str], tiling: str, gradient: int) 
     title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {tiling}"
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
     return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2)[gradient], size)
+
+
+def _wire(word_length: int, gradient: int, residual: bool, aligned: bool = True) -> Iterator[Kernel]:
+    """What rounds and reads a kind of gradients, and sums codes, of which a thread has 128 bits from 8 bits on."""
+    format, size = for_format(FixedPointFormat(word_length)), (4, 2)[gradient] * aligned
+    packed = word_length // 8 if word_length in (8, 16) else 0
+    name = f"{word_length} bits {('float32', 'bfloat16')[gradient]}{'' if aligned else ' off boundaries'}"
+    chunk = {"table": "*i64", "codes": "*u8", "exponents": "*i8", "count": "i32"}
+    kind = {"FORMAT": format, "TYPE": gradient, "ALIGNED": aligned}
+    rounded = kind | {"RESIDUAL": RESIDUAL if residual else None, "STOCHASTIC": True}
+    title = f"round {name}{' residual' if residual else ''}"
+    yield Kernel(title, round_kernel, chunk, rounded, "flat", 1, size + residual, packed + residual)
+    if not residual:
+        yield Kernel(f"read {name}", read_kernel, chunk, kind, "flat", 1, packed, size)
+    elif aligned and gradient == FLOAT32.value:
+        types = chunk | {"out_codes": "*u8", "out_exponents": "*i8"}
+        types |= {"ranks": "i32", "stride": "i64", "headroom": "i32", "divisor": "fp32"}
+        summed = {"FORMAT": format, "STOCHASTIC": True}
+        yield Kernel(f"sum {word_length} bits", sum_kernel, types, summed, "flat", 1, packed, packed)
 
 
 def examine(kernel: Kernel, target: str, fuse: bool = False) -> Report:
@@ -208,7 +235,7 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--all", action="store_true", help="most kernels that can be had, not only the usual ones")
     arguments = parser.parse_args()
-    print(f"{'kernel':50} {'target':7} registers spills  loads stores (bytes per element, in 128 bits / in all)")
+    print(f"{'kernel':50} {'target':7} registers spills  loads stores (bytes per element in 128 bits, found / due)")
     for kernel, target in product(kernels(arguments.all), arguments.target):
         report = examine(kernel, target)
         widths = f"{report.loads:g}/{kernel.loads} {report.stores:g}/{kernel.stores}"

@@ -10,6 +10,7 @@ import torch
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.updates import Algorithm
+from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 from tests.kernels.conftest import INTERPRETED
 
 pytest.importorskip("triton")
@@ -35,7 +36,7 @@ def test_usual_kernels(target: str) -> None:
     from lowprec_plugin.kernels import aot
 
     for kernel in aot.kernels():
-        if target == "sm_90" or kernel.name.startswith(("quantize <", "dequantize", "adam")):
+        if target == "sm_90" or kernel.name.startswith(("quantize <", "dequantize", "adam", "sum 12", "read 8")):
             check(kernel, target)
 
 
@@ -108,3 +109,26 @@ def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> No
     stores = [[(empty_blocks(shape, format, None), format)] * 2 for shape in shapes]
     step.update(Algorithm.LION, grads, stores, [2**64 - 1] * 6, [(1.0,) * 5] * 6, [0] * 6, stochastic=True)
     assert len(launched) == len(set(launched)) == 2  # matrices and vectors
+
+
+def test_a_chunk_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> None:
+    from lowprec_plugin.kernels import wire
+
+    def chunk(blocks: int) -> Chunk:
+        return chunk_of(torch.zeros(2, chunk_bytes(blocks, 12), dtype=torch.uint8)[1], blocks, 12)
+
+    def pieces(sizes: list[int], skip: int, residuals: bool) -> list[Piece]:
+        made, place = [], 0
+        for n in sizes:
+            residual = empty_blocks((blocks_of(n), BLOCK), RESIDUAL, None) if residuals else None
+            made.append(Piece(torch.zeros(n + skip)[skip:], 2**40 * place, place, 2**64 - 1, place, residual))
+            place += blocks_of(n)
+        return made
+
+    for sizes in ([1000], [256, 1, 700, 512], [64] * 17):
+        for skip, residuals in ((0, False), (1, False), (0, True)):
+            wire.round_(pieces(sizes, skip, residuals), chunk(20), 12, True)
+        wire.sum_(pieces(sizes, 1, True), [chunk(20)] * len(sizes), chunk(20), 12, len(sizes) * 1.5, True)
+        wire.read_(pieces(sizes, 0, True) + pieces(sizes, 1, False), chunk(20), 12)
+    assert len(launched) == 3 * (3 + 1 + 2)
+    assert len(set(launched)) == 3 + 1 + 2
