@@ -9,6 +9,7 @@ noise gives them, and below a limit of 0.3 % of float32's mean.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class Comparison:
         difference: mean over the seeds of setting minus float32.
         standard_error: of ``difference``, if setting and float32 were alike: the twins' noise over ``sqrt(seeds)``.
         noise: root mean square of twin minus float32: the difference that one seed shows for no reason.
+        own_error: the standard error of ``difference`` that the seeds' differences themselves give; NaN for one seed.
+            No part of the verdict: where float32's twins do not come apart, it says what the setting's own noise is.
         equal: the verdict; ``None`` with fewer than ``MIN_SEEDS`` seeds.
     """
 
@@ -32,6 +35,7 @@ class Comparison:
     difference: float
     standard_error: float
     noise: float
+    own_error: float
     equal: bool | None
 
 
@@ -56,11 +60,13 @@ def compare(
         )
     seeds = len(baseline)
     mean = math.fsum(baseline) / seeds
-    difference = math.fsum(s - b for s, b in zip(setting, baseline, strict=True)) / seeds
+    differences = [s - b for s, b in zip(setting, baseline, strict=True)]
+    difference = math.fsum(differences) / seeds
+    own_error = statistics.stdev(differences) / math.sqrt(seeds) if seeds > 1 else math.nan
     noise = math.sqrt(math.fsum((t - b) ** 2 for t, b in zip(twins, baseline, strict=True)) / seeds)
     error = noise / math.sqrt(seeds)
     equal = None
     if seeds >= MIN_SEEDS:
         # An exact tie is equal whatever the noise; float sums of equal numbers may differ in the last bit.
         equal = abs(difference) <= max(2 * error, 1e-12 * abs(mean)) and abs(difference) < limit * abs(mean)
-    return Comparison(mean, math.fsum(setting) / seeds, difference, error, noise, equal)
+    return Comparison(mean, math.fsum(setting) / seeds, difference, error, noise, own_error, equal)

@@ -116,14 +116,15 @@ def sum_(
     headroom = (len(chunks) - 1).bit_length()
     for piece in pieces:
         place = slice(piece.place, piece.place + piece.blocks)
-        total, finite = None, torch.ones(piece.blocks, 1, dtype=torch.bool)
+        total, finite = None, torch.ones(piece.blocks, 1, dtype=torch.bool, device=out.codes.device)
         for chunk in chunks:
             exponent = chunk.exponents[place].unsqueeze(1)
             finite = finite & (exponent != NOT_FINITE)
             x = _decode(unpack(chunk.codes[place], word_length), torch.where(finite, exponent, 0).int() - headroom)
             total = x if total is None else total + x
         assert total is not None
-        mean = torch.where(finite, total / (divisor * 2.0**-headroom), torch.inf)
+        # By a tensor: by a number, torch on a GPU multiplies by its reciprocal.
+        mean = torch.where(finite, total / torch.full_like(total, divisor * 2.0**-headroom), torch.inf)
         code, exponent = _encode(mean, format, piece, piece.sum_key if stochastic else None, SUMMED)
         out.codes[place], out.exponents[place] = pack(code, word_length), exponent
 

@@ -16,8 +16,8 @@ def main():
     runs = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     loss = {(run["variant"], run["seed"]): run["val_loss"] for run in runs}
     variants = list(dict.fromkeys(run["variant"] for run in runs))
-    print("| variant | bytes/param | seeds | val loss | difference from float32 | standard error | equal? |")
-    print("|---|---|---|---|---|---|---|")
+    print("| variant | bytes/param | seeds | val loss | difference | standard error, twins' | its own | equal? |")
+    print("|---|---|---|---|---|---|---|---|")
     for variant in variants:
         sides = ("float32", "float32 twin", variant)
         seeds = [seed for name, seed in loss if name == variant and all((side, seed) in loss for side in sides)]
@@ -31,7 +31,8 @@ def main():
         print(
             f"| {variant} | {held:.2f} | {len(seeds)} | {result.setting:.4f} | "
             f"{100 * result.difference / result.baseline:+.2f} % | "
-            f"{100 * result.standard_error / result.baseline:.2f} % | {verdict} |"
+            f"{100 * result.standard_error / result.baseline:.4f} % | "
+            f"{100 * result.own_error / result.baseline:.2f} % | {verdict} |"
         )
 
 
