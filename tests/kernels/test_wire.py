@@ -101,13 +101,22 @@ def test_extremes(word_length: int) -> None:
         gradient[600:900] *= 2.0**-120  # and far, with denormals
         gradient[950:951] = torch.nan
 
-    # What a residual adds overflows, and so does what a small divisor leaves of the sum.
-    for divisor, residuals in ((3.0, True), (0.7, False)):
+    # A sum does not overflow; what a small divisor leaves of it does, and so does what a residual adds.
+    for divisor, residuals, finite in ((3.0, False, [True, True]), (0.7, False, [True, False]), (3.0, True, None)):
         expected, found = both(ranks_of(2, torch.float32, residuals, change), word_length, "stochastic", divisor)
         assert equal(expected, found)
-    sent, summed = expected[1], expected[5]
-    assert int(sent[0]) != NOT_FINITE
-    assert int(summed[0]) == NOT_FINITE
+        sent, summed = expected[1], expected[5]
+        assert finite in (None, [int(exponents[0]) != NOT_FINITE for exponents in (sent, summed)])
+
+
+def test_division_is_exact() -> None:
+    """Means halfway between two codes, which a multiplication by the divisor's reciprocal would miss."""
+    mean = 4 * torch.randint(2**14, 2**15, (BLOCK,), generator=torch.Generator().manual_seed(0)).float() + 2
+    total = 41 * mean
+    assert bool((total * (1 / torch.tensor(41.0)) != mean).any())
+    high = (total / 512).round() * 512
+    ranks = [[Piece(part, 0, 0, 0, 0)] for part in (high, total - high)]
+    assert equal(*both(ranks, 16, "nearest", 41.0))
 
 
 @pytest.mark.parametrize("first_block", [2**25 - 3, 2**40 + 1])
