@@ -1,0 +1,32 @@
+"""Building the native kernels is optional: without a compiler the package installs, and the reference serves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("compiler", [None, "false"], ids=["compiler", "no compiler"])
+def test_the_kernels_are_optional(tmp_path: Path, compiler: str | None) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "lowprec_plugin", tmp_path / "lowprec_plugin", ignore=shutil.ignore_patterns("*.so"))
+    if compiler is None:
+        # Quick to compile, and to the same end: what is tested is that the library appears where it is looked for.
+        for source in (tmp_path / "lowprec_plugin" / "csrc").glob("*.cpp"):
+            source.write_text("")
+    environment = os.environ | ({} if compiler is None else {"CC": compiler, "CXX": compiler})
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "lowprec_plugin" / "_native.so").exists() == (compiler is None)
