@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
@@ -100,6 +102,7 @@ class FixedPointPrecision(Precision):
         self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []
         self._said_traffic = False
+        self._wire_steps = 0
 
     @property
     def skipped_steps(self) -> int:
@@ -128,6 +131,8 @@ class FixedPointPrecision(Precision):
         for optimizer in optimizers:
             adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
+        if self.wire is not None:  # of a fit before
+            self._wire_steps = self.wire.step
         self.wire, said = self._connect_wire(model) if optimizers else (None, "")
         rank_zero_info(f"{self}\n{as_text(describe(model, optimizers), self._kept, said)}")
         return model, optimizers, lr_schedulers
@@ -137,6 +142,8 @@ class FixedPointPrecision(Precision):
         wanted = self.comm_word_length
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return None, ""
+        if isinstance(model, LightningModule) and model.trainer.state.fn != TrainerFn.FITTING:
+            return None, ""  # no gradients, and no wrapper, though a fit before has left its optimizers
         if not isinstance(model, DistributedDataParallel):
             if wanted is None:
                 return None, "as the strategy sends them (comm_word_length=None)"
@@ -162,6 +169,7 @@ class FixedPointPrecision(Precision):
             seed=self.seed,
             terms=terms,
         )
+        state.go_on_from(self._wire_steps)
         model.register_comm_hook(state, ddp_hook)
         return state, str(state)
 

@@ -59,7 +59,7 @@ class DDPState:
         wire.check_word_length(word_length)
         ops.check_rounding(rounding)
         self.error_feedback = error_feedback
-        self.step = 0
+        self.step = self._first_step = 0
         self._rank = dist.get_rank(model.process_group)
         self._params = {name: param for name, param in model.module.named_parameters() if param.requires_grad}
         self._names = {id(param): name for name, param in self._params.items()}
@@ -101,12 +101,12 @@ class DDPState:
         return said
 
     def report(self) -> dict[str, float]:
-        """What this rank sends per step, in bytes, and what float32 would."""
-        steps = max(1, self.step)
+        """What this rank sends per step, in bytes, what float32 would, and in how many steps."""
+        steps = self.step - self._first_step
         return {
-            "bytes_sent_per_step": self.traffic.bytes_sent / steps,
-            "float32_bytes_per_step": self.traffic.float32_bytes / steps,
-            "steps": self.step,
+            "bytes_sent_per_step": self.traffic.bytes_sent / max(1, steps),
+            "float32_bytes_per_step": self.traffic.float32_bytes / max(1, steps),
+            "steps": steps,
         }
 
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:
@@ -163,7 +163,7 @@ class DDPState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` stopped; on another number of ranks, with the mean of the residuals."""
-        self.step = state_dict["step"]
+        self.go_on_from(state_dict["step"])
         self._residuals = {}
         for name, (codes, exponents) in state_dict["residuals"].items():
             device = self._params[name].device
@@ -173,6 +173,10 @@ class DDPState:
             each = [ops.dequantize(Blocks(c, None, e), RESIDUAL) for c, e in zip(codes, exponents, strict=True)]
             mean = torch.stack(each).mean(dim=0).to(device)
             self._residuals[name], _ = ops.quantize(mean, RESIDUAL)
+
+    def go_on_from(self, step: int) -> None:
+        """Count steps, which key the random bits, from ``step`` on."""
+        self.step = self._first_step = step
 
     @property
     def _ranks(self) -> int:

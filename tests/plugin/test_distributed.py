@@ -41,15 +41,18 @@ def fit(
     if folder:
         callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1))
     plugin = FixedPointPrecision(**given)
-    Trainer(
+    trainer = Trainer(
         accelerator="cpu", devices=2, max_epochs=epochs, logger=False, enable_progress_bar=False,
         enable_checkpointing=folder is not None, callbacks=callbacks, plugins=plugin,
         **{"strategy": "ddp", **trainer_options},
-    ).fit(module, users.vectors(), ckpt_path=resume)  # fmt: skip
+    )  # fmt: skip
+    trainer.fit(module, users.vectors(), ckpt_path=resume)
     planes = []
     for param in module.parameters():
         assert isinstance(param, FixedPointTensor)
         planes += [plane.clone() for plane in param.blocks.planes]
+    trainer.test(module, users.vectors(), verbose=False)
+    assert plugin.wire is None  # nothing travels in a test
     return {"planes": planes, "report": said.report, "said": said.said}
 
 
