@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def fit(
     trainer_options = given.pop("trainer", {})
     seed_everything(0)
     said, module = Said(), users.Regressor()
-    callbacks: list[Callback] = [said]
+    callbacks: list[Callback] = [said, *given.pop("callbacks", [])]
     if folder:
         callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1))
     plugin = FixedPointPrecision(**given)
@@ -95,6 +96,35 @@ def _resumed(rank: int, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_resume_is_bit_for_bit(tmp_path: Path) -> None:
     for straight, resumed in ranks.run(2, _resumed, str(tmp_path)):
         assert same(straight, resumed)
+
+
+class DiesInTheSecondEpoch(Callback):
+    """Rank 1 leaves without a farewell, as if killed, in the middle of a step."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: torch.Tensor) -> None:
+        if trainer.current_epoch == 1 and trainer.global_rank == 1:
+            os._exit(0)
+
+
+def _survivor(rank: int, folder: str) -> str:
+    try:
+        fit(rank, folder, comm_word_length=8, comm_error_feedback=True, callbacks=[DiesInTheSecondEpoch()])
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def _restarted(rank: int, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    given = {"comm_word_length": 8, "comm_error_feedback": True}
+    return fit(rank, resume=f"{folder}/epoch=0.ckpt", **given), fit(rank, **given)
+
+
+def test_a_run_goes_on_from_its_checkpoint_after_a_rank_was_killed(tmp_path: Path) -> None:
+    said = ranks.run_one_of(2, partial(_survivor, folder=str(tmp_path)), tmp_path, timeout=20.0)
+    assert said != "no error"
+    assert (tmp_path / "epoch=0.ckpt").exists()
+    for restarted, straight in ranks.run(2, _restarted, str(tmp_path)):
+        assert same(restarted, straight)
 
 
 def _refused(rank: int) -> str:
