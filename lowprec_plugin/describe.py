@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowprec_plugin import ops
 from lowprec_plugin.optim.fused import STATES, fused_update
 from lowprec_plugin.optim.step import FixedPointStep
-from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.sharding import fixed_part, local_part
 
 
 class Row(NamedTuple):
@@ -20,7 +20,7 @@ class Row(NamedTuple):
     Attributes:
         group: ``"AdamW 0"`` for parameter group 0 of an AdamW, ``"no optimizer"``, or ``"buffers"``.
         weights, state: formats, as text.
-        elements: parameters.
+        elements: parameters; of sharded ones those in this rank's shards.
         nbytes, float32_nbytes: bytes of weights and (expected) state, and what float32 would take.
         update: how the group is updated, and on which backend.
     """
@@ -61,7 +61,8 @@ def _kinds(params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
 
 
 def _storage(tensor: Tensor) -> str:
-    return str(tensor.format) if isinstance(tensor, FixedPointTensor) else _dtype(tensor)
+    part = fixed_part(tensor)
+    return _dtype(tensor) if part is None else str(part.format)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -78,22 +79,23 @@ def _row(
     optimizer: torch.optim.Optimizer | None,
     group: dict[str, object],
 ) -> Row:
-    elements = sum(param.numel() for param in params)
-    nbytes = sum(param.nbytes for param in params)
+    parts = [local_part(param) for param in params]
+    elements = sum(part.numel() for part in parts)
+    nbytes = sum(part.nbytes for part in parts)
     first = params[0]
     row = Row(group_name, _storage(first), "-", elements, nbytes, 4 * elements, "none")
     if optimizer is None:
         return row
-    if not isinstance(first, FixedPointTensor) or not isinstance(optimizer, FixedPointStep):
+    if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):
         return row._replace(state="float", update=f"{_name(optimizer)}'s own, in float")
     update, reason = fused_update(optimizer.float_class, group)
-    backend = ops.backend_for(first.device)
+    backend = ops.backend_for(parts[0].device)
     if update is None:
         format = optimizer.state_format(first, "")
         return row._replace(state=str(format), update=f"one parameter at a time ({reason}), {backend} rounding")
     names = STATES[update.algorithm(group)]
     formats = [optimizer.state_format(first, name) for name in names]
-    state = sum(format.nbytes(param.shape) for format in formats for param in params)
+    state = sum(format.nbytes(part.shape) for format in formats for part in parts)
     return row._replace(
         state=", ".join(str(format) for format in formats) or "-",
         nbytes=nbytes + state,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lowprec_plugin.sharding import local_part
+
 
 @dataclass(frozen=True)
 class MemoryReport:
@@ -47,18 +49,19 @@ class MemoryReport:
 
 
 def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = ()) -> MemoryReport:
-    """Add up what ``module`` and ``optimizer`` (one or several) hold now.
+    """Add up what ``module`` and ``optimizer`` (one or several) hold now, on this rank if they are sharded.
 
     State appears with the first step: before it, ``state`` is 0.
     """
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    params = list(module.parameters())
-    state = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
+    params = [local_part(param) for param in module.parameters()]
+    leaves = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
+    state = [local_part(leaf) for leaf in leaves]
     return MemoryReport(
         elements=sum(param.numel() for param in params),
         weights=_bytes(params),
         state=_bytes(state),
-        gradients=_bytes(param.grad for param in params if param.grad is not None),
+        gradients=_bytes(local_part(param.grad) for param in module.parameters() if param.grad is not None),
         buffers=_bytes(module.buffers()),
         float32_weights=4 * sum(param.numel() for param in params),
         float32_state=4 * sum(tensor.numel() for tensor in state),

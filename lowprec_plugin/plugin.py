@@ -24,7 +24,9 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings
-from lowprec_plugin.tensor import FixedPointTensor, casts_share_codes
+from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor_rules import casts_share_codes
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 _COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
@@ -187,7 +189,8 @@ class FixedPointPrecision(Precision):
 
     def _params(self) -> list[FixedPointTensor]:
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        return [param for group in groups for param in group["params"] if isinstance(param, FixedPointTensor)]
+        parts = (fixed_part(param) for group in groups for param in group["params"])
+        return [part for part in parts if part is not None]
 
     @property
     def saturated(self) -> int:

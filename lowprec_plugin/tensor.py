@@ -9,9 +9,7 @@ back into the codes; a view of it is a window on the same codes, and writing to 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
 _library: Any = torch.library.Library("lowprec", "DEF")  # type: ignore[no-untyped-call]
@@ -27,9 +26,6 @@ _library.define(
     "dequantize(Tensor codes, Tensor? low, Tensor? exponents, str format, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-#: Set while a cast to another dtype may share the codes of its source: see :func:`casts_share_codes`.
-_casts_share: ContextVar[bool] = ContextVar("lowprec_casts_share", default=False)
 
 
 def _dequantize(codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype) -> Tensor:
@@ -47,7 +43,7 @@ for _device in ("CPU", "CUDA"):
 _library.impl("dequantize", _dequantize_shape, "Meta")
 
 
-class FixedPointTensor(torch.Tensor):
+class FixedPointTensor(Gathered, torch.Tensor):
     """A tensor stored as ``code * 2**exponent``.
 
     Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
@@ -60,6 +56,7 @@ class FixedPointTensor(torch.Tensor):
         stream: the tensor's random stream (:func:`lowprec_plugin.random_bits.stream_of`).
         label: its name, for messages.
         first_row: the row of the whole tensor at which this shard of it starts.
+        whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
     """
 
     format: FixedPointFormat
@@ -67,6 +64,7 @@ class FixedPointTensor(torch.Tensor):
     stream: int
     label: str
     first_row: int
+    whole_rows: int | None
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
@@ -92,7 +90,7 @@ class FixedPointTensor(torch.Tensor):
         )
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.first_row = format, rounding, first_row
-        self.stream, self.label, self._clock = stream, label, [0]
+        self.stream, self.label, self._clock, self.whole_rows = stream, label, [0], None
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours.
@@ -202,7 +200,7 @@ class FixedPointTensor(torch.Tensor):
             "geometry": self._geometry,
         } | changes  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
-        result._clock = [self._clock[0]]
+        result._clock, result.whole_rows = [self._clock[0]], self.whole_rows
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
@@ -330,20 +328,6 @@ def rebuild(
     )  # fmt: skip
     result._clock[0] = ticks
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
-
-
-@contextmanager
-def casts_share_codes() -> Iterator[None]:
-    """Within the context, a cast of a :class:`FixedPointTensor` to another dtype is a window on the same codes.
-
-    For the forward pass under autocast, which keeps its casts of the weights until the backward pass: so it keeps no
-    floats. Outside, a cast is a copy, as everywhere in torch.
-    """
-    token = _casts_share.set(True)
-    try:
-        yield
-    finally:
-        _casts_share.reset(token)
 
 
 torch.serialization.add_safe_globals([rebuild])

@@ -10,7 +10,11 @@ Four rules cover all operations, chosen by the operation's own schema:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -19,13 +23,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lowprec_plugin import ops
-from lowprec_plugin import tensor as fixed
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.tensor import FixedPointTensor
 
 aten = torch.ops.aten
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 RULES: dict[Any, Rule] = {}
+#: Set while a cast to another dtype may share the codes of its source: see :func:`casts_share_codes`.
+_casts_share: ContextVar[bool] = ContextVar("lowprec_casts_share", default=False)
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -155,6 +160,64 @@ def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTe
     return source._window((source.shape[::-1], source.stride()[::-1], source.storage_offset()))
 
 
+@rule(aten.slice.Tensor)
+def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    source, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    if not isinstance(source, FixedPointTensor) or not _has_rows(source) or dim % source.dim() != 0 or step != 1:
+        return _view(func, args, kwargs)
+    return _rows(source, *slice(start, end).indices(source.shape[0])[:2])
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default)
+def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    source, sizes = args[0], args[1]
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    if not isinstance(source, FixedPointTensor) or not _has_rows(source) or dim % source.dim() != 0:
+        return _view(func, args, kwargs)
+    rows = source.shape[0]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, rows - start) for start in range(0, max(rows, 1), max(sizes, 1))]
+    ends = list(itertools.accumulate(sizes))
+    return [_rows(source, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _has_rows(source: FixedPointTensor) -> bool:
+    return source.is_whole and source.dim() > 0
+
+
+def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
+    """Some rows of ``source``: a window, and at the same time a tensor of its own, for blocks end with their rows."""
+    end = max(start, end)
+    with torch.inference_mode(torch.is_inference_mode_enabled() and source.is_inference()):  # as _window does
+        planes = source.blocks.map(lambda plane: plane[start:end])
+        part = source._like(planes, geometry=None, first_row=source.first_row + start)
+    part._clock = source._clock
+    return part
+
+
+@rule(aten.new_zeros.default)
+def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """An ordinary tensor, but for FSDP: it makes room for a shard so, and would hold it in float without a word."""
+    source, size = args[0], tuple(args[1])
+    if not _has_rows(source) or size[1:] != source.shape[1:] or not _called_by_fsdp():
+        return torch.zeros(size, **({"dtype": source.dtype, "device": source.device} | kwargs))
+    zeros = source._like(empty_blocks(size, source.format, source.device), geometry=None)
+    zeros.whole_rows = source.whole_rows or source.shape[0]
+    return zeros
+
+
+def _called_by_fsdp() -> bool:
+    frame: Any = sys._getframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("torch.distributed.fsdp."):
+            return True
+        if not name.startswith(("torch.", "lowprec_plugin.")) and name != "torch":
+            return False
+        frame = frame.f_back
+    return False
+
+
 @rule(aten.clone.default)
 def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     source: FixedPointTensor = args[0]
@@ -170,7 +233,7 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
     device = kwargs.get("device") or source.device
     if not dtype.is_floating_point or (not source.is_whole and device != source.device):
         return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
-    if fixed._casts_share.get() and device == source.device:
+    if _casts_share.get() and device == source.device:
         return source._like(source.blocks, dtype=dtype)
     blocks = source.blocks.map(lambda plane: plane.to(device, copy=True))
     return source._like(blocks, dtype=dtype)
@@ -259,3 +322,17 @@ def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     flat = indices.reshape(-1)
     rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)
     return rows._floats()[1].reshape(*indices.shape, weight.shape[1])
+
+
+@contextmanager
+def casts_share_codes() -> Iterator[None]:
+    """Within the context, a cast of a :class:`FixedPointTensor` to another dtype is a window on the same codes.
+
+    For the forward pass under autocast, which keeps its casts of the weights until the backward pass: so it keeps no
+    floats. Outside, a cast is a copy, as everywhere in torch.
+    """
+    token = _casts_share.set(True)
+    try:
+        yield
+    finally:
+        _casts_share.reset(token)

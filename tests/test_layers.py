@@ -15,7 +15,7 @@ LAYERS = {
     "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
     "wire_reference": 1, "native_wire": 1,
     "ops": 2, "wire": 2,
-    "tensor": 3, "tensor_rules": 3, "comm": 3,
+    "tensor": 3, "tensor_rules": 3, "gathered": 3, "sharding": 3, "comm": 3,
     "optim": 4, "memory": 4, "describe": 4,
     "plugin": 5,
     "tasks": 6, "poc": 6, "bench": 6, "cli": 6,

@@ -11,7 +11,7 @@ import torch
 
 from lowprec_plugin.optim.fused import FUSED
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings, label_of
-from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.sharding import as_floats, fixed_part
 
 _UNFIT: dict[type[torch.optim.Optimizer], str] = {
     torch.optim.LBFGS: "its step searches along all parameters at once; use an optimizer that updates each by itself",
@@ -46,7 +46,7 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         return optimizer
     float_class = type(optimizer)
     params = (param for group in optimizer.param_groups for param in group["params"])
-    fixed = next((param for param in params if isinstance(param, FixedPointTensor)), None)
+    fixed = next((param for param in params if fixed_part(param) is not None), None)
     for unfit, reason in _UNFIT.items():
         if isinstance(optimizer, unfit):
             if fixed is None:
@@ -82,11 +82,12 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
 def _store_states(optimizer: FixedPointStep) -> None:
     """Hold the state of fixed-point parameters as the settings say, rounded to nearest."""
     for param, state in optimizer.state.items():
-        if isinstance(param, FixedPointTensor):
+        if fixed_part(param) is not None:
             for name, value in state.items():
-                if isinstance(value, FixedPointTensor) and value.format != optimizer.state_format(param, name):
+                part = fixed_part(value)
+                if part is not None and part.format != optimizer.state_format(param, name):
                     # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
-                    value = value.dequantize(torch.float32)
+                    value = as_floats(value)
                 state[name] = optimizer.store_state(param, name, value)
 
 

@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
 
 if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep
 
 
-def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: FixedPointTensor) -> None:
-    """Dequantise ``param`` and its state, let the optimizer's own step update the floats, and round them back."""
-    leaf = torch.nn.Parameter(param.dequantize(torch.float32))
+def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> None:
+    """Dequantise ``param`` and its state, let the optimizer's own step update the floats, and round them back.
+
+    Of a sharded parameter the optimizer sees a sharded float tensor: what it computes over rows or columns is the
+    whole tensor's.
+    """
+    leaf = torch.nn.Parameter(as_floats(param))
     assert param.grad is not None
     leaf.grad = param.grad.to(torch.float32)
     held = optimizer.state[param]
-    floats = {
-        name: value.dequantize(torch.float32) if isinstance(value, FixedPointTensor) else value
-        for name, value in held.items()
-    }
+    floats = {name: as_floats(value) for name, value in held.items()}
     _step_as_float(optimizer, group, [leaf], {leaf: floats})
-    param._store(leaf.detach(), optimizer.fixed_point.rounding)
+    placed_part(param)._store(local_part(leaf.detach()), optimizer.fixed_point.rounding)
     for name, value in floats.items():
-        stored = held.get(name)
-        if isinstance(stored, FixedPointTensor):
-            stored._store(value, optimizer.fixed_point.rounding)
+        if fixed_part(held.get(name)) is not None:
+            placed_part(held[name])._store(local_part(value), optimizer.fixed_point.rounding)
         else:
             held[name] = optimizer.store_state(param, name, value)
 

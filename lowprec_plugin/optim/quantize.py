@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -17,6 +18,7 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.moving import move_in_place
 from lowprec_plugin.random_bits import stream_of
+from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, place_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -48,13 +50,16 @@ def quantize_(
         the parameters that were kept in float, and why.
 
     Raises:
-        ValueError: for an argument outside its limits, a complex, integer or sharded parameter that is not kept, one
+        ValueError: for an argument outside its limits, a complex or integer parameter that is not kept, one
             that is not finite, that an autograd graph still holds or that lies in the memory of another, or a pattern
             that matches no parameter. Nothing is changed then (but torch may refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
     check_integer(seed, "seed")
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
     params = dict(module.named_parameters())
     kept = _kept(params, keep_float)
     _check_apart(params, kept)
@@ -63,27 +68,30 @@ def quantize_(
     for name, param in params.items():
         if name in kept:
             continue
-        if isinstance(param, FixedPointTensor) and (param.format, param.dtype) == (format, dtype or param.dtype):
-            param.rounding, param.stream = rounding, stream_of(seed, name)
+        part = fixed_part(param)
+        if part is not None and (part.format, part.dtype) == (format, dtype or part.dtype):
+            part.rounding, part.stream = rounding, stream_of(seed, name)
             continue
         if isinstance(param, nn.UninitializedParameter):
             raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
-        if isinstance(param, DTensor):
-            raise ValueError(f"parameter {name!r} is sharded (a DTensor), which is not supported yet: use DDP instead")
         if not param.is_floating_point():
             raise ValueError(
                 f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}"
             )
+        values = local_part(param).detach()
         try:
             stored = FixedPointTensor.quantize(
-                param.detach(), format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype
-            )
+                values, format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype,
+                first_row=place_of(param) if isinstance(param, DTensor) else 0,
+            )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
         stored.rounding = rounding
+        if isinstance(param, DTensor):
+            stored.whole_rows = param.shape[0]
         if not format.dynamic:
-            _warn_if_saturated(name, param, stored)
-        swaps.append((param, nn.Parameter(stored, param.requires_grad)))
+            _warn_if_saturated(name, values, stored)
+        swaps.append((param, nn.Parameter(in_place_of(stored, param), param.requires_grad)))
         names.append(name)
     recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
     for part in recurrent:  # as RNNBase._apply does: its weak references are in the way
@@ -97,14 +105,13 @@ def quantize_(
     return kept
 
 
-def _warn_if_saturated(name: str, param: nn.Parameter, stored: FixedPointTensor) -> None:
+def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> None:
     low, high = stored.format.min_code, stored.format.max_code
     step = 2.0**stored.format.static_exponent
-    values = param.detach()
     lost = int(((values > high * step) | (values < low * step)).sum())
     if lost:
         warnings.warn(
-            f"parameter {name!r}: {lost:,} of {param.numel():,} values are out of {stored.format}'s range, "
+            f"parameter {name!r}: {lost:,} of {values.numel():,} values are out of {stored.format}'s range, "
             f"{low * step:g} to {high * step:g}, and were saturated; choose a smaller fraction_length, or None for a "
             f"radix point per block, or keep_float={[name]}",
             stacklevel=3,

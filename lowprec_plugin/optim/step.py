@@ -27,6 +27,7 @@ from lowprec_plugin.formats import FixedPointFormat, check_word_length
 from lowprec_plugin.optim import generic
 from lowprec_plugin.optim.fused import SQUARED_STATES, STATES, FusedUpdate, Group, fused_update
 from lowprec_plugin.random_bits import key_of, substream
+from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part, on_any_rank, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor_rules import convert_
 
@@ -88,8 +89,8 @@ class FixedPointStep(torch.optim.Optimizer):
             return loss
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
-            fixed = [param for param in params if isinstance(param, FixedPointTensor)]
-            floats = [param for param in params if not isinstance(param, FixedPointTensor)]
+            fixed = [param for param in params if fixed_part(param) is not None]
+            floats = [param for param in params if fixed_part(param) is None]
             update, _ = fused_update(self.float_class, group)
             if update is None:
                 for param in fixed:
@@ -109,8 +110,8 @@ class FixedPointStep(torch.optim.Optimizer):
         if not hasattr(self, "fixed_point"):
             return
         params = [param for group in self.param_groups for param in group["params"]]
-        added = [param for param in self.param_groups[-1]["params"] if not isinstance(param, FixedPointTensor)]
-        if added and any(isinstance(param, FixedPointTensor) for param in params):
+        added = [param for param in self.param_groups[-1]["params"] if fixed_part(param) is None]
+        if added and any(fixed_part(param) is not None for param in params):
             more = f" and {len(added) - 1} more" if len(added) > 1 else ""
             warnings.warn(
                 f"add_param_group got {label_of(added[0])}{more} in float, to be updated so beside fixed-point ones. "
@@ -121,7 +122,7 @@ class FixedPointStep(torch.optim.Optimizer):
     def _gradients_are_finite(self) -> bool:
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
         for param in params:
-            if param.grad.is_sparse and isinstance(param, FixedPointTensor):
+            if param.grad.is_sparse and fixed_part(param) is not None:
                 raise ValueError(
                     f"the gradient of {label_of(param)} is sparse, which fixed-point updates do not support: "
                     "use sparse=False in its embedding, or keep_float for the parameter"
@@ -129,26 +130,28 @@ class FixedPointStep(torch.optim.Optimizer):
         by_device: dict[torch.device, list[Any]] = {}
         for param in params:
             if not param.grad.is_sparse:
-                by_device.setdefault(param.device, []).append(param)
+                by_device.setdefault(local_part(param).device, []).append(param)
+        found = None
         for some in by_device.values():
             index = ops.first_nonfinite([_gradient(param) for param in some])
-            if index is None:
-                continue
-            if self.fixed_point.nonfinite == "skip":
-                return False
-            raise NonFiniteGradientError(
-                f"the gradient of {label_of(some[index])} holds a NaN or an infinity: the step was refused and nothing "
-                'was written. Lower the learning rate or clip gradients; nonfinite="skip" skips such steps'
-            )
-        return True
+            found = label_of(some[index]) if found is None and index is not None else found
+        if not on_any_rank(found is not None, params):
+            return True
+        if self.fixed_point.nonfinite == "skip":
+            return False
+        raise NonFiniteGradientError(
+            f"the gradient of {found or 'a parameter, in the shard of another rank,'} holds a NaN or an infinity: the "
+            'step was refused and nothing was written. Lower the learning rate or clip gradients; nonfinite="skip" '
+            "skips such steps"
+        )
 
-    def _fused_step(self, update: FusedUpdate, group: Group, params: list[FixedPointTensor]) -> None:
+    def _fused_step(self, update: FusedUpdate, group: Group, params: list[Tensor]) -> None:
         algorithm = update.algorithm(group)
         names = STATES[algorithm]
         known: dict[tuple[int, bool], Any] = {}
-        hypers, stores, keys = [], [], []
+        hypers, stores, keys, parts = [], [], [], []
         for param in params:
-            state = self.state[param]
+            state, part = self.state[param], placed_part(param)
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
             missing = [name for name in names if state.get(name) is None]  # torch's SGD may save None
@@ -159,12 +162,13 @@ class FixedPointStep(torch.optim.Optimizer):
             if (step, new) not in known:
                 known[step, new] = update.hypers(group, step, new)
             hypers.append(known[step, new])
-            tensors = [param, *(state[name] for name in names)]
+            tensors = [part, *(placed_part(state[name]) for name in names)]
             stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
-            keys.append(key_of(param.stream, step))
+            keys.append(key_of(part.stream, step))
+            parts.append(part)
         by_device: dict[torch.device, list[int]] = {}
-        for index, param in enumerate(params):
-            by_device.setdefault(param.device, []).append(index)
+        for index, part in enumerate(parts):
+            by_device.setdefault(part.device, []).append(index)
         for indices in by_device.values():
             saturated, refused = ops.update_(
                 algorithm,
@@ -173,7 +177,7 @@ class FixedPointStep(torch.optim.Optimizer):
                 [hypers[i] for i in indices],
                 rounding=self.fixed_point.rounding,
                 keys=[keys[i] for i in indices],
-                first_rows=[params[i].first_row for i in indices],
+                first_rows=[parts[i].first_row for i in indices],
             )
             self.fixed_point.saturated += saturated
             if refused is not None:
@@ -186,26 +190,31 @@ class FixedPointStep(torch.optim.Optimizer):
         """What a copy or a pickle holds: torch's own, and the settings."""
         return super().__getstate__() | {"fixed_point": self.fixed_point}
 
-    def state_format(self, param: FixedPointTensor, name: str) -> FixedPointFormat:
+    def state_format(self, param: Tensor, name: str) -> FixedPointFormat:
         """The format in which state ``name`` of ``param`` is stored: dynamic, whatever the parameter's."""
+        part = fixed_part(param)
+        assert part is not None
         return FixedPointFormat(
-            self.fixed_point.state_word_length or param.format.word_length,
-            block_size=param.format.block_size,
+            self.fixed_point.state_word_length or part.format.word_length,
+            block_size=part.format.block_size,
             squared=name in SQUARED_STATES,
         )
 
-    def _new_state(self, param: FixedPointTensor, name: str) -> FixedPointTensor:
-        format = self.state_format(param, name)
-        return self._own(FixedPointTensor(empty_blocks(param.shape, format, param.device), format), param, name)
+    def _new_state(self, param: Tensor, name: str) -> Tensor:
+        format, part = self.state_format(param, name), placed_part(param)
+        return self._own(FixedPointTensor(empty_blocks(part.shape, format, part.device), format), param, name)
 
-    def _own(self, tensor: FixedPointTensor, param: FixedPointTensor, name: str) -> FixedPointTensor:
-        """Give state ``tensor`` the place, dtype and random stream of state ``name`` of ``param``."""
-        return tensor._like(
-            tensor.blocks, dtype=param.dtype, rounding=self.fixed_point.rounding, first_row=param.first_row,
-            stream=substream(param.stream, name), label=f"{label_of(param)}.{name}",
+    def _own(self, tensor: FixedPointTensor, param: Tensor, name: str) -> Tensor:
+        """Give state ``tensor`` the place, dtype, sharding and random stream of state ``name`` of ``param``."""
+        part = placed_part(param)
+        owned = tensor._like(
+            tensor.blocks, dtype=part.dtype, rounding=self.fixed_point.rounding, first_row=part.first_row,
+            stream=substream(part.stream, name), label=f"{label_of(param)}.{name}",
         )  # fmt: skip
+        owned.whole_rows = part.whole_rows
+        return in_place_of(owned, param)
 
-    def store_state(self, param: FixedPointTensor, name: str, value: Any) -> Any:
+    def store_state(self, param: Tensor, name: str, value: Any) -> Any:
         """``value`` of state ``name`` as this optimizer holds it: fixed-point if it has an element per parameter's.
 
         Raises:
@@ -218,7 +227,7 @@ class FixedPointStep(torch.optim.Optimizer):
             or name == "step"
         ):
             return value
-        format = self.state_format(param, name)
+        format, value = self.state_format(param, name), local_part(value)
         if not isinstance(value, FixedPointTensor):
             blocks, _ = ops.quantize(value, format)
             return self._own(FixedPointTensor(blocks, format), param, name)
@@ -226,7 +235,7 @@ class FixedPointStep(torch.optim.Optimizer):
             return self._own(value, param, name)
         converted = self._new_state(param, name)
         try:
-            convert_(converted, value)
+            convert_(placed_part(converted), value)
         except ValueError as error:
             raise ValueError(
                 f"state {name!r} of {label_of(param)}: {error}. Resume with state_word_length="
@@ -246,8 +255,8 @@ class FixedPointStep(torch.optim.Optimizer):
             for name, value in state.items():
                 # torch keeps references to the given tensors, and a step would change them under their owner.
                 value = value.clone() if isinstance(value, Tensor) else value
-                if not isinstance(param, FixedPointTensor):
-                    state[name] = value.dequantize() if isinstance(value, FixedPointTensor) else value
+                if fixed_part(param) is None:
+                    state[name] = as_floats(value)
                 elif name == "step" or not isinstance(value, Tensor):
                     state[name] = value
                 else:  # as it was given: torch has cast it to the parameter's dtype, which may hold less
@@ -262,13 +271,14 @@ class FixedPointStep(torch.optim.Optimizer):
 
 def label_of(param: Tensor) -> str:
     """The parameter's name, or its shape if it has none."""
-    label = getattr(param, "label", "")
+    label = getattr(local_part(param), "label", "")
     return f"parameter {label!r}" if label else f"a parameter of shape {tuple(param.shape)}"
 
 
 def _gradient(param: Tensor) -> Tensor:
+    """The gradient of what this rank holds of ``param``."""
     assert param.grad is not None
-    grad = param.grad
+    grad = local_part(param.grad)
     if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy
         return grad.dequantize(torch.float32)
     return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()
