@@ -43,11 +43,8 @@ class Gathered:
             return None
         planes = self.blocks.planes
         if len(all_gather_outputs) == len(planes):
-            given = iter([
-                output.view(plane.dtype)[: self.whole_rows]
-                for output, plane in zip(all_gather_outputs, planes, strict=True)
-            ])
-            blocks = self.blocks.map(lambda plane: next(given))
+            given = dict(zip(map(id, planes), all_gather_outputs, strict=True))
+            blocks = self.blocks.map(lambda plane: given[id(plane)].view(plane.dtype)[: self.whole_rows])
         else:  # on one rank FSDP copies the first plane alone; the shard is the whole parameter
             blocks = self.blocks
         whole = self._like(blocks, dtype=param_dtype, geometry=None, first_row=0)

@@ -14,11 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowprec_plugin import wire
-from lowprec_plugin.comm import DDPState, ddp_hook
+from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
 from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.adopt import adopt
@@ -87,8 +88,8 @@ class FixedPointPrecision(Precision):
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
-        #: DDP, else ``None``.
-        self.wire: DDPState | None = None
+        #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
+        self.wire: DDPState | FSDPState | None = None
         self.rounding = rounding
         self.keep_float = patterns_of(keep_float)
         check_integer(seed, "seed")
@@ -139,13 +140,24 @@ class FixedPointPrecision(Precision):
         rank_zero_info(f"{self}\n{as_text(describe(model, optimizers), self._kept, said)}")
         return model, optimizers, lr_schedulers
 
-    def _connect_wire(self, model: nn.Module) -> tuple[DDPState | None, str]:
+    def _connect_wire(self, model: nn.Module) -> tuple[DDPState | FSDPState | None, str]:
         """Register the hook that gradients travel through; say what they travel as."""
         wanted = self.comm_word_length
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return None, ""
         if isinstance(model, LightningModule) and model.trainer.state.fn != TrainerFn.FITTING:
             return None, ""  # no gradients, and no wrapper, though a fit before has left its optimizers
+        if wanted is not None and any(isinstance(part, FSDPModule) for part in model.modules()):
+            if self.comm_error_feedback:
+                raise ValueError(
+                    "comm_error_feedback=True needs a byte per parameter on every rank, which FSDP2 shards to avoid: "
+                    "leave it out, or use comm_word_length=16"
+                )
+            sharded = FSDPState(
+                model, 16 if wanted == "auto" else wanted, rounding=self.rounding, seed=self.seed, terms=self._terms()
+            )  # fmt: skip
+            sharded.go_on_from(self._wire_steps)
+            return sharded, str(sharded)
         if not isinstance(model, DistributedDataParallel):
             if wanted is None:
                 return None, "as the strategy sends them (comm_word_length=None)"
@@ -162,18 +174,20 @@ class FixedPointPrecision(Precision):
             raise ValueError(
                 f"the strategy has a ddp_comm_hook of its own ({hook}) beside comm_word_length={wanted}: drop one"
             )
-        terms = {"weights": str(self.format), **{name: str(value) for name, value in self._settings.items()}}
         state = DDPState(
             model,
             16 if wanted == "auto" else wanted,
             rounding=self.rounding,
             error_feedback=self.comm_error_feedback,
             seed=self.seed,
-            terms=terms,
+            terms=self._terms(),
         )
         state.go_on_from(self._wire_steps)
         model.register_comm_hook(state, ddp_hook)
         return state, str(state)
+
+    def _terms(self) -> dict[str, str]:
+        return {"weights": str(self.format), **{name: str(value) for name, value in self._settings.items()}}
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Run the update; after the first one, say what crossed the network."""

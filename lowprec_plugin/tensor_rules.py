@@ -162,7 +162,8 @@ def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTe
 
 @rule(aten.slice.Tensor)
 def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    source, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    source = args[0]
+    dim, start, end, step = list(args[1:]) + [0, None, None, 1][len(args) - 1 :]
     if not isinstance(source, FixedPointTensor) or not _has_rows(source) or dim % source.dim() != 0 or step != 1:
         return _view(func, args, kwargs)
     return _rows(source, *slice(start, end).indices(source.shape[0])[:2])
@@ -198,12 +199,14 @@ def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
 @rule(aten.new_zeros.default)
 def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """An ordinary tensor, but for FSDP: it makes room for a shard so, and would hold it in float without a word."""
-    source, size = args[0], tuple(args[1])
+    source: FixedPointTensor = args[0]
+    size = tuple(args[1])
     if not _has_rows(source) or size[1:] != source.shape[1:] or not _called_by_fsdp():
-        return torch.zeros(size, **({"dtype": source.dtype, "device": source.device} | kwargs))
-    zeros = source._like(empty_blocks(size, source.format, source.device), geometry=None)
-    zeros.whole_rows = source.whole_rows or source.shape[0]
-    return zeros
+        zeros: Tensor = torch.zeros(size, **({"dtype": source.dtype, "device": source.device} | kwargs))
+        return zeros
+    shard = source._like(empty_blocks(size, source.format, source.device), geometry=None)
+    shard.whole_rows = source.whole_rows or source.shape[0]
+    return shard
 
 
 def _called_by_fsdp() -> bool:

@@ -1,6 +1,7 @@
-"""Gradients in fixed-point between processes: collectives, and a hook for ``DistributedDataParallel``."""
+"""Fixed-point between processes: collectives, a hook for ``DistributedDataParallel``, and the wire of FSDP2."""
 
 from lowprec_plugin.comm.collectives import all_gather, all_reduce, reduce_scatter
 from lowprec_plugin.comm.ddp import DDPState, ddp_hook
+from lowprec_plugin.comm.fsdp import FSDPState
 
-__all__ = ["DDPState", "all_gather", "all_reduce", "ddp_hook", "reduce_scatter"]
+__all__ = ["DDPState", "FSDPState", "all_gather", "all_reduce", "ddp_hook", "reduce_scatter"]

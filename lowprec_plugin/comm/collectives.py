@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import Exchange, Gradient, gather, keys
+from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
 
@@ -86,26 +87,11 @@ def reduce_scatter(
         ValueError: as :func:`all_reduce`, and if the sizes do not match.
     """
     _check(input, op, word_length, rounding)
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    share = output.numel()
+    ranks, share = dist.get_world_size(group), output.numel()
     if share * ranks != input.numel():
         raise ValueError(f"input has {input.numel()} elements, but {ranks} ranks times output's {share} are needed")
-    blocks = blocks_of(share)
-    key, _ = keys(stream_of(seed, name), step, rank)
-    sent = torch.zeros(ranks, chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
-    for index, values in enumerate(input.detach().contiguous().view(ranks, share)):
-        piece = Piece(values, index * blocks, 0, key, 0)
-        wire.round_([piece], chunk_of(sent[index], blocks, word_length), word_length, rounding)
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
-    scale = 2.0 ** -(ranks - 1).bit_length()  # at which no sum of so many overflows
-    total = torch.zeros(share, device=input.device)
-    values = torch.empty(share, device=input.device)
-    for row in received:
-        wire.read_([Piece(values, 0, 0, 0, 0)], chunk_of(row, blocks, word_length), word_length)
-        total += values * scale
-    total /= scale * (ranks if op == "mean" else 1)
-    output.detach().view(-1).copy_(total)
+    exchange = Exchange(word_length, rounding, group, op == "mean")
+    exchange_reduce_scatter(output, input, exchange, stream_of(seed, name), step)
     return output
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from lowprec_plugin import wire
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.wire_reference import BLOCK, Chunk, Piece, chunk_bytes, chunk_of
+from lowprec_plugin.wire_reference import BLOCK, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 
 #: Blocks of one part: a million numbers.
 PART = 4096
@@ -155,6 +155,30 @@ class _Part:
 
     def _count(self, to_each: Tensor) -> None:
         self.exchange.traffic.bytes_sent += (self.ranks - 1) * to_each.nbytes
+
+
+def reduce_scatter(output: Tensor, input: Tensor, exchange: Exchange, stream: int, step: int) -> None:
+    """Write to ``output`` this rank's share of the sum (or mean) of ``input``, each number rounded once on its way."""
+    ranks, word_length, share = dist.get_world_size(exchange.group), exchange.word_length, output.numel()
+    blocks = blocks_of(share)
+    key, _ = keys(stream, step, dist.get_rank())  # in the world: replicas of a shard round independently
+    sent = torch.zeros(ranks, chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
+    for index, values in enumerate(input.detach().contiguous().view(ranks, share)):
+        piece = Piece(values, index * blocks, 0, key, 0)
+        wire.round_([piece], chunk_of(sent[index], blocks, word_length), word_length, exchange.rounding)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=exchange.group)
+    scale = 2.0 ** -(ranks - 1).bit_length()  # at which no sum of so many overflows
+    total = torch.zeros(share, device=input.device)
+    values = torch.empty(share, device=input.device)
+    for row in received:
+        wire.read_([Piece(values, 0, 0, 0, 0)], chunk_of(row, blocks, word_length), word_length)
+        total += values * scale
+    total /= scale * (ranks if exchange.mean else 1)
+    output.detach().view(-1).copy_(total)
+    exchange.traffic.bytes_sent += (ranks - 1) * sent[0].nbytes
+    exchange.traffic.float32_bytes += (ranks - 1) * 4 * share
+    exchange.traffic.exchanges += 1
 
 
 def gather(tensor: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dist.Work]:

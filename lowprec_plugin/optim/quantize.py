@@ -18,7 +18,7 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.moving import move_in_place
 from lowprec_plugin.random_bits import stream_of
-from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, place_of
+from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -50,59 +50,84 @@ def quantize_(
         the parameters that were kept in float, and why.
 
     Raises:
-        ValueError: for an argument outside its limits, a complex or integer parameter that is not kept, one
-            that is not finite, that an autograd graph still holds or that lies in the memory of another, or a pattern
-            that matches no parameter. Nothing is changed then (but torch may refuse to run that graph backward).
+        ValueError: for an argument outside its limits, a complex or integer parameter that is not kept, one that is
+            not finite, that an autograd graph still holds, that lies in the memory of another or that FSDP2 has
+            gathered, or a pattern that matches no parameter; if parameters are sharded, on every rank alike. Nothing
+            is changed then (but torch may refuse to run that graph backward).
     """
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
     check_integer(seed, "seed")
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    gathered = _put_in_shards(module)
     params = dict(module.named_parameters())
     kept = _kept(params, keep_float)
     _check_apart(params, kept)
-    swaps: list[tuple[nn.Parameter, nn.Parameter]] = []
-    names = []
-    for name, param in params.items():
-        if name in kept:
-            continue
-        part = fixed_part(param)
-        if part is not None and (part.format, part.dtype) == (format, dtype or part.dtype):
-            part.rounding, part.stream = rounding, stream_of(seed, name)
-            continue
-        if isinstance(param, nn.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
-        if not param.is_floating_point():
-            raise ValueError(
-                f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}"
-            )
-        values = local_part(param).detach()
-        try:
-            stored = FixedPointTensor.quantize(
-                values, format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype,
-                first_row=place_of(param) if isinstance(param, DTensor) else 0,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"parameter {name!r}: {error}") from None
-        stored.rounding = rounding
-        if isinstance(param, DTensor):
-            stored.whole_rows = param.shape[0]
-        if not format.dynamic:
-            _warn_if_saturated(name, values, stored)
-        swaps.append((param, nn.Parameter(in_place_of(stored, param), param.requires_grad)))
-        names.append(name)
-    recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
-    for part in recurrent:  # as RNNBase._apply does: its weak references are in the way
-        part._flat_weight_refs = []
+    stored: dict[str, nn.Parameter] = {}
+    refused = None
     try:
-        _swap_all(module, swaps, names)
+        for name, param in params.items():
+            part = fixed_part(param)
+            if part is not None and name not in kept and (part.format, part.dtype) == (format, dtype or part.dtype):
+                part.rounding, part.stream = rounding, stream_of(seed, name)
+            elif name not in kept:
+                if gathered and isinstance(param, DTensor):
+                    raise ValueError(
+                        f"parameter {name!r} has been gathered by a forward pass of FSDP2 as it is now: call "
+                        "quantize_ before the first batch"
+                    )
+                stored[name] = _stored(name, param, format, rounding, dtype, seed)
+    except ValueError as error:
+        refused = error
+    if on_any_rank(refused is not None, params.values()):
+        raise refused or ValueError("a shard on another rank was refused, so nothing is changed here: see its error")
+    recurrent = [each for each in module.modules() if isinstance(each, nn.RNNBase)]
+    for each in recurrent:  # as RNNBase._apply does: its weak references are in the way
+        each._flat_weight_refs = []
+    try:
+        _swap_all(module, [(params[name], param) for name, param in stored.items()], list(stored))
     finally:
-        for part in recurrent:
-            part._init_flat_weights()
+        for each in recurrent:
+            each._init_flat_weights()
     move_in_place(module)
     return kept
+
+
+def _put_in_shards(module: nn.Module) -> bool:
+    """Put FSDP2's shards in the places of parameters it has gathered; whether it has gathered any yet.
+
+    It looks at what its shards are before it first gathers them, and never again.
+    """
+    gathered = False
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+            groups = getattr(part._get_fsdp_state(), "_fsdp_param_groups", [])
+            gathered |= any(getattr(group, "_reset_sharded_params", False) for group in groups)
+    return gathered
+
+
+def _stored(
+    name: str, param: nn.Parameter, format: FixedPointFormat, rounding: str, dtype: torch.dtype | None, seed: int
+) -> nn.Parameter:
+    """A parameter that stores what ``param`` does, sharded as it is."""
+    if isinstance(param, nn.UninitializedParameter):
+        raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
+    if not param.is_floating_point():
+        raise ValueError(f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}")
+    values = local_part(param).detach()
+    try:
+        stored = FixedPointTensor.quantize(
+            values, format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype,
+            first_row=place_of(param) if isinstance(param, DTensor) else 0,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"parameter {name!r}: {error}") from None
+    stored.rounding = rounding
+    if isinstance(param, DTensor):
+        stored.whole_rows = param.shape[0]
+    if not format.dynamic:
+        _warn_if_saturated(name, values, stored)
+    return nn.Parameter(in_place_of(stored, param), param.requires_grad)
 
 
 def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> None:
@@ -114,7 +139,7 @@ def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> N
             f"parameter {name!r}: {lost:,} of {values.numel():,} values are out of {stored.format}'s range, "
             f"{low * step:g} to {high * step:g}, and were saturated; choose a smaller fraction_length, or None for a "
             f"radix point per block, or keep_float={[name]}",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -1,0 +1,200 @@
+"""The wire of FSDP2 (``torch.distributed.fsdp.fully_shard``): weights gathered as codes, gradients in fixed-point.
+
+::
+
+    fully_shard(model)
+    optim.quantize_(model)
+    state = comm.FSDPState(model, word_length=16)
+
+Each group of parameters that FSDP2 gathers together reduces its gradients together, in one collective of bytes:
+blocks of 256 run through the flat buffer that FSDP2 makes of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from lowprec_plugin import ops, wire
+from lowprec_plugin.comm.exchange import Exchange, Traffic, reduce_scatter
+from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.random_bits import stream_of
+from lowprec_plugin.sharding import local_part
+from lowprec_plugin.version import __version__
+from lowprec_plugin.wire_reference import BLOCK
+
+
+class FSDPState:
+    """How the weights and gradients of one sharded module travel, and what has travelled. Made by every rank alike.
+
+    Making one registers it: gradients then travel in fixed-point. It takes the place of a custom all-gather or
+    reduce-scatter registered before. Between the replicas of a two-dimensional mesh (HSDP) gradients travel as FSDP2
+    sends them, in its ``reduce_dtype``.
+
+    Args:
+        model: a module of which at least one part is sharded by ``fully_shard``.
+        word_length: bits of a gradient on the wire: 4, 8, 12 or 16.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        seed: keys the random bits.
+        terms: more that all ranks must have alike, by name.
+
+    Raises:
+        ValueError: for a word length or rounding that there is not, or a module of which nothing is sharded; on all
+            ranks alike, if they disagree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        word_length: int = 16,
+        *,
+        rounding: str = "stochastic",
+        seed: int = 0,
+        terms: dict[str, Any] | None = None,
+    ) -> None:
+        wire.check_word_length(word_length)
+        ops.check_rounding(rounding)
+        groups = _groups(model)
+        if not groups:
+            raise ValueError(f"no part of this {type(model).__name__} is sharded: call fully_shard on it first")
+        self.word_length, self.rounding = word_length, rounding
+        #: What this rank has sent so far of its gradients, and of its weights.
+        self.traffic, self.gather_traffic = Traffic(), Traffic()
+        self.replicated = False
+        shapes = {name: list(param.shape) for name, param in model.named_parameters()}
+        agreed = {
+            "package version": __version__, "comm word length": word_length, "rounding": rounding, "seed": seed,
+            "block size of the wire": BLOCK, **(terms or {}),
+            **{f"the shape of parameter {name}": shape for name, shape in shapes.items()},
+        }  # fmt: skip
+        for mesh in {param.device_mesh: None for _, params in groups.values() for param in params}:
+            self.replicated |= mesh.ndim > 1
+            for dim in range(mesh.ndim):
+                shake_hands(agreed, mesh.get_group(dim))
+        self._reducers: dict[str, _ReduceScatter] = {}
+        for name, (modules, params) in groups.items():
+            reducer = self._reducers[name] = _ReduceScatter(self, stream_of(seed, f"wire of {name}"))
+            for module in modules:
+                module.set_custom_all_gather(_AllGather(self, params))  # type: ignore[arg-type]
+                module.set_custom_reduce_scatter(reducer)  # type: ignore[arg-type]
+                module.set_force_sum_reduction_for_comms(True)  # gloo's average is not one
+        self._first_step = 0
+
+    @property
+    def step(self) -> int:
+        """How often gradients have been reduced."""
+        return max(reducer.step for reducer in self._reducers.values())
+
+    def __str__(self) -> str:
+        said = f"{self.word_length} bits, {self.rounding} rounding, reduced to shards; weights gathered as codes"
+        return said + ("; between replicas as FSDP2 sends them" if self.replicated else "")
+
+    def report(self) -> dict[str, float]:
+        """What this rank sends per step, in bytes, what float32 would, and in how many steps."""
+        steps = max(1, self.step - self._first_step)
+        return {
+            "bytes_sent_per_step": self.traffic.bytes_sent / steps,
+            "float32_bytes_per_step": self.traffic.float32_bytes / steps,
+            "weight_bytes_sent_per_step": self.gather_traffic.bytes_sent / steps,
+            "float32_weight_bytes_per_step": self.gather_traffic.float32_bytes / steps,
+            "steps": self.step - self._first_step,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often each group's gradients have been reduced, which keys their random bits."""
+        return {"step": self.step, "steps": {name: reducer.step for name, reducer in self._reducers.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` stopped, on any number of ranks."""
+        self.go_on_from(state_dict["step"])
+        for name, step in state_dict.get("steps", {}).items():
+            if name in self._reducers:
+                self._reducers[name].step = step
+
+    def go_on_from(self, step: int) -> None:
+        """Count steps, which key the random bits, from ``step`` on."""
+        self._first_step = step
+        for reducer in self._reducers.values():
+            reducer.step = step
+
+
+class _Comm:
+    """What both collectives share: where FSDP2's buffers come from."""
+
+    def __init__(self, state: FSDPState) -> None:
+        self._state = state
+
+    def allocate(self, size: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _AllGather(_Comm):
+    """FSDP2's own all-gather, counted."""
+
+    def __init__(self, state: FSDPState, params: list[DTensor]) -> None:
+        super().__init__(state)
+        self._elements = sum(_padded_rows(param) * math.prod(param.shape[1:]) for param in params)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        traffic, others = self._state.gather_traffic, group.size() - 1
+        traffic.bytes_sent += others * input_tensor.nbytes
+        traffic.float32_bytes += others * 4 * self._elements
+        traffic.exchanges += 1
+        # torch 2.13 renamed it.
+        collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        return collective(output_tensor, input_tensor, group=group, async_op=async_op)  # type: ignore[no-any-return]
+
+
+class _ReduceScatter(_Comm):
+    """Reduces one group's gradients in fixed-point."""
+
+    def __init__(self, state: FSDPState, stream: int) -> None:
+        super().__init__(state)
+        self._stream, self.step = stream, 0
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> None:
+        assert op == dist.ReduceOp.SUM, op
+        self.step += 1
+        state = self._state
+        exchange = Exchange(state.word_length, state.rounding, group, mean=False, traffic=state.traffic)
+        reduce_scatter(output_tensor, input_tensor, exchange, self._stream, self.step)
+
+
+def _groups(model: nn.Module) -> dict[str, tuple[list[FSDPModule], list[DTensor]]]:
+    """The parts of ``model`` that FSDP2 gathers together, by the name of the first, and the parameters of each."""
+    owner: dict[str, tuple[list[FSDPModule], list[DTensor]]] = {}
+    names: dict[int, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+            name = names.setdefault(id(module._get_fsdp_state()), path or "the root")
+            owner.setdefault(name, ([], []))[0].append(module)
+    # A parameter belongs to the innermost sharded module around it.
+    found: dict[DTensor, str] = {}
+    for module, name in [(module, name) for name, (modules, _) in owner.items() for module in modules]:
+        for param in module.parameters():  # type: ignore[attr-defined]
+            if isinstance(param, DTensor):
+                found[param] = name  # outer modules come first
+    for param, name in found.items():
+        owner[name][1].append(param)
+    return {name: group for name, group in owner.items() if group[1]}
+
+
+def _padded_rows(param: DTensor) -> int:
+    """Rows of the largest shard, to which FSDP2 pads the others."""
+    rows = local_part(param).shape[0]
+    for dim, placement in enumerate(param.placements):
+        if placement.is_shard(0):
+            rows = -(-param.shape[0] // param.device_mesh.size(dim))
+    return rows

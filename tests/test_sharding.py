@@ -1,0 +1,390 @@
+"""Sharded fixed-point parameters under FSDP2, on processes that talk over gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.utils.checkpoint import checkpoint
+
+from lowprec_plugin import memory, optim
+from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
+from lowprec_plugin.tensor import FixedPointTensor
+from tests.comm import ranks
+
+# Rows that no number of ranks here divides, more ranks than rows, several blocks to a row, and bare rows.
+SIZES = [(37, 300), (37,), (5, 37), (5,), (2, 600)]
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.few = nn.Linear(300, 37), nn.Linear(37, 5), nn.Linear(600, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x))).square().mean() + self.few(x.repeat(1, 2)).square().mean()
+
+
+def sharded(order: str = "after", format: str = "fixed16", model: nn.Module | None = None, **options: Any) -> nn.Module:
+    """``order``: whether the parameters are swapped before or after fully_shard; ``"float"``: not at all."""
+    model = Model() if model is None else model
+    if order == "before":
+        optim.quantize_(model, format)
+    for part in model.children():
+        fully_shard(part, **options)
+    fully_shard(model, **options)
+    if order == "after":
+        optim.quantize_(model, format)
+    return model
+
+
+def batch(step: int) -> Tensor:
+    return torch.randn(8, 300, generator=torch.Generator().manual_seed(step))
+
+
+def set_gradients(model: nn.Module, step: int) -> None:
+    """The same gradients on any number of ranks, cut out of the whole."""
+    generator = torch.Generator().manual_seed(step)
+    for param in model.parameters():
+        grad = torch.randn(param.shape, generator=generator) * 2.0 ** float(torch.randn((), generator=generator))
+        if isinstance(param, DTensor):
+            start = place_of(param)
+            grad = in_place_of(grad[start : start + len(local_part(param))].clone(), param)
+        param.grad = grad
+
+
+def whole(tensor: Tensor) -> dict[str, Tensor]:
+    """Every plane of ``tensor``, put together from all ranks' shards."""
+    part = fixed_part(tensor)
+    assert part is not None
+    names = [name for name, plane in zip(("codes", "low", "exponents"), part.blocks, strict=True) if plane is not None]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, [plane.clone() for plane in part.blocks.planes])
+    if not isinstance(tensor, DTensor):
+        return dict(zip(names, every[0], strict=True))
+    return {name: torch.cat([planes[index] for planes in every]) for index, name in enumerate(names)}
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    found = {}
+    for name, param in model.named_parameters():
+        found[name] = whole(param)
+        for key, value in optimizer.state[param].items():
+            if isinstance(value, Tensor) and value.dim():
+                found[f"{name}.{key}"] = whole(value)
+    return found
+
+
+def assert_same(one: dict[str, dict[str, Tensor]], other: dict[str, dict[str, Tensor]]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].keys() == other[name].keys()
+        for plane in one[name]:
+            assert torch.equal(one[name][plane], other[name][plane]), (name, plane)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "AdamW": lambda params: optim.AdamW(params, lr=1e-2),
+    "AdamW 16/8": lambda params: optim.AdamW(params, lr=1e-2, state_word_length=8),
+    "SGD": lambda params: optim.SGD(params, lr=1e-2, momentum=0.9, nesterov=True),
+    "Lion 24": lambda params: optim.Lion(params, lr=1e-2, state_word_length=24),
+    "NAdam": lambda params: optim.adopt(torch.optim.NAdam(params, lr=1e-2)),
+}
+
+
+def _update(rank: int, order: str, format: str, optimizers: list[str], steps: int) -> list[Any]:
+    results = []
+    for name in optimizers:
+        model = sharded(order, format) if order != "whole" else Model()
+        if order == "whole":
+            optim.quantize_(model, format)
+        else:
+            model(batch(0)).backward()  # FSDP2 looks at its shards at the first forward pass
+        optimizer = OPTIMIZERS[name](model.parameters())
+        for step in range(steps):
+            set_gradients(model, step)
+            optimizer.step()
+        results.append(everything(model, optimizer))
+    return results
+
+
+@pytest.mark.parametrize("format", ["fixed16", "fixed24", "<4,12>", "fixed8"])
+def test_codes_do_not_depend_on_the_number_of_ranks(format: str) -> None:
+    """From the same gradients, 50 steps: the random bits are keyed by the element's place in the whole tensor."""
+    names = list(OPTIMIZERS) if format == "fixed16" else ["AdamW", "NAdam"]
+    alone = ranks.run(1, _update, "whole", format, names, 50)[0]
+    for count, order in ((1, "after"), (2, "after"), (2, "before"), (4, "after"), (4, "before")):
+        for result in ranks.run(count, _update, order, format, names, 50):
+            for one, other in zip(alone, result, strict=True):
+                assert_same(one, other)
+
+
+def _train(rank: int, order: str, options: dict[str, Any]) -> Any:
+    given = dict(options)
+    kind, mesh = given.pop("kind", ""), given.pop("mesh", None)
+    if mesh:
+        given["mesh"] = init_device_mesh("cpu", mesh, mesh_dim_names=("replicate", "shard"))
+    model = Model()
+    if kind == "checkpointing":
+        inner = model.one.forward
+        model.one.forward = lambda x: checkpoint(inner, x, use_reentrant=False)  # type: ignore[method-assign]
+    if kind == "compile":
+        for part in model.children():
+            part.compile(backend="aot_eager")
+    model = sharded(order, model=model, **given)
+    make = torch.optim.AdamW if order == "float" else optim.AdamW
+    optimizer = make(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(6):
+        for half in range(2):
+            if kind == "accumulation":
+                model.set_requires_gradient_sync(half == 1)  # type: ignore[operator]
+            loss = model(batch(10 * step + 2 * dist.get_rank() + half))
+            loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    floats = {name: param.full_tensor().clone() for name, param in model.state_dict().items()}
+    stored = all(fixed_part(param) is not None for param in model.parameters())
+    return losses, floats, stored
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "kept gathered": {"reshard_after_forward": False},
+    "bfloat16": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
+    "checkpointing": {"kind": "checkpointing"},
+    "accumulation": {"kind": "accumulation"},
+    "compile": {"kind": "compile"},
+    "replicated": {"mesh": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_trains_as_in_float(mode: str) -> None:
+    count = 4 if mode == "replicated" else 2
+    floats = ranks.run(count, _train, "float", MODES[mode])
+    fixed = ranks.run(count, _train, "after", MODES[mode])
+    assert all(stored for _, _, stored in fixed)
+    for (float_losses, float_weights, _), (losses, weights, _) in zip(floats, fixed, strict=True):
+        assert losses == pytest.approx(float_losses, rel=2e-2 if mode == "bfloat16" else 5e-3)
+        for name, weight in weights.items():
+            # Six steps of at most 1e-2 each: what came to something else entirely would be 6e-2 off.
+            assert (weight - float_weights[name]).abs().mean() < 2e-3, name
+            assert torch.equal(weight, fixed[0][1][name])
+
+
+def _bytes(rank: int, state_word_length: int | None, gathered: bool) -> tuple[float, int, list[Any]]:
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    before = memory.live_storages().keys()
+    model = sharded(model=model, reshard_after_forward=not gathered)
+    optimizer = optim.AdamW(model.parameters(), state_word_length=state_word_length)
+    for _ in range(2):
+        loss = model(torch.randn(4, 512)).square().mean()
+        if not gathered:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    del loss
+    held = memory.report(model, optimizer)
+    rows = 512 // dist.get_world_size()
+    found = {address: about for address, about in memory.live_storages().items() if address not in before}
+    floats = [(size, kind) for size, kind in found.values() if kind[0] == torch.float32 and size >= 4 * rows * 512]
+    return held.per_parameter, held.elements, floats
+
+
+@pytest.mark.parametrize(("state_word_length", "expected"), [(None, 6.0), (8, 4.0)])
+def test_bytes_per_rank(state_word_length: int | None, expected: float) -> None:
+    for count in (2, 4):
+        for per_parameter, elements, floats in ranks.run(count, _bytes, state_word_length, False):
+            assert per_parameter == pytest.approx(expected + 3 / 256, rel=0.02)
+            assert elements == 4 * (512 * 512 + 512) // count
+            assert floats == []
+
+
+def test_gathered_parameters_are_codes_too() -> None:
+    for _, _, floats in ranks.run(2, _bytes, None, True):
+        assert floats == []
+
+
+def _float_control(rank: int) -> list[Any]:
+    """What the search for floats finds in an ordinary run."""
+    model = sharded("float", model=nn.Sequential(*(nn.Linear(512, 512) for _ in range(4))))
+    model(torch.randn(4, 512)).square().mean().backward()
+    return [about for about in memory.live_storages().values() if about[0] >= 4 * 256 * 512]
+
+
+def test_the_search_for_floats_finds_them_in_float32() -> None:
+    assert len(ranks.run(2, _float_control)[0]) >= 4
+
+
+def _refusals(rank: int) -> dict[str, str]:
+    said = {}
+
+    def refused(name: str, call: Callable[[], Any], error: type[Exception] = ValueError) -> None:
+        with pytest.raises(error) as info:
+            call()
+        said[name] = str(info.value)
+
+    model = sharded()
+    optimizer = optim.AdamW(model.parameters())
+    model(batch(0)).backward()
+    weight = next(model.parameters())
+    if rank == 1:
+        local_part(weight.grad)[0, 0] = float("nan")
+    before = whole(weight)
+    refused("non-finite", optimizer.step, NonFiniteGradientError)
+    assert all(torch.equal(before[name], plane) for name, plane in whole(weight).items())
+    optimizer.fixed_point.nonfinite = "skip"
+    optimizer.step()
+    assert optimizer.fixed_point.skipped_steps == 1
+
+    late = sharded("float")
+    late(batch(0))
+    refused("late", lambda: optim.quantize_(late))
+
+    infinite = sharded("float")
+    if rank == 0:
+        with torch.no_grad():
+            local_part(infinite.one.weight)[0, 0] = float("inf")
+    refused("infinite", lambda: optim.quantize_(infinite))
+    assert fixed_part(infinite.two.weight) is None  # nothing was changed
+
+    mesh = init_device_mesh("cpu", (2,))
+    columns = nn.Linear(4, 4)
+    columns.weight = nn.Parameter(DTensor.from_local(torch.ones(4, 2), mesh, [Shard(1)]))
+    refused("columns", lambda: optim.quantize_(columns))
+    assert on_any_rank(rank == 1, [weight])
+    assert not on_any_rank(False, [weight])
+    return said
+
+
+def test_what_cannot_be_done_is_refused_on_every_rank() -> None:
+    first, second = ranks.run(2, _refusals)
+    assert "the gradient of a parameter, in the shard of another rank, holds a NaN" in first["non-finite"]
+    assert "the gradient of parameter 'one.weight' holds a NaN" in second["non-finite"]
+    assert "'one.weight' has been gathered by a forward pass" in first["late"]
+    assert "parameter 'one.weight'" in first["infinite"]
+    assert "a shard on another rank was refused" in second["infinite"]
+    assert "along dimension 0 only" in first["columns"]
+
+
+def _saved(rank: int, path: str) -> Any:
+    model = sharded()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2, state_word_length=8)
+    _advance(model, optimizer, 0, 3)
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.save(states, checkpoint_id=path)
+    at = everything(model, optimizer)
+    _advance(model, optimizer, 3, 6)
+    return at, everything(model, optimizer)
+
+
+def _advance(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: int) -> None:
+    if start == 0:
+        model(batch(0)).backward()
+    for step in range(start, stop):
+        set_gradients(model, step)
+        optimizer.step()
+
+
+def _loaded(rank: int, path: str, order: str) -> Any:
+    model = sharded(order)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2, state_word_length=8)
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.load(states, checkpoint_id=path)
+    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    at = everything(model, optimizer)
+    model(batch(0)).backward()
+    _advance(model, optimizer, 3, 6)
+    return at, everything(model, optimizer)
+
+
+def test_saved_on_four_ranks_and_loaded_on_any_number(tmp_path: Path) -> None:
+    at, later = ranks.run(4, _saved, str(tmp_path / "saved"))[0]
+    for count, order in ((2, "after"), (1, "after"), (3, "after"), (3, "before")):
+        found_at, found_later = ranks.run(count, _loaded, str(tmp_path / "saved"), order)[0]
+        assert_same(at, found_at)
+        assert_same(later, found_later)
+
+
+def _exported(rank: int, path: str) -> Any:
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model = sharded()
+    expected = {name: param.full_tensor().clone() for name, param in model.state_dict().items()}
+    exported = get_model_state_dict(model, options=full)
+    # A checkpoint of a float run, sharded, is taken up.
+    dcp.save(get_model_state_dict(sharded("float")), checkpoint_id=path)
+    taken = sharded()
+    with torch.no_grad():
+        for param in taken.parameters():
+            param.zero_()
+    states = get_model_state_dict(taken)
+    dcp.load(states, checkpoint_id=path)
+    set_model_state_dict(taken, states)
+    # And so is one float state dict of the whole.
+    whole_model = sharded()
+    with torch.no_grad():
+        for param in whole_model.parameters():
+            param.zero_()
+    set_model_state_dict(
+        whole_model, dict(expected), options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
+    )
+    codes = [{name: whole(param) for name, param in each.named_parameters()} for each in (model, taken, whole_model)]
+    return expected, exported, codes
+
+
+def test_floats_out_and_in(tmp_path: Path) -> None:
+    expected, exported, codes = ranks.run(2, _exported, str(tmp_path / "float"))[0]
+    assert expected.keys() == exported.keys()
+    for name, tensor in exported.items():
+        assert type(tensor) is Tensor
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, expected[name])
+    assert_same(codes[0], codes[1])
+    assert_same(codes[0], codes[2])
+
+
+def test_rows_of_a_tensor_are_tensors_of_their_own() -> None:
+    x = FixedPointTensor.quantize(torch.randn(10, 300), "fixed16")
+    part = x[2:5]
+    assert part.is_whole
+    assert part.first_row == 2
+    assert part.codes.data_ptr() == x.codes[2:].data_ptr()
+    with torch.no_grad():
+        part.zero_()
+    assert not x[2:5].dequantize().any()
+    assert x[1].dequantize().all()
+    assert [len(each) for each in x.split(4)] == [4, 4, 2]
+    assert [len(each) for each in x.split([7, 3])] == [7, 3]
+    assert torch.equal(x[-3:].dequantize(), x.dequantize()[-3:])
+    assert x[5:2].shape == (0, 300)
+
+
+def test_new_zeros_is_an_ordinary_tensor() -> None:
+    x = FixedPointTensor.quantize(torch.randn(10, 300), "fixed16")
+    for size in ((10, 300), (4, 300), (3,)):
+        assert type(x.new_zeros(size)) is Tensor
+    assert x.new_zeros(3, dtype=torch.int64).dtype == torch.int64
