@@ -137,7 +137,8 @@ class FixedPointPrecision(Precision):
         if self.wire is not None:  # of a fit before
             self._wire_steps = self.wire.step
         self.wire, said = self._connect_wire(model) if optimizers else (None, "")
-        rank_zero_info(f"{self}\n{as_text(describe(model, optimizers), self._kept, said)}")
+        shard = ", of shards those of the first rank" if isinstance(self.wire, FSDPState) else ""
+        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self._kept, said)}")
         return model, optimizers, lr_schedulers
 
     def _connect_wire(self, model: nn.Module) -> tuple[DDPState | FSDPState | None, str]:
@@ -195,10 +196,12 @@ class FixedPointPrecision(Precision):
         if self.wire is not None and not self._said_traffic and self.wire.step > 0:
             self._said_traffic = True
             traffic = self.wire.report()
-            rank_zero_info(
-                f"gradients between processes: {traffic['bytes_sent_per_step']:,.0f} bytes sent per step and rank, "
-                f"{traffic['float32_bytes_per_step']:,.0f} in float32"
-            )
+            for what, prefix in (("gradients", ""), ("weights", "weight_")):
+                if f"{prefix}bytes_sent_per_step" in traffic:
+                    rank_zero_info(
+                        f"{what} between processes: {traffic[f'{prefix}bytes_sent_per_step']:,.0f} bytes sent per step "
+                        f"and rank, {traffic[f'float32_{prefix}bytes_per_step']:,.0f} in float32"
+                    )
         return result
 
     def _params(self) -> list[FixedPointTensor]:
@@ -217,6 +220,13 @@ class FixedPointPrecision(Precision):
         return (
             f"{type(self).__name__}(weights {self.format}, state {state} bits, {self.rounding} rounding, "
             f"computing in {computing}, seed {self.seed})"
+        )
+
+    def __str__(self) -> str:
+        # What strategies that insist on a precision of their own (FSDP1, DeepSpeed, XLA) say they found.
+        return (
+            f'{self!r}, which works on one device, with strategy="ddp", and with ModelParallelStrategy where '
+            "configure_model calls fully_shard (FSDP2)"
         )
 
     def tensor_init_context(self) -> AbstractContextManager[None]:

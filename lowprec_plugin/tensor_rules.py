@@ -202,8 +202,7 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     source: FixedPointTensor = args[0]
     size = tuple(args[1])
     if not _has_rows(source) or size[1:] != source.shape[1:] or not _called_by_fsdp():
-        zeros: Tensor = torch.zeros(size, **({"dtype": source.dtype, "device": source.device} | kwargs))
-        return zeros
+        return torch.empty((), dtype=source.dtype, device=source.device).new_zeros(size, **kwargs)
     shard = source._like(empty_blocks(size, source.format, source.device), geometry=None)
     shard.whole_rows = source.whole_rows or source.shape[0]
     return shard

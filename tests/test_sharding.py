@@ -126,15 +126,25 @@ def _update(rank: int, order: str, format: str, optimizers: list[str], steps: in
     return results
 
 
-@pytest.mark.parametrize("format", ["fixed16", "fixed24", "<4,12>", "fixed8"])
-def test_codes_do_not_depend_on_the_number_of_ranks(format: str) -> None:
-    """From the same gradients, 50 steps: the random bits are keyed by the element's place in the whole tensor."""
-    names = list(OPTIMIZERS) if format == "fixed16" else ["AdamW", "NAdam"]
-    alone = ranks.run(1, _update, "whole", format, names, 50)[0]
-    for count, order in ((1, "after"), (2, "after"), (2, "before"), (4, "after"), (4, "before")):
-        for result in ranks.run(count, _update, order, format, names, 50):
+def assert_codes_are_those_of_one_process(
+    format: str, optimizers: list[str], steps: int, runs: list[tuple[int, str]]
+) -> None:
+    alone = ranks.run(1, _update, "whole", format, optimizers, steps)[0]
+    for count, order in runs:
+        for result in ranks.run(count, _update, order, format, optimizers, steps):
             for one, other in zip(alone, result, strict=True):
                 assert_same(one, other)
+
+
+def test_codes_do_not_depend_on_the_number_of_ranks() -> None:
+    """From the same gradients, 50 steps: the random bits are keyed by the element's place in the whole tensor."""
+    runs = [(1, "after"), (2, "before"), (4, "after")]
+    assert_codes_are_those_of_one_process("fixed16", list(OPTIMIZERS), 50, runs)
+
+
+@pytest.mark.parametrize("format", ["fixed24", "<4,12>", "fixed8"])
+def test_codes_of_other_formats_do_not_either(format: str) -> None:
+    assert_codes_are_those_of_one_process(format, ["AdamW", "NAdam"], 5, [(3, "after")])
 
 
 def _train(rank: int, order: str, options: dict[str, Any]) -> Any:
@@ -193,7 +203,11 @@ def test_a_model_trains_as_in_float(mode: str) -> None:
             assert torch.equal(weight, fixed[0][1][name])
 
 
-def _bytes(rank: int, state_word_length: int | None, gathered: bool) -> tuple[float, int, list[Any]]:
+def _bytes(rank: int) -> list[tuple[float, int, list[Any]]]:
+    return [_held(16, False), _held(8, False), _held(16, True)]
+
+
+def _held(state_word_length: int, gathered: bool) -> tuple[float, int, list[Any]]:
     model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
     before = memory.live_storages().keys()
     model = sharded(model=model, reshard_after_forward=not gathered)
@@ -212,18 +226,14 @@ def _bytes(rank: int, state_word_length: int | None, gathered: bool) -> tuple[fl
     return held.per_parameter, held.elements, floats
 
 
-@pytest.mark.parametrize(("state_word_length", "expected"), [(None, 6.0), (8, 4.0)])
-def test_bytes_per_rank(state_word_length: int | None, expected: float) -> None:
+def test_bytes_per_rank() -> None:
     for count in (2, 4):
-        for per_parameter, elements, floats in ranks.run(count, _bytes, state_word_length, False):
-            assert per_parameter == pytest.approx(expected + 3 / 256, rel=0.02)
-            assert elements == 4 * (512 * 512 + 512) // count
-            assert floats == []
-
-
-def test_gathered_parameters_are_codes_too() -> None:
-    for _, _, floats in ranks.run(2, _bytes, None, True):
-        assert floats == []
+        for lean in ranks.run(count, _bytes):
+            for (per_parameter, elements, floats), expected in zip(lean[:2], (6.0, 4.0), strict=True):
+                assert per_parameter == pytest.approx(expected + 3 / 256, rel=0.02)
+                assert elements == 4 * (512 * 512 + 512) // count
+                assert floats == []
+            assert lean[2][2] == []  # gathered, and kept so, weights are codes too
 
 
 def _float_control(rank: int) -> list[Any]:

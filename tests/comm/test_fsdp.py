@@ -1,0 +1,143 @@
+"""The wire of FSDP2, on processes that talk over gloo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lowprec_plugin import comm, optim
+from tests.comm import ranks
+
+
+def model(mesh: Any = None, fixed: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    result = nn.Sequential(nn.Linear(300, 37), nn.Tanh(), nn.Linear(37, 5))
+    options = {} if mesh is None else {"mesh": mesh}
+    fully_shard(result[0], **options)
+    fully_shard(result, **options)
+    if fixed:
+        optim.quantize_(result)
+    return result
+
+
+def batch() -> Tensor:
+    return torch.randn(8, 300, generator=torch.Generator().manual_seed(dist.get_rank()))
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    for param in module.parameters():
+        param.grad = None
+    module(batch()).square().mean().backward()
+    return [param.grad.full_tensor().clone() for param in module.parameters()]  # type: ignore[union-attr]
+
+
+def _averages(rank: int, replicated: bool) -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")) if replicated else None
+    plain = model(mesh)
+    plain.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+    plain[0].set_force_sum_reduction_for_comms(True)
+    exact, found, reports = gradients(plain), {}, {}
+    for word_length in (16, 12, 8, 4):
+        sent = model(mesh)
+        state = comm.FSDPState(sent, word_length)
+        found[word_length] = gradients(sent)
+        reports[word_length] = (state.report(), str(state), state.state_dict())
+    return exact, found, reports
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_gradients_are_averages_within_what_the_word_length_allows(replicated: bool) -> None:
+    every = ranks.run(4 if replicated else 3, _averages, replicated)
+    for exact, found, reports in every:
+        for word_length, given in found.items():
+            for one, other, first in zip(exact, given, every[0][1][word_length], strict=True):
+                assert torch.equal(other, first)  # the same on every rank
+                largest = max(float(each.abs().max()) for each in exact)
+                assert (one - other).abs().max() <= 4 * largest * 2.0 ** (1 - word_length)
+                assert not torch.equal(one, other)  # a wire that was not active would fail here
+            report, said, _ = reports[word_length]
+            assert report["steps"] == 1
+            assert said.startswith(f"{word_length} bits, stochastic rounding")
+            assert ("between replicas as FSDP2 sends them" in said) == replicated
+
+
+def test_bytes_are_counted() -> None:
+    """One reduction, one gather of the inner group in either direction, one of the root's."""
+    count = 3
+    inner, outer = 13 * 300 + 13, 2 * 37 + 2  # the largest shard of each group, in elements
+    codes = [13 * (300 * 2 + 2) + 13 * 3, 2 * (37 * 2 + 1) + 2 * 3]
+    for _, _, reports in ranks.run(count, _averages, False):
+        for word_length, (report, _, _) in reports.items():
+            blocks = -(-inner // 256) + -(-outer // 256)
+            packed = sum(-(-n // 256) * (32 * word_length + 1) for n in (inner, outer))
+            assert packed <= report["bytes_sent_per_step"] / (count - 1) <= packed + 32 * blocks
+            assert report["float32_bytes_per_step"] == (count - 1) * 4 * (inner + outer)
+            assert report["weight_bytes_sent_per_step"] == (count - 1) * (2 * codes[0] + codes[1])
+            assert report["float32_weight_bytes_per_step"] == (count - 1) * 4 * (2 * inner + outer)
+
+
+def _resumed(rank: int) -> bool:
+    one = model()
+    state = comm.FSDPState(one, 8)
+    gradients(one)
+    saved = state.state_dict()
+    expected = gradients(one)
+    other = model()
+    resumed = comm.FSDPState(other, 8)
+    resumed.load_state_dict(saved)
+    assert saved["step"] == 1
+    same = all(torch.equal(a, b) for a, b in zip(expected, gradients(other), strict=True))
+    assert resumed.report()["steps"] == 1
+    fresh = model()
+    comm.FSDPState(fresh, 8)
+    assert not all(torch.equal(a, b) for a, b in zip(expected, gradients(fresh), strict=True))
+    return same
+
+
+def test_a_resumed_wire_rounds_as_it_would_have() -> None:
+    assert all(ranks.run(2, _resumed))
+
+
+def _nan_on_one_rank(rank: int) -> bool:
+    sharded = model()
+    comm.FSDPState(sharded)
+    x = batch()
+    if rank == 1:
+        x[0, 0] = float("inf")
+    sharded(x).square().mean().backward()
+    optimizer = optim.AdamW(sharded.parameters())
+    with pytest.raises(ValueError, match="holds a NaN or an infinity"):
+        optimizer.step()
+    return True
+
+
+def test_a_nan_on_one_rank_stops_every_rank() -> None:
+    assert ranks.run(2, _nan_on_one_rank) == [True, True]
+
+
+def _refused(rank: int) -> list[str]:
+    said = []
+    for make in (
+        lambda: comm.FSDPState(model(), 16, seed=rank),
+        lambda: comm.FSDPState(model(), 5),
+        lambda: comm.FSDPState(nn.Linear(2, 2)),
+        lambda: comm.FSDPState(model(), rounding="up"),
+    ):
+        with pytest.raises(ValueError) as info:  # noqa: PT011
+            make()
+        said.append(str(info.value))
+    return said
+
+
+def test_refusals() -> None:
+    for said in ranks.run(2, _refused):
+        assert "the ranks disagree on seed: rank 0 has 0, rank 1 has 1" in said[0]
+        assert "word_length=5" in said[1]
+        assert "no part of this Linear is sharded: call fully_shard on it first" in said[2]
+        assert "rounding='up'" in said[3]
