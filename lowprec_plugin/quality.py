@@ -2,8 +2,12 @@
 
 Training is chaotic: two runs whose weights differ in the last bit end at different losses. So the noise is measured
 first: float32 runs over several seeds, each with a *twin* whose weights start one last bit away. A setting, run over
-the same seeds, is *equal* to float32 when its mean paired difference is within two standard errors of zero, as that
-noise gives them, and below a limit of 0.3 % of float32's mean.
+the same seeds, is *equal* to float32 when its mean paired difference is within two standard errors of zero and below
+a limit of 0.3 % of float32's mean.
+
+The standard error is the twins', or that of the setting's own paired differences where this is larger: a run that is
+too short or too calm for chaos leaves float32's twins as they were, and any other arithmetic apart by its own noise
+(``docs/decisions/0008-equal-without-chaos.md``). The verdict by the twins alone is given beside it.
 """
 
 from __future__ import annotations
@@ -23,20 +27,26 @@ class Comparison:
     Attributes:
         baseline, setting: mean metric of the float32 runs and of the setting.
         difference: mean over the seeds of setting minus float32.
-        standard_error: of ``difference``, if setting and float32 were alike: the twins' noise over ``sqrt(seeds)``.
         noise: root mean square of twin minus float32: the difference that one seed shows for no reason.
-        own_error: the standard error of ``difference`` that the seeds' differences themselves give; NaN for one seed.
-            No part of the verdict: where float32's twins do not come apart, it says what the setting's own noise is.
+        twins_error: the standard error of ``difference`` if setting and float32 were alike: ``noise / sqrt(seeds)``.
+        own_error: the standard error of ``difference`` that the seeds' differences themselves give; 0 for one seed.
         equal: the verdict; ``None`` with fewer than ``MIN_SEEDS`` seeds.
+        equal_by_twins: the verdict by the twins' standard error alone.
     """
 
     baseline: float
     setting: float
     difference: float
-    standard_error: float
     noise: float
+    twins_error: float
     own_error: float
     equal: bool | None
+    equal_by_twins: bool | None
+
+    @property
+    def standard_error(self) -> float:
+        """The one that ``equal`` goes by."""
+        return max(self.twins_error, self.own_error)
 
 
 def compare(
@@ -62,11 +72,22 @@ def compare(
     mean = math.fsum(baseline) / seeds
     differences = [s - b for s, b in zip(setting, baseline, strict=True)]
     difference = math.fsum(differences) / seeds
-    own_error = statistics.stdev(differences) / math.sqrt(seeds) if seeds > 1 else math.nan
+    own_error = statistics.stdev(differences) / math.sqrt(seeds) if seeds > 1 else 0.0
     noise = math.sqrt(math.fsum((t - b) ** 2 for t, b in zip(twins, baseline, strict=True)) / seeds)
-    error = noise / math.sqrt(seeds)
-    equal = None
-    if seeds >= MIN_SEEDS:
+    twins_error = noise / math.sqrt(seeds)
+
+    def verdict(error: float) -> bool | None:
         # An exact tie is equal whatever the noise; float sums of equal numbers may differ in the last bit.
-        equal = abs(difference) <= max(2 * error, 1e-12 * abs(mean)) and abs(difference) < limit * abs(mean)
-    return Comparison(mean, math.fsum(setting) / seeds, difference, error, noise, own_error, equal)
+        close = abs(difference) <= max(2 * error, 1e-12 * abs(mean)) and abs(difference) < limit * abs(mean)
+        return close if seeds >= MIN_SEEDS else None
+
+    return Comparison(
+        baseline=mean,
+        setting=math.fsum(setting) / seeds,
+        difference=difference,
+        noise=noise,
+        twins_error=twins_error,
+        own_error=own_error,
+        equal=verdict(max(twins_error, own_error)),
+        equal_by_twins=verdict(twins_error),
+    )

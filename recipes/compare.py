@@ -1,6 +1,7 @@
-"""Turn the runs of bytes_transformer.py into a table, by the package's rule for equal quality.
+"""Turn the runs of bytes_transformer.py or wire_quality.py into a table, by the package's rule for equal quality.
 
     python recipes/compare.py docs/results/bytes.jsonl
+    python recipes/compare.py docs/results/mnist_wire.jsonl accuracy
 
 Only seeds that have a float32 run, its twin and the variant's run count.
 """
@@ -14,9 +15,10 @@ from lowprec_plugin.quality import compare
 
 def main():
     runs = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    loss = {(run["variant"], run["seed"]): run["val_loss"] for run in runs}
+    metric = sys.argv[2] if len(sys.argv) > 2 else "val_loss"
+    loss = {(run["variant"], run["seed"]): run[metric] for run in runs}
     variants = list(dict.fromkeys(run["variant"] for run in runs))
-    print("| variant | bytes/param | seeds | val loss | difference | standard error, twins' | its own | equal? |")
+    print("| variant | seeds | metric | difference | standard error, twins' | its own | equal? | by the twins alone? |")
     print("|---|---|---|---|---|---|---|---|")
     for variant in variants:
         sides = ("float32", "float32 twin", variant)
@@ -24,15 +26,15 @@ def main():
         if not seeds:
             continue
         result = compare(*([loss[side, seed] for seed in seeds] for side in sides))
-        held = next(run["bytes_per_parameter"] for run in runs if run["variant"] == variant)
-        verdict = {None: "too few seeds", True: "yes", False: "no"}[result.equal]
+        words = {None: "too few seeds", True: "yes", False: "no"}
+        verdicts = [words[result.equal], words[result.equal_by_twins]]
         if variant in ("float32", "float32 twin"):
-            verdict = "-"
+            verdicts = ["-", "-"]
         print(
-            f"| {variant} | {held:.2f} | {len(seeds)} | {result.setting:.4f} | "
+            f"| {variant} | {len(seeds)} | {result.setting:.4f} | "
             f"{100 * result.difference / result.baseline:+.2f} % | "
-            f"{100 * result.standard_error / result.baseline:.4f} % | "
-            f"{100 * result.own_error / result.baseline:.2f} % | {verdict} |"
+            f"{100 * result.twins_error / result.baseline:.4f} % | "
+            f"{100 * result.own_error / result.baseline:.2f} % | {verdicts[0]} | {verdicts[1]} |"
         )
 
 

@@ -10,7 +10,8 @@ def test_within_the_twins_noise_is_equal() -> None:
     assert result.equal
     assert result.difference == pytest.approx(0.00025)
     assert result.noise == pytest.approx(((0.002**2 + 0.002**2 + 0.001**2) / 4) ** 0.5)
-    assert result.standard_error == pytest.approx(result.noise / 2)
+    assert result.twins_error == pytest.approx(result.noise / 2)
+    assert result.equal_by_twins
 
 
 def test_negative_control() -> None:
@@ -24,6 +25,17 @@ def test_small_but_beyond_two_standard_errors_is_not_equal() -> None:
 def test_within_the_noise_but_beyond_the_limit_is_not_equal() -> None:
     """Noise is no excuse for a large difference."""
     assert compare([1.0] * 4, [1.1, 0.9, 1.1, 0.9], [1.01] * 4).equal is False
+
+
+def test_where_float32_is_not_chaotic_a_settings_own_spread_is_its_noise() -> None:
+    twins = [1.000001, 0.999999, 1.0, 1.000001]
+    result = compare([1.0] * 4, twins, [1.002, 0.999, 1.001, 0.9985])
+    assert result.equal
+    assert result.equal_by_twins is False
+    assert result.standard_error == result.own_error > result.twins_error
+    # Its spread does not excuse a difference that all seeds agree on, nor one beyond the limit.
+    assert compare([1.0] * 4, twins, [1.002, 1.0021, 1.0019, 1.002]).equal is False
+    assert compare([1.0] * 4, twins, [1.1, 0.95, 1.02, 0.97]).equal is False
 
 
 def test_an_exact_tie_is_equal_without_noise() -> None:

@@ -27,8 +27,9 @@ def save(folder: Path, title: str, runs: Sequence[RunRecord]) -> str:
 LEGEND = (
     "Bytes: weights and optimizer state held per parameter, read off the live tensors. Difference: mean over the seeds "
     "against float32; the standard error is what chaos alone gives, measured by float32 runs whose weights start one "
-    "last bit away (twin). Equal: accuracy within two standard errors and 0.3 % of float32. Step: median; small models "
-    "on a CPU show the overhead of an operation, not its speed."
+    "last bit away (twin), or what the differences' own spread gives if that is larger. Equal: accuracy within two "
+    "standard errors and 0.3 % of float32. Step: median; small models on a CPU show the overhead of an operation, not "
+    "its speed."
 )
 
 
