@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.sharding import local_part
@@ -51,8 +52,12 @@ class MemoryReport:
 def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = ()) -> MemoryReport:
     """Add up what ``module`` and ``optimizer`` (one or several) hold now, on this rank if they are sharded.
 
-    State appears with the first step: before it, ``state`` is 0.
+    State appears with the first step: before it, ``state`` is 0. What FSDP2 has gathered for a forward pass is put back
+    into shards first.
     """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
     params = [local_part(param) for param in module.parameters()]
     leaves = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
