@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +340,39 @@ def test_saved_on_four_ranks_and_loaded_on_any_number(tmp_path: Path) -> None:
         found_at, found_later = ranks.run(count, _loaded, str(tmp_path / "saved"), order)[0]
         assert_same(at, found_at)
         assert_same(later, found_later)
+
+
+class DiesWhileWriting(dcp.FileSystemWriter):
+    """Rank 1 leaves without a farewell, as if killed, when its shards are written and nobody knows of it yet."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        future = super().write_data(plan, planner)
+        future.wait()
+        if dist.get_rank() == 1:
+            os._exit(0)
+        return future
+
+
+def _cut_off(rank: int, folder: str) -> str:
+    model = sharded()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2, state_word_length=8)
+    _advance(model, optimizer, 0, 3)
+    for name, writer in (("good", dcp.FileSystemWriter), ("cut", DiesWhileWriting)):
+        states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        try:
+            dcp.save(states, storage_writer=writer(f"{folder}/{name}"))
+        except (RuntimeError, dcp.api.CheckpointException) as error:
+            return str(error)
+    return "no error"
+
+
+def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    assert ranks.run_one_of(2, partial(_cut_off, folder=str(tmp_path)), tmp_path, timeout=20.0) != "no error"
+    assert list((tmp_path / "cut").glob("*.distcp"))
+    assert not (tmp_path / "cut" / ".metadata").exists()
+    whole_run = ranks.run(2, _saved, str(tmp_path / "whole"))[0]
+    for found, expected in zip(ranks.run(2, _loaded, str(tmp_path / "good"), "after")[0], whole_run, strict=True):
+        assert_same(found, expected)
 
 
 def _exported(rank: int, path: str) -> Any:

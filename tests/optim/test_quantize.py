@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch import nn
 
 from lowprec_plugin import FixedPointTensor, optim
 
@@ -209,18 +208,6 @@ def test_one_parameter_in_two_places_stays_one() -> None:
     assert module[1].weight is module[0].weight
     assert isinstance(module[1].weight, FixedPointTensor)
     optim.quantize_(module)
-
-
-def test_sharded_parameters_are_refused() -> None:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        module = nn.Linear(8, 8, bias=False)
-        module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))
-        with pytest.raises(ValueError, match=r"'weight' is sharded .* use DDP"):
-            optim.quantize_(module)
-    finally:
-        distributed.destroy_process_group()
 
 
 def test_what_saturates_at_conversion_is_said() -> None:
