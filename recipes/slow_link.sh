@@ -1,13 +1,19 @@
 #!/bin/sh
-# Measures all-reduces between hosts on a slow link, on one machine: every host is a network namespace with one link,
+# Runs a program on several hosts with a slow link, on one machine: every host is a network namespace with one link,
 # shaped to RATE. Needs root, iproute2 and a kernel with veth, bridge and tbf.
 #
 #     sudo RATE=1gbit HOSTS=2 recipes/slow_link.sh --output docs/results/allreduce_2_hosts.json
+#     sudo PROGRAM=recipes/fsdp2_transformer.py recipes/slow_link.sh --variant 16/8 --steps 50
+#     sudo PROGRAM='-m torch.distributed.run --nnodes 2 --max-restarts 3 --rdzv-backend c10d --rdzv-id run1 \
+#         --rdzv-endpoint 10.77.0.1:29500 --rdzv-conf is_host=$FIRST --local-addr $ADDRESS \
+#         recipes/fsdp2_transformer.py' recipes/slow_link.sh --variant 16/8 --steps 50 --checkpoints /tmp/run1 --every 10
 #
-# Options are those of `lowprec bench allreduce`. PYTHON is the interpreter to use. Expect two tables; `lowprec 16`
-# should send half of float32's bytes and take a little more than half of its time.
+# Without PROGRAM it measures all-reduces; options are then those of `lowprec bench allreduce`. PYTHON is the
+# interpreter to use. Expect two tables; `lowprec 16` should send half of float32's bytes and take a little more than
+# half of its time.
 set -eu
 HOSTS=${HOSTS:-2} RATE=${RATE:-1gbit} PYTHON=${PYTHON:-.venv/bin/python}
+PROGRAM=${PROGRAM:--m lowprec_plugin.cli.main bench allreduce}
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 clean() {
@@ -31,14 +37,15 @@ for host in $(seq 0 $((HOSTS - 1))); do
 done
 cd "$here"
 for host in $(seq $((HOSTS - 1)) -1 0); do
-    command="env GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 MASTER_ADDR=10.77.0.1 MASTER_PORT=29511 WORLD_SIZE=$HOSTS \
-        RANK=$host LOCAL_RANK=0 $PYTHON -m lowprec_plugin.cli.main bench allreduce $*"
+    ADDRESS=10.77.0.$((host + 1))
+    FIRST=$([ "$host" = 0 ] && echo true || echo false)
+    export ADDRESS FIRST
+    command="GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 MASTER_ADDR=10.77.0.1 MASTER_PORT=29511 WORLD_SIZE=$HOSTS \
+        RANK=$host LOCAL_RANK=0 $PYTHON $PROGRAM $*"
     if [ "$host" = 0 ]; then
-        # shellcheck disable=SC2086
-        ip netns exec "lowprec$host" $command
+        ip netns exec "lowprec$host" sh -c "$command"
     else
-        # shellcheck disable=SC2086
-        ip netns exec "lowprec$host" $command >/dev/null &
+        ip netns exec "lowprec$host" sh -c "$command" >/dev/null &
     fi
 done
 wait

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests import strategies
 
 # One thread: the tensors are small, and runs beside others. Tests of threads set their own number.
 torch.set_num_threads(1)
@@ -27,6 +30,24 @@ _HOST_WARNINGS = (
     "ignore:.*enable_nested_tensor.*:UserWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strategies", metavar="FILE", help="write the table of strategies that this run's tests prove")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    file = config.getoption("--strategies")
+    if file is None:
+        return
+    outcomes: dict[str, set[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            name = report.nodeid.removeprefix("tests/").split("[")[0]
+            outcomes.setdefault(name, set()).add(outcome)
+    passed = {name for name, found in outcomes.items() if found == {"passed"}}
+    Path(file).write_text(strategies.document(passed))
+    terminalreporter.write_line(f"wrote {file}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -70,11 +70,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
 
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`isinstance.treespec, LeafSpec.` is deprecated",  # Lightning 2.6 on torch 2.13
-    "ignore:The dirpath has changed",
-    "ignore:You defined a `validation_step`",
-)
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 
 def _settings(rank: int, folder: str) -> dict[str, Any]:
@@ -121,6 +117,6 @@ def test_refusals(tmp_path: Path) -> None:
         assert "disagree on seed: rank 0 has 0, rank 1 has 1" in seeds
 
 
-def test_strategies_with_a_precision_of_their_own_name_the_alternative() -> None:
+def test_fsdp1_is_refused_and_the_alternative_named() -> None:
     with pytest.raises(TypeError, match=r'FSDPPrecision.*works on one device, with strategy="ddp", and with Model'):
         FSDPStrategy().precision_plugin = FixedPointPrecision()
