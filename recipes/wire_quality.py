@@ -130,6 +130,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("mnist", "bytes"), default="mnist")
     parser.add_argument("--root", default="data/mnist", help="folder of MNIST's files")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("wire_quality.jsonl"))
     given = parser.parse_args()
@@ -138,7 +139,7 @@ def main():
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     done = {(run["variant"], run["seed"]) for run in map(json.loads, lines)}
     for seed in range(given.seeds):
-        for variant in VARIANTS:
+        for variant in given.variants:
             if (variant, seed) not in done:
                 result = json.dumps(train(given.task, variant, seed, given.root))
                 if RANK == 0:
