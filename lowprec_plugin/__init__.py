@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from lowprec_plugin import comm, memory, optim
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 
 if TYPE_CHECKING:
     from lowprec_plugin.plugin import FixedPointPrecision
 
-__all__ = ["FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "__version__", "comm", "memory", "optim"]
+__all__ = [
+    "FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp", "__version__", "comm", "memory",
+    "optim",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

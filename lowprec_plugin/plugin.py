@@ -25,9 +25,13 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings
+from lowprec_plugin.optim.widen import widen_
+from lowprec_plugin.ramp import WordLengthRamp
+from lowprec_plugin.ramping import Ramping, wire_word_length
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor_rules import casts_share_codes
+from lowprec_plugin.widening import widened
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 _COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
@@ -58,6 +62,8 @@ class FixedPointPrecision(Precision):
         compute_dtype: what operations see: ``torch.float32``; ``torch.bfloat16`` (parameters, buffers and inputs appear
             as bfloat16); or ``"bf16-mixed"`` (autocast). Their names as text do as well.
         keep_float: parameters to leave alone: names or shell patterns such as ``"head.*"``.
+        ramp: widens the words while training: see :class:`WordLengthRamp`. State follows unless ``state_word_length``
+            pins it, and gradients between processes do with ``comm_word_length="auto"``.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
         seed: keys the random bits of the rounding.
 
@@ -77,6 +83,7 @@ class FixedPointPrecision(Precision):
         block_size: int = 256,
         compute_dtype: ComputeDtype = torch.float32,
         keep_float: Iterable[str] = (),
+        ramp: WordLengthRamp | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
@@ -87,6 +94,11 @@ class FixedPointPrecision(Precision):
             wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
+        if ramp is not None and ramp.at is None and word_length not in ramp.ladder:
+            raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
+        #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
+        self.ramping = None if ramp is None else Ramping(ramp)
+        self._load_hook: Any = None
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
@@ -122,6 +134,11 @@ class FixedPointPrecision(Precision):
             dtype=self._dtype,
             seed=self.seed,
         )
+        if self.ramping is not None:
+            if self._load_hook is not None:  # of a fit before
+                self._load_hook.remove()
+            register: Any = module.register_load_state_dict_pre_hook
+            self._load_hook = register(self._widen_to_hold)
         if self._dtype != torch.float32:  # after the weights, whose values need not be rounded twice
             module.to(self._dtype)
         return module
@@ -149,6 +166,8 @@ class FixedPointPrecision(Precision):
         if isinstance(model, LightningModule) and model.trainer.state.fn != TrainerFn.FITTING:
             return None, ""  # no gradients, and no wrapper, though a fit before has left its optimizers
         if wanted is not None and any(isinstance(part, FSDPModule) for part in model.modules()):
+            if self.ramping is not None:
+                raise ValueError("a ramp cannot widen what FSDP2 has sharded: leave it out, or use DDP")
             if self.comm_error_feedback:
                 raise ValueError(
                     "comm_error_feedback=True needs a byte per parameter on every rank, which FSDP2 shards to avoid: "
@@ -177,7 +196,7 @@ class FixedPointPrecision(Precision):
             )
         state = DDPState(
             model,
-            16 if wanted == "auto" else wanted,
+            self._auto_wire() if wanted == "auto" else wanted,
             rounding=self.rounding,
             error_feedback=self.comm_error_feedback,
             seed=self.seed,
@@ -190,9 +209,37 @@ class FixedPointPrecision(Precision):
     def _terms(self) -> dict[str, str]:
         return {"weights": str(self.format), **{name: str(value) for name, value in self._settings.items()}}
 
+    def _auto_wire(self) -> int:
+        return 16 if self.ramping is None else wire_word_length(self.format.word_length)
+
+    def _after_closure(self, model: LightningModule, optimizer: Any) -> None:
+        """With gradients ready and clipped, before the update: widen words if the ramp says so."""
+        super()._after_closure(model, optimizer)
+        if self.ramping is not None:
+            wanted = self.ramping.before_update(model.trainer, optimizer, self.format.word_length)
+            if wanted is not None:
+                self._widen(model, wanted)
+            model.log("word_length", float(self.format.word_length), prog_bar=True)
+
+    def _widen(self, module: nn.Module, word_length: int) -> None:
+        widen_(module, self._optimizers, word_length)
+        self.format = widened(self.format, word_length)
+        if isinstance(self.wire, DDPState) and self.comm_word_length == "auto":
+            self.wire.word_length = self._auto_wire()
+
+    def _widen_to_hold(self, module: nn.Module, state_dict: dict[str, Any], *args: Any) -> None:
+        """Before a state dict is loaded: widen ``module`` to what was saved further up the ladder."""
+        assert self.ramping is not None
+        parts = [fixed_part(value) for value in state_dict.values()]
+        saved = max((part.format.word_length for part in parts if part is not None), default=0)
+        if saved > self.format.word_length and saved in self.ramping.rungs:
+            self._widen(module, saved)
+
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Run the update; after the first one, say what crossed the network."""
         result = super().optimizer_step(optimizer, model, closure, **kwargs)
+        if self.ramping is not None:
+            self.ramping.after_update(result)
         if self.wire is not None and not self._said_traffic and self.wire.step > 0:
             self._said_traffic = True
             traffic = self.wire.report()
@@ -276,6 +323,7 @@ class FixedPointPrecision(Precision):
             "seed": self.seed,
             "skipped_steps": [optimizer.fixed_point.skipped_steps for optimizer in self._optimizers],
             "wire": None if self.wire is None else self.wire.state_dict(),
+            "ramp": None if self.ramping is None else self.ramping.state_dict(),
             # In-place roundings so far: they key the random bits of optimizers without a fused update.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
         }
@@ -293,6 +341,8 @@ class FixedPointPrecision(Precision):
                 f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from "
                 "its weights, which rounds them: module.load_state_dict(torch.load(path)['state_dict'])"
             )
+        if self.ramping is not None and state_dict.get("ramp") is not None:
+            self.ramping.load_state_dict(state_dict["ramp"])
         if self.wire is not None and state_dict.get("wire") is not None:
             self.wire.load_state_dict(state_dict["wire"])
 

@@ -43,10 +43,10 @@ class WordLengthRamp:
 
     ladder: Sequence[int] = (12, 16, 20, 24)
     monitor: str | None = None
-    patience: int = 500
+    patience: int = 50
     min_delta: float = 0.001
-    cooldown: int = 500
-    smoothing: float = 0.99
+    cooldown: int = 50
+    smoothing: float = 0.9
     mode: Literal["min", "max"] = "min"
     min_lost: float = 0.5
     min_noise: float = 2.0

@@ -15,9 +15,9 @@ LAYERS = {
     "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
     "wire_reference": 1, "native_wire": 1,
     "ops": 2, "wire": 2,
-    "tensor": 3, "tensor_rules": 3, "gathered": 3, "sharding": 3, "comm": 3,
+    "tensor": 3, "tensor_rules": 3, "gathered": 3, "sharding": 3, "widening": 3, "comm": 3,
     "optim": 4, "memory": 4, "describe": 4,
-    "plugin": 5,
+    "plugin": 5, "ramping": 5,
     "tasks": 6, "poc": 6, "bench": 6, "cli": 6,
     "__init__": 6,
 }  # fmt: skip

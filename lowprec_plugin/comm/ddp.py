@@ -85,8 +85,13 @@ class DDPState:
 
     @property
     def word_length(self) -> int:
-        """Bits on the wire."""
+        """Bits on the wire. May be set between steps, on every rank alike."""
         return self._exchange.word_length
+
+    @word_length.setter
+    def word_length(self, word_length: int) -> None:
+        wire.check_word_length(word_length)
+        self._exchange.word_length = word_length
 
     @property
     def traffic(self) -> Traffic:

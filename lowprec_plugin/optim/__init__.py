@@ -14,6 +14,7 @@ from lowprec_plugin.optim.interchange import float_state_dict, plain_optimizer_s
 from lowprec_plugin.optim.optimizers import SGD, Adam, AdamW, Lion
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import NonFiniteGradientError, StepSettings
+from lowprec_plugin.optim.widen import widen_
 
 __all__ = [
     "SGD",
@@ -26,4 +27,5 @@ __all__ = [
     "float_state_dict",
     "plain_optimizer_state",
     "quantize_",
+    "widen_",
 ]

@@ -34,6 +34,17 @@ def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) ->
             held[name] = optimizer.store_state(param, name, value)
 
 
+def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> Tensor:
+    """What the optimizer's own step would make of ``param`` in float32. Nothing is changed."""
+    leaf = torch.nn.Parameter(as_floats(param))
+    assert param.grad is not None
+    leaf.grad = param.grad.to(torch.float32)
+    floats = {name: as_floats(value) for name, value in optimizer.state.get(param, {}).items()}
+    floats = {name: value.clone() if isinstance(value, Tensor) else value for name, value in floats.items()}
+    _step_as_float(optimizer, dict(group), [leaf], {leaf: floats})
+    return leaf.detach()
+
+
 def step_floats(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> None:
     """The optimizer's own step on parameters that are kept in float."""
     _step_as_float(optimizer, group, params, optimizer.state)

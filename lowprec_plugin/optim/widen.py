@@ -1,0 +1,44 @@
+"""Wider words for a module and its optimizers, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lowprec_plugin.optim.step import FixedPointStep, label_of
+from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.widening import widen_ as widen_tensor_
+
+
+def widen_(module: nn.Module, optimizers: FixedPointStep | Iterable[FixedPointStep], word_length: int) -> None:
+    """Store the parameters of ``module`` in words of ``word_length`` bits, in place, every value kept exactly.
+
+    State follows where its word length is the parameters' own (``state_word_length=None``); a state word length of its
+    own pins it. Parameters in wider words already, and floats, are left alone. Narrowing again is not possible: what
+    the bits held would be lost.
+
+    Args:
+        module: changed in place.
+        optimizers: one or several of this package's, whose state is changed in place.
+        word_length: 2 to 24 bits.
+
+    Raises:
+        ValueError: for a sharded parameter. Nothing is changed then.
+    """
+    optimizers = [optimizers] if isinstance(optimizers, FixedPointStep) else list(optimizers)
+    tensors = [param for param in module.parameters() if fixed_part(param) is not None]
+    for optimizer in optimizers:
+        if optimizer.fixed_point.state_word_length is None:
+            tensors += [
+                value for state in optimizer.state.values() for value in state.values() if fixed_part(value) is not None
+            ]
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            raise ValueError(f"{label_of(tensor)} is sharded, and what gathers it expects the words it has: use DDP")
+    for tensor in tensors:
+        assert isinstance(tensor, FixedPointTensor)
+        if tensor.format.word_length < word_length:
+            widen_tensor_(tensor, word_length)
