@@ -42,9 +42,9 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()
         for index, group in enumerate(optimizer.param_groups):
             seen.update(id(param) for param in group["params"])
             for kind in _kinds(group["params"]).values():
-                rows.append(_row(f"{_name(optimizer)} {index}", kind, optimizer, group))
+                rows.append(group_row(f"{_name(optimizer)} {index}", kind, optimizer, group))
     loose = [param for param in module.parameters() if id(param) not in seen]
-    rows += [_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
+    rows += [group_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if buffers:
         nbytes = sum(buffer.nbytes for buffer in buffers)
@@ -72,12 +72,13 @@ def _name(optimizer: torch.optim.Optimizer) -> str:
     return (optimizer.float_class if isinstance(optimizer, FixedPointStep) else type(optimizer)).__name__
 
 
-def _row(
+def group_row(
     group_name: str,
     params: list[Tensor],
     optimizer: torch.optim.Optimizer | None,
     group: dict[str, object],
 ) -> Row:
+    """What ``params``, all stored alike, and their state are stored as, and how ``optimizer`` updates them."""
     elements = sum(param.numel() for param in params)
     nbytes = sum(param.nbytes for param in params)
     first = params[0]
@@ -93,7 +94,8 @@ def _row(
         return row._replace(state=str(format), update=f"one parameter at a time ({reason}), {backend} rounding")
     names = STATES[update.algorithm(group)]
     formats = [optimizer.state_format(first, name) for name in names]
-    state = sum(format.nbytes(param.shape) for format in formats for param in params)
+    shapes = [param.codes.shape for param in params if isinstance(param, FixedPointTensor)]
+    state = sum(format.nbytes(shape) for format in formats for shape in shapes)
     return row._replace(
         state=", ".join(str(format) for format in formats) or "-",
         nbytes=nbytes + state,

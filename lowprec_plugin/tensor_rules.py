@@ -198,7 +198,8 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         window.copy_(source)
         target._store(floats, "nearest")
         return target
-    if target.format == source.format and target.is_whole and source.is_whole and target.shape == source.shape:
+    alike = target.format == source.format and target._codes.shape == source._codes.shape
+    if alike and target.is_whole and source.is_whole and target.shape == source.shape:
         target.blocks.copy_(source.blocks)
         target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
         return target
@@ -218,6 +219,8 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
             if value.is_whole
             else value._like(ops.quantize(value.dequantize(torch.float32), value.format)[0], geometry=None)
         )
+    elif target.is_whole and value.shape == target.shape:
+        source = target._like(ops.quantize(value.reshape(target._codes.shape), target.format)[0])
     else:
         source = target._like(ops.quantize(value, target.format)[0], geometry=None)
     try:
@@ -254,7 +257,7 @@ def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Only the rows that are looked up are read."""
     weight, indices = args[0], args[1]
-    if not isinstance(weight, FixedPointTensor) or not weight.is_whole:
+    if not isinstance(weight, FixedPointTensor) or weight._geometry is not None:
         return _read(func, args, kwargs)  # type: ignore[no-any-return]
     flat = indices.reshape(-1)
     rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)

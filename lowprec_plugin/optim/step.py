@@ -168,7 +168,7 @@ class FixedPointStep(torch.optim.Optimizer):
         for indices in by_device.values():
             saturated, refused = ops.update_(
                 algorithm,
-                [_gradient(params[i]) for i in indices],
+                [_gradient(params[i]).reshape(params[i].codes.shape) for i in indices],
                 [stores[i] for i in indices],
                 [hypers[i] for i in indices],
                 rounding=self.fixed_point.rounding,
@@ -196,13 +196,13 @@ class FixedPointStep(torch.optim.Optimizer):
 
     def _new_state(self, param: FixedPointTensor, name: str) -> FixedPointTensor:
         format = self.state_format(param, name)
-        return self._own(FixedPointTensor(empty_blocks(param.shape, format, param.device), format), param, name)
+        return self._own(FixedPointTensor(empty_blocks(param.codes.shape, format, param.device), format), param, name)
 
     def _own(self, tensor: FixedPointTensor, param: FixedPointTensor, name: str) -> FixedPointTensor:
         """Give state ``tensor`` the place, dtype and random stream of state ``name`` of ``param``."""
         return tensor._like(
             tensor.blocks, dtype=param.dtype, rounding=self.fixed_point.rounding, first_row=param.first_row,
-            stream=substream(param.stream, name), label=f"{label_of(param)}.{name}",
+            stream=substream(param.stream, name), label=f"{label_of(param)}.{name}", geometry=param._geometry,
         )  # fmt: skip
 
     def store_state(self, param: FixedPointTensor, name: str, value: Any) -> Any:
@@ -220,7 +220,7 @@ class FixedPointStep(torch.optim.Optimizer):
             return value
         format = self.state_format(param, name)
         if not isinstance(value, FixedPointTensor):
-            blocks, _ = ops.quantize(value, format)
+            blocks, _ = ops.quantize(value.reshape(param.codes.shape), format)
             return self._own(FixedPointTensor(blocks, format), param, name)
         if value.format == format:
             return self._own(value, param, name)
