@@ -77,7 +77,7 @@ def adopt_engine(
             sends them.
         rounding: ``"stochastic"`` or ``"nearest"``.
         seed: keys the random bits.
-        log: is told, on every process, what is stored how; ``None``: DeepSpeed's own log, on the first.
+        log: is told, on every process, what is stored how; ``None``: the first process prints it.
 
     Raises:
         ValueError: for an argument outside its limits, or an engine that keeps floats that cannot be replaced (see
@@ -125,7 +125,7 @@ def adopt_engine(
         f"lowprec_plugin: DeepSpeed ZeRO {inside.stage} (weights {format}, {rounding} rounding, seed {seed}); "
         f"this process's share:\n{as_text(rows, wire=sent)}"
     )
-    (log or _log)(said)
+    (log or _print)(said)
     return AdoptedEngine(inside.stage, held, optimizer, plan, rows, said)
 
 
@@ -165,7 +165,7 @@ def _rows(inside: Inside, optimizer: FixedPointStep) -> list[Row]:
     return [*rows, Row("engine", dtype, "-", here, here * itemsize, 4 * here, "DeepSpeed's own parameters")]
 
 
-def _log(text: str) -> None:
-    from deepspeed.utils import log_dist
+def _print(text: str) -> None:
+    from deepspeed.utils.logging import print_dist
 
-    log_dist(text, ranks=[0])
+    print_dist(text, ranks=[0])  # DeepSpeed's log is silent below warnings

@@ -31,7 +31,9 @@ def _life(rank: int, stage: int, folder: str) -> dict[str, Any]:
     from lowprec_plugin.deepspeed import adopt_engine
 
     elements = sum(getattr(param, "ds_numel", param.numel()) for param in engine.module.parameters())
-    adopted = adopt_engine(engine)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        adopted = adopt_engine(engine)
+    found["printed"] = printed.getvalue()
     found["losses"] = engines.train(engine, 4)
     found["floats"], found["elements"], found["said"] = engines.float_bytes(elements), elements, adopted.said
     found["traffic"] = adopted.wire.traffic if adopted.wire else None
@@ -92,6 +94,8 @@ def test_no_float_of_a_partitions_size_outlives_the_step(life: list[dict[str, An
 
 def test_the_table_says_what_is_stored(life: list[dict[str, Any]]) -> None:
     said = life[0]["said"]
+    assert said in life[0]["printed"]
+    assert life[1]["printed"] == ""
     assert f"ZeRO {life[0]['stage']} (weights fixed16" in said
     assert "AdamW 0  fixed16   fixed16, fixed16^2" in said
     assert "engine   bfloat16  -" in said

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,14 +166,22 @@ def _shipped(rank: int) -> list[float]:
     return engines.train(engine, 3)
 
 
-def test_the_shipped_json_and_yaml() -> None:
+def test_the_shipped_json() -> None:
     assert len(ranks.run(2, _shipped)[0]) == 3
-    from lightning.pytorch.strategies import DeepSpeedStrategy
 
-    from lowprec_plugin import deepspeed
 
-    config = yaml.safe_load((ROOT / "configs" / "deepspeed.yaml").read_text())["trainer"]
-    assert config["strategy"]["class_path"].endswith(DeepSpeedStrategy.__name__)
-    assert (ROOT / config["strategy"]["init_args"]["config"]).exists()
-    plugin = getattr(deepspeed, config["plugins"]["class_path"].rpartition(".")[2])(**config["plugins"]["init_args"])
-    assert plugin.precision == "bf16-true"
+def test_the_shipped_yaml() -> None:
+    """As far as it goes without CUDA: every name and value in it is known."""
+    command = [sys.executable, "-m", "lowprec_plugin.cli.main", "fit", "--config", "configs/deepspeed.yaml"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+    done = subprocess.run([*command, "--print_config"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trainer = yaml.safe_load(done.stdout[done.stdout.index("seed_everything") :])["trainer"]
+    assert trainer["plugins"]["class_path"] == "lowprec_plugin.deepspeed.FixedPointDeepSpeedPrecision"
+    assert trainer["plugins"]["init_args"]["nonfinite"] == "raise"  # a default, which only the class can have told
+    assert (ROOT / trainer["strategy"]["init_args"]["config"]).exists()
+    done = subprocess.run(
+        [*command, "--trainer.plugins.no_such_option=1", "--print_config"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
