@@ -4,7 +4,8 @@
     DS_ACCELERATOR=cpu python recipes/zero_quality.py docs/results/zero_lr.jsonl 0.01 float32 "float32 twin" 16
 
 Needs deepspeed and scikit-learn. Trains stages 1, 2 and 3, with four seeds each: in float32, as its twin whose weights
-start one last bit away, adopted in 16 bits, and a control. After the file: learning rate, variants. Prints the verdict of the package's rule for equal quality.
+start one last bit away, adopted in 16 bits, and a control. After the file: the learning rate and the variants. Prints
+the verdict of the package's rule for equal quality.
 """
 
 import json
