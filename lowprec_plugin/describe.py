@@ -12,6 +12,7 @@ from lowprec_plugin import ops
 from lowprec_plugin.optim.fused import STATES, fused_update
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part, local_part
+from lowprec_plugin.tensor import FixedPointTensor
 
 
 class Row(NamedTuple):
@@ -42,9 +43,9 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()
         for index, group in enumerate(optimizer.param_groups):
             seen.update(id(param) for param in group["params"])
             for kind in _kinds(group["params"]).values():
-                rows.append(_row(f"{_name(optimizer)} {index}", kind, optimizer, group))
+                rows.append(group_row(f"{_name(optimizer)} {index}", kind, optimizer, group))
     loose = [param for param in module.parameters() if id(param) not in seen]
-    rows += [_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
+    rows += [group_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if buffers:
         nbytes = sum(buffer.nbytes for buffer in buffers)
@@ -73,12 +74,13 @@ def _name(optimizer: torch.optim.Optimizer) -> str:
     return (optimizer.float_class if isinstance(optimizer, FixedPointStep) else type(optimizer)).__name__
 
 
-def _row(
+def group_row(
     group_name: str,
     params: list[Tensor],
     optimizer: torch.optim.Optimizer | None,
     group: dict[str, object],
 ) -> Row:
+    """What ``params``, all stored alike, and their state are stored as, and how ``optimizer`` updates them."""
     parts = [local_part(param) for param in params]
     elements = sum(part.numel() for part in parts)
     nbytes = sum(part.nbytes for part in parts)
@@ -95,7 +97,8 @@ def _row(
         return row._replace(state=str(format), update=f"one parameter at a time ({reason}), {backend} rounding")
     names = STATES[update.algorithm(group)]
     formats = [optimizer.state_format(first, name) for name in names]
-    state = sum(format.nbytes(part.shape) for format in formats for part in parts)
+    shapes = [part.codes.shape for part in parts if isinstance(part, FixedPointTensor)]
+    state = sum(format.nbytes(shape) for format in formats for shape in shapes)
     return row._replace(
         state=", ".join(str(format) for format in formats) or "-",
         nbytes=nbytes + state,

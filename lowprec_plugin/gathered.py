@@ -6,6 +6,7 @@ that came, so that even the gathered parameter takes no more than its codes.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,8 @@ class Gathered:
     """What FSDP2 looks for in a sharded tensor."""
 
     def untyped_storage(self: FixedPointTensor) -> torch.UntypedStorage:  # type: ignore[misc]
-        """The codes', by whose address FSDP2 tells whether a parameter has been exchanged."""
-        return self._codes.untyped_storage()
+        """For FSDP2 the codes', by whose address it tells whether a parameter has been exchanged; else torch's own."""
+        return self._codes.untyped_storage() if called_by_fsdp() else torch.Tensor.untyped_storage(self)
 
     # With more arguments FSDP insists that all planes have the parameter's shape, on the ranks with padding alone.
     def fsdp_pre_all_gather(self: FixedPointTensor, mesh: Any) -> tuple[tuple[Tensor, ...], None]:  # type: ignore[misc]
@@ -57,3 +58,16 @@ def _with_rows(plane: Tensor, missing: int) -> Tensor:
     if missing == 0:
         return plane.contiguous()
     return torch.cat([plane, plane.new_zeros(missing, *plane.shape[1:])])
+
+
+def called_by_fsdp() -> bool:
+    """Whether the operation under way was called by FSDP2's own code: it tells its tensors in no other way."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("torch.distributed.fsdp."):
+            return True
+        if not name.startswith(("torch.", "lowprec_plugin.")) and name != "torch":
+            return False
+        frame = frame.f_back
+    return False

@@ -164,14 +164,14 @@ class FixedPointTensor(Gathered, torch.Tensor):
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is the tensor itself and not a window on a part, or another order, of it."""
-        codes = self._codes
-        return self.shape == codes.shape and self.stride() == codes.stride() and self.storage_offset() == 0
+        """Whether this is all of the tensor in its own order, perhaps in another shape, and not a window on a part."""
+        return self.numel() == self._codes.numel() and self.storage_offset() == 0 and self.is_contiguous()
 
     @property
     def _geometry(self) -> tuple[Any, Any, Any] | None:
         """Shape, strides and offset of the window on the codes that this is; ``None`` for the tensor itself."""
-        return None if self.is_whole else (tuple(self.shape), self.stride(), self.storage_offset())
+        as_it_is = self.is_whole and self.shape == self._codes.shape
+        return None if as_it_is else (tuple(self.shape), self.stride(), self.storage_offset())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The stored numbers as an ordinary tensor: exact in float32; in this tensor's own dtype if ``None``."""
@@ -182,14 +182,14 @@ class FixedPointTensor(Gathered, torch.Tensor):
         """All floats behind this tensor, and the window on them that it is."""
         dtype = dtype or self.dtype
         floats = torch.ops.lowprec.dequantize(self._codes, self._low, self._exponents, str(self.format), dtype)
-        if self.is_whole:
-            return floats, floats
-        return floats, floats.as_strided(self.shape, self.stride(), self.storage_offset())
+        geometry = self._geometry
+        return floats, floats if geometry is None else floats.as_strided(*geometry)
 
     def _store(self, floats: Tensor, rounding: str) -> None:
-        """Overwrite all codes behind this tensor with rounded ``floats``."""
+        """Overwrite all codes behind this tensor with rounded ``floats``, as many, in their order."""
         key = key_of(substream(self.stream, "in place"), self._clock[0])
         self._clock[0] += 1
+        floats = floats.reshape(self._codes.shape)
         ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:

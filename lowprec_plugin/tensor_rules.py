@@ -11,7 +11,6 @@ Four rules cover all operations, chosen by the operation's own schema:
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.gathered import called_by_fsdp
 from lowprec_plugin.tensor import FixedPointTensor
 
 aten = torch.ops.aten
@@ -183,7 +183,7 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _has_rows(source: FixedPointTensor) -> bool:
-    return source.is_whole and source.dim() > 0
+    return source._geometry is None and source.dim() > 0
 
 
 def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
@@ -201,23 +201,11 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     """An ordinary tensor, but for FSDP: it makes room for a shard so, and would hold it in float without a word."""
     source: FixedPointTensor = args[0]
     size = tuple(args[1])
-    if not _has_rows(source) or size[1:] != source.shape[1:] or not _called_by_fsdp():
+    if not _has_rows(source) or size[1:] != source.shape[1:] or not called_by_fsdp():
         return torch.empty((), dtype=source.dtype, device=source.device).new_zeros(size, **kwargs)
     shard = source._like(empty_blocks(size, source.format, source.device), geometry=None)
     shard.whole_rows = source.whole_rows or source.shape[0]
     return shard
-
-
-def _called_by_fsdp() -> bool:
-    frame: Any = sys._getframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name.startswith("torch.distributed.fsdp."):
-            return True
-        if not name.startswith(("torch.", "lowprec_plugin.")) and name != "torch":
-            return False
-        frame = frame.f_back
-    return False
 
 
 @rule(aten.clone.default)
@@ -263,7 +251,8 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         window.copy_(source)
         target._store(floats, "nearest")
         return target
-    if target.format == source.format and target.is_whole and source.is_whole and target.shape == source.shape:
+    alike = target.format == source.format and target._codes.shape == source._codes.shape
+    if alike and target.is_whole and source.is_whole and target.shape == source.shape:
         target.blocks.copy_(source.blocks)
         target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
         return target
@@ -283,6 +272,8 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
             if value.is_whole
             else value._like(ops.quantize(value.dequantize(torch.float32), value.format)[0], geometry=None)
         )
+    elif target.is_whole and value.shape == target.shape:
+        source = target._like(ops.quantize(value.reshape(target._codes.shape), target.format)[0])
     else:
         source = target._like(ops.quantize(value, target.format)[0], geometry=None)
     try:
@@ -319,7 +310,7 @@ def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Only the rows that are looked up are read."""
     weight, indices = args[0], args[1]
-    if not isinstance(weight, FixedPointTensor) or not weight.is_whole:
+    if not isinstance(weight, FixedPointTensor) or weight._geometry is not None:
         return _read(func, args, kwargs)  # type: ignore[no-any-return]
     flat = indices.reshape(-1)
     rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)

@@ -44,7 +44,7 @@ def widen_(tensor: FixedPointTensor, word_length: int) -> None:
     blocks = _shifted(tensor.blocks, tensor.format, format)
     if not torch.equal(ops.dequantize(blocks, format), before):
         blocks, _ = ops.quantize(before, format)  # near the least exponent a radix point cannot move so far
-    elif tensor.format.word_length == 16:
+    elif tensor.format.word_length >= 16:
         blocks = blocks._replace(codes=tensor.codes)
     tensor._codes, tensor._low, tensor._exponents = blocks
     tensor.format = format

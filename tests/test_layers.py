@@ -17,7 +17,7 @@ LAYERS = {
     "ops": 2, "wire": 2,
     "tensor": 3, "tensor_rules": 3, "gathered": 3, "sharding": 3, "widening": 3, "comm": 3,
     "optim": 4, "memory": 4, "describe": 4,
-    "plugin": 5, "ramping": 5,
+    "plugin": 5, "ramping": 5, "deepspeed": 5,
     "tasks": 6, "poc": 6, "bench": 6, "cli": 6,
     "__init__": 6,
 }  # fmt: skip

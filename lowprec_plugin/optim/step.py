@@ -172,7 +172,7 @@ class FixedPointStep(torch.optim.Optimizer):
         for indices in by_device.values():
             saturated, refused = ops.update_(
                 algorithm,
-                [_gradient(params[i]) for i in indices],
+                [_gradient(params[i]).reshape(parts[i].codes.shape) for i in indices],
                 [stores[i] for i in indices],
                 [hypers[i] for i in indices],
                 rounding=self.fixed_point.rounding,
@@ -202,14 +202,14 @@ class FixedPointStep(torch.optim.Optimizer):
 
     def _new_state(self, param: Tensor, name: str) -> Tensor:
         format, part = self.state_format(param, name), placed_part(param)
-        return self._own(FixedPointTensor(empty_blocks(part.shape, format, part.device), format), param, name)
+        return self._own(FixedPointTensor(empty_blocks(part.codes.shape, format, part.device), format), param, name)
 
     def _own(self, tensor: FixedPointTensor, param: Tensor, name: str) -> Tensor:
         """Give state ``tensor`` the place, dtype, sharding and random stream of state ``name`` of ``param``."""
         part = placed_part(param)
         owned = tensor._like(
             tensor.blocks, dtype=part.dtype, rounding=self.fixed_point.rounding, first_row=part.first_row,
-            stream=substream(part.stream, name), label=f"{label_of(param)}.{name}",
+            stream=substream(part.stream, name), label=f"{label_of(param)}.{name}", geometry=part._geometry,
         )  # fmt: skip
         owned.whole_rows = part.whole_rows
         return in_place_of(owned, param)
@@ -229,7 +229,7 @@ class FixedPointStep(torch.optim.Optimizer):
             return value
         format, value = self.state_format(param, name), local_part(value)
         if not isinstance(value, FixedPointTensor):
-            blocks, _ = ops.quantize(value, format)
+            blocks, _ = ops.quantize(value.reshape(placed_part(param).codes.shape), format)
             return self._own(FixedPointTensor(blocks, format), param, name)
         if value.format == format:
             return self._own(value, param, name)

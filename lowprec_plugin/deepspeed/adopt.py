@@ -1,0 +1,171 @@
+"""Put fixed-point in the place of a DeepSpeed engine's float32 master weights and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowprec_plugin import optim, wire
+from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
+from lowprec_plugin.deepspeed.internals import Inside, open_engine
+from lowprec_plugin.describe import Row, as_text, describe, group_row
+from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.optim.step import FixedPointStep, StepSettings
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.version import __version__
+
+
+@dataclass(frozen=True)
+class AdoptedEngine:
+    """What :func:`adopt_engine` did.
+
+    Attributes:
+        stage: of ZeRO.
+        partitions: this process's master weights: its flat partitions; in stage 0 the module's parameters.
+        optimizer: the user's optimizer, which steps them.
+        wire: how gradients travel, and what has travelled; ``None`` if DeepSpeed sends them as floats.
+        rows: the table of what this process stores how.
+        said: the table as text, and what travels how.
+    """
+
+    stage: int
+    partitions: list[FixedPointTensor]
+    optimizer: FixedPointStep
+    wire: ZeroWire | None
+    rows: list[Row]
+    said: str
+
+    @property
+    def saturated(self) -> int:
+        """Numbers that were out of their format's range when this process's updates were rounded, so far."""
+        return self.optimizer.fixed_point.saturated
+
+
+def adopt_engine(
+    engine: Any,
+    format: FixedPointFormat | str = "fixed16",
+    *,
+    state_word_length: int | None = None,
+    comm_word_length: int | Literal["auto"] | None = "auto",
+    rounding: str = "stochastic",
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+) -> AdoptedEngine:
+    """Store the master weights and the optimizer state of ``engine`` in ``format``. Called on every process alike.
+
+    Each of this process's flat float32 partitions is replaced by codes, whose blocks are of consecutive elements, and
+    the engine's optimizer by one that updates codes, the same object. The engine goes on to step, clip, accumulate,
+    gather and save as it did. Its own parameters and gradients stay what they are: floats of the engine's dtype. In
+    stage 0 there are no partitions: :func:`lowprec_plugin.optim.quantize_` stores the module's parameters themselves,
+    before ``deepspeed.initialize``, and this function does the rest.
+
+    A NaN or infinite gradient makes DeepSpeed skip the step, on every process alike (``engine.skipped_steps``); in
+    stage 0 it is refused with :class:`~lowprec_plugin.optim.step.NonFiniteGradientError`.
+
+    Args:
+        engine: from ``deepspeed.initialize``, with a ``torch.optim`` optimizer. Changed in place. May have made steps
+            or loaded a checkpoint: its values are rounded to nearest, which is exact for what came out of ``format``.
+        format: of the weights: a format or its text.
+        state_word_length: bits of the optimizer state; ``None``: as the weights.
+        comm_word_length: bits of a gradient between processes: 4, 8, 12 or 16; ``"auto"``: 16; ``None``: as DeepSpeed
+            sends them.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        seed: keys the random bits.
+        log: is told, on every process, what is stored how; ``None``: the first process prints it.
+
+    Raises:
+        ValueError: for an argument outside its limits, or an engine that keeps floats that cannot be replaced (see
+            docs/deepspeed.md). The engine is then as it was.
+    """
+    format = FixedPointFormat.parse(format)
+    settings = StepSettings(state_word_length, rounding)
+    if comm_word_length not in ("auto", None):
+        wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
+    check_integer(seed, "seed")
+    inside = open_engine(engine)
+    are_fixed = any(isinstance(param, FixedPointTensor) for param in _held(inside))
+    if inside.stage == 0 and not are_fixed:
+        raise ValueError(
+            "without ZeRO (stage 0) the parameters themselves are stored, and DeepSpeed refers to them by now: "
+            f"call lowprec_plugin.optim.quantize_(model, {str(format)!r}) before deepspeed.initialize"
+        )
+    if isinstance(inside.optimizer, FixedPointStep) and are_fixed:
+        raise ValueError("the engine stores fixed-point already: adopt it once, after deepspeed.initialize")
+    shake_hands(
+        {
+            "package version": __version__, "weights": str(format), "state word length": state_word_length,
+            "comm word length": comm_word_length, "rounding": rounding, "seed": seed,
+        },
+        inside.group,
+    )  # fmt: skip
+    plan = plan_wire(inside, 16 if comm_word_length == "auto" else comm_word_length, rounding, seed)
+    rank = dist.get_rank(inside.group)
+    inside.clear_padding()
+    partitions = [
+        flat_partition(master, format, rounding, seed, f"ZeRO partition {index}", rank)
+        for index, master in enumerate(inside.masters)
+    ]
+    optimizer = optim.adopt(inside.optimizer)  # refuses what cannot be adopted before anything is replaced
+    if not isinstance(optimizer, FixedPointStep):
+        raise ValueError(f"{type(optimizer).__name__} cannot update fixed-point partitions: use another of torch.optim")
+    inside.replace_masters(partitions)
+    optim.adopt(optimizer, settings)  # its state too, now that it belongs to codes
+    if plan is not None:
+        plan.connect()
+    held = [param for param in _held(inside) if isinstance(param, FixedPointTensor)]
+    rows = _rows(inside, optimizer)
+    sent = str(plan) if plan else f"{engine.communication_data_type}, as DeepSpeed sends them"
+    said = (
+        f"lowprec_plugin: DeepSpeed ZeRO {inside.stage} (weights {format}, {rounding} rounding, seed {seed}); "
+        f"this process's share:\n{as_text(rows, wire=sent)}"
+    )
+    (log or _print)(said)
+    return AdoptedEngine(inside.stage, held, optimizer, plan, rows, said)
+
+
+def flat_partition(
+    x: Tensor, format: FixedPointFormat, rounding: str, seed: int, label: str, rank: int
+) -> FixedPointTensor:
+    """A flat tensor in blocks of consecutive elements, rounded to nearest: see docs/decisions/0009-zero-partitions.md.
+
+    Args:
+        x: one-dimensional.
+        rank: which of the equal partitions ``x`` is; keys the random bits of its elements.
+    """
+    codes = FixedPointTensor.quantize(
+        x.detach().view(1, -1), format, rounding="nearest", seed=seed, label=label, dtype=torch.float32, first_row=rank
+    )
+    codes.rounding = rounding
+    return torch.nn.Parameter(codes.view(-1), x.requires_grad)  # type: ignore[return-value]
+
+
+def _held(inside: Inside) -> list[Tensor]:
+    return list(inside.engine.module.parameters()) if inside.stage == 0 else list(inside.masters)
+
+
+def _rows(inside: Inside, optimizer: FixedPointStep) -> list[Row]:
+    if inside.stage == 0:
+        return describe(inside.engine.module, [optimizer])
+    rows = []
+    for index, partition in enumerate(inside.masters):
+        group = inside.group_of(index)
+        name = f"{optimizer.float_class.__name__} {group}"
+        rows.append(group_row(name, [partition], optimizer, optimizer.param_groups[group]))
+    params = list(inside.engine.module.parameters())
+    elements = sum(getattr(param, "ds_numel", param.numel()) for param in params)
+    itemsize = params[0].element_size()
+    here = -(-elements // dist.get_world_size(inside.group)) if inside.stage == 3 else elements
+    dtype = str(params[0].dtype).removeprefix("torch.")
+    return [*rows, Row("engine", dtype, "-", here, here * itemsize, 4 * here, "DeepSpeed's own parameters")]
+
+
+def _print(text: str) -> None:
+    from deepspeed.utils.logging import print_dist
+
+    print_dist(text, ranks=[0])  # DeepSpeed's log is silent below warnings

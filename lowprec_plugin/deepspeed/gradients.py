@@ -1,0 +1,146 @@
+"""Gradients of a DeepSpeed engine between its processes, in fixed-point.
+
+DeepSpeed averages gradients bucket by bucket, in the order in which the backward pass makes them, the same on every
+process. Its reduction of one bucket is replaced: in stages 0, 1 and 2 an all-reduce, in stage 3 a reduce-scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowprec_plugin import comm
+from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, keys
+from lowprec_plugin.deepspeed.internals import Inside
+from lowprec_plugin.random_bits import stream_of
+from lowprec_plugin.wire_reference import blocks_of, chunk_bytes
+
+
+class ZeroWire:
+    """How the gradients of one engine travel, and what has travelled.
+
+    Random bits are keyed by the engine's step and the bucket's place in it, so a resumed run has those it would have
+    had.
+
+    Attributes:
+        traffic: what this process has sent, and what float32 would have.
+    """
+
+    def __init__(self, inside: Inside, word_length: int, rounding: str, seed: int) -> None:
+        self.word_length, self.rounding, self.seed = word_length, rounding, seed
+        self._inside = inside
+        self._exchange = Exchange(word_length, rounding, inside.group, mean=False)
+        self._step, self._bucket = -1, 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this process has sent so far, and what float32 would have."""
+        return self._exchange.traffic
+
+    def __str__(self) -> str:
+        kind = "reduce-scatter" if self._inside.stage == 3 else "all-reduce"
+        return f"{self.word_length} bits, {self.rounding} rounding, by {kind}; weights travel as DeepSpeed sends them"
+
+    def connect(self) -> None:
+        """Replace the engine's reduction of gradients."""
+        if self._inside.stage == 3:
+            self._inside.set_scatter(self.scatter)
+        else:
+            self._inside.set_all_reduce(self.mean_in_engine if self._inside.stage == 0 else self.mean_in_zero)
+
+    def _next(self) -> tuple[str, int]:
+        """The name of this bucket, and the step."""
+        step = int(self._inside.engine.global_steps)
+        self._bucket = self._bucket + 1 if step == self._step else 0
+        self._step = step
+        return f"ZeRO bucket {self._bucket}", step
+
+    def sum_(self, flat: Tensor) -> None:
+        """Replace ``flat`` by its sum over the processes, in place."""
+        name, step = self._next()
+        key, sum_key = keys(stream_of(self.seed, name), step, dist.get_rank(self._inside.group))
+        self._exchange.run([Gradient(flat, key, sum_key)])
+
+    def mean_in_zero(
+        self,
+        bucket: Sequence[Tensor],
+        communication_data_type: torch.dtype,
+        rank: int | None = None,
+        log: Any = None,
+        divide: bool = True,
+        process_group: Any = None,
+    ) -> Tensor:
+        """``allreduce_bucket`` of ZeRO 1 and 2: the flattened bucket, summed, and divided if not done before."""
+        flat: Tensor = self._inside.zero.flatten(bucket)
+        self.sum_(flat)
+        if divide and self._inside.zero.gradient_average:
+            flat.div_(dist.get_world_size(self._inside.group))
+        return flat
+
+    def mean_in_engine(self, bucket: Sequence[Tensor], dp_group: Any, dp_world_size: float | None = None) -> Tensor:
+        """``allreduce_bucket`` of an engine without ZeRO: the flattened bucket, averaged."""
+        flat: Tensor = self._inside.engine.flatten(bucket)
+        self.sum_(flat)
+        if self._inside.engine.gradient_average:
+            flat.div_(dist.get_world_size(self._inside.group))
+        return flat
+
+    def scatter(self, params: Sequence[Any], communication_data_type: torch.dtype) -> list[Tensor]:
+        """The reduction of ZeRO 3: this process's part of every parameter's average gradient.
+
+        A gradient is cut into one part per process, the last ones shorter or empty; the parts for one process travel
+        as one.
+        """
+        ranks, rank = dist.get_world_size(self._inside.group), dist.get_rank(self._inside.group)
+        parts = [-(-param.grad.numel() // ranks) for param in params]
+        share = torch.zeros(ranks, sum(parts), dtype=communication_data_type, device=params[0].grad.device)
+        at = 0
+        for param, part in zip(params, parts, strict=True):
+            flat = param.grad.detach().reshape(-1)
+            for row in range(ranks):
+                values = flat[row * part : (row + 1) * part]
+                share[row, at : at + values.numel()] = values
+            at += part
+        name, step = self._next()
+        mean = torch.empty(share.shape[1], dtype=self._inside.zero.gradient_accumulation_dtype, device=share.device)
+        comm.reduce_scatter(
+            mean, share, word_length=self.word_length, group=self._inside.group, rounding=self.rounding,
+            seed=self.seed, name=name, step=step,
+        )  # fmt: skip
+        self._count(ranks, share.shape[1])
+        own = [max(0, min(part, param.grad.numel() - rank * part)) for param, part in zip(params, parts, strict=True)]
+        return [piece[:kept] for piece, kept in zip(torch.split(mean, parts), own, strict=True)]
+
+    def _count(self, ranks: int, elements: int) -> None:
+        self.traffic.bytes_sent += (ranks - 1) * chunk_bytes(blocks_of(elements), self.word_length)
+        self.traffic.float32_bytes += (ranks - 1) * 4 * elements
+        self.traffic.exchanges += 1
+
+
+def plan_wire(inside: Inside, word_length: int | None, rounding: str, seed: int) -> ZeroWire | None:
+    """How the engine's gradients are to travel; ``None`` as it sends them itself, or if there is one process.
+
+    Raises:
+        ValueError: if the engine reduces gradients in a way that cannot be replaced.
+    """
+    if word_length is None or dist.get_world_size(inside.group) == 1:
+        return None
+    engine = inside.engine
+    unfit = {
+        "zero_optimization.reduce_scatter is false": inside.stage > 0 and not engine.zero_reduce_scatter(),
+        "zero_optimization.use_multi_rank_bucket_allreduce is false": inside.stage in (1, 2)
+        and not engine.zero_multi_rank_bucket_allreduce(),
+        "prescale_gradients is true": not engine.postscale_gradients(),
+        "gradient_predivide_factor is not 1": engine.gradient_predivide_factor() != 1.0,
+    }
+    for setting, is_set in unfit.items():
+        if is_set:
+            raise ValueError(
+                f"{setting}, with which gradients do not pass through the reduction that is replaced: leave it at its "
+                "default, or say comm_word_length=None"
+            )
+    return ZeroWire(inside, word_length, rounding, seed)

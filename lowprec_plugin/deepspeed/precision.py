@@ -1,0 +1,144 @@
+"""The Lightning precision plugin for ``DeepSpeedStrategy``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from lowprec_plugin import wire
+from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
+from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.optim.step import NonFiniteGradientError, StepSettings
+
+ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
+#: What Lightning calls each, and turns into DeepSpeed's config.
+_PRECISION: dict[Any, Literal["32-true", "bf16-true", "bf16-mixed"]] = {
+    torch.float32: "32-true", "float32": "32-true", torch.bfloat16: "bf16-true", "bfloat16": "bf16-true",
+    "bf16-mixed": "bf16-mixed",
+}  # fmt: skip
+
+
+class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
+    """Store ZeRO's master weights and optimizer state in fixed-point, with stochastic rounding on every update.
+
+    ::
+
+        Trainer(strategy=DeepSpeedStrategy(stage=2), plugins=FixedPointDeepSpeedPrecision())
+
+    Modules, optimizers, schedulers, callbacks and checkpoints stay the user's own. What is stored where, and what is
+    not: see :func:`lowprec_plugin.deepspeed.adopt_engine`, which is called before the first training step.
+
+    Args:
+        word_length, fraction_length, block_size: the format of the weights, as in ``FixedPointPrecision``.
+        state_word_length: bits of optimizer state; ``None``: as the weights.
+        comm_word_length: bits of a gradient between processes: 4, 8, 12 or 16; ``"auto"``: 16; ``None``: as DeepSpeed
+            sends them.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        compute_dtype: of the engine's own parameters, which it holds beside the codes: ``torch.bfloat16`` (2 bytes per
+            parameter), ``"bf16-mixed"`` (the same; modules are made in float32), or ``torch.float32`` (4 bytes).
+        nonfinite: on a NaN or infinite gradient DeepSpeed skips the step on every process; ``"raise"`` then stops all
+            of them, ``"skip"`` goes on.
+        seed: keys the random bits of the rounding.
+
+    Raises:
+        ValueError: for a value outside its limits.
+    """
+
+    def __init__(
+        self,
+        word_length: int = 16,
+        fraction_length: int | None = None,
+        *,
+        state_word_length: int | None = None,
+        comm_word_length: int | Literal["auto"] | None = "auto",
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        block_size: int = 256,
+        compute_dtype: ComputeDtype = torch.bfloat16,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+    ) -> None:
+        if compute_dtype not in _PRECISION:
+            raise ValueError(f"compute_dtype={compute_dtype!r} is not one of float32, bfloat16, bf16-mixed")
+        super().__init__(_PRECISION[compute_dtype])
+        self.format = FixedPointFormat(word_length, fraction_length, block_size)
+        StepSettings(state_word_length, rounding, nonfinite)  # refuses bad values now rather than at fit
+        if comm_word_length not in ("auto", None):
+            wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
+        check_integer(seed, "seed")
+        self._options = {
+            "state_word_length": state_word_length, "comm_word_length": comm_word_length, "rounding": rounding,
+            "seed": seed,
+        }  # fmt: skip
+        self.nonfinite = nonfinite
+        #: What is stored how, once training has begun.
+        self.adopted: AdoptedEngine | None = None
+        self._module: Any = None
+        self._engine: Any = None
+
+    def connect(
+        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        """Note the module; its engine is not made yet."""
+        self._module = model
+        return super().connect(model, optimizers, lr_schedulers)
+
+    @contextmanager
+    def train_step_context(self) -> Generator[None, None, None]:
+        """Around every training step: before an engine's first, adopt it.
+
+        Lightning calls no hook between making the engine and this. A checkpoint that it has loaded in between is taken
+        up without loss, for floats that came out of a format are exact in it.
+        """
+        engine = self._module.trainer.model
+        if engine is not self._engine:
+            if not hasattr(engine, "zero_optimization_stage"):
+                raise ValueError(
+                    f"{type(self).__name__} needs strategy=DeepSpeedStrategy(...); under other strategies use "
+                    "lowprec_plugin.FixedPointPrecision"
+                )
+            self.adopted = adopt_engine(engine, self.format, log=rank_zero_info, **self._options)  # type: ignore[arg-type]
+            self._engine = engine
+        with super().train_step_context():
+            yield
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Let the engine step.
+
+        Raises:
+            NonFiniteGradientError: on every process, if the engine skipped the step and ``nonfinite="raise"``.
+        """
+        result = super().optimizer_step(optimizer, model, closure, **kwargs)
+        if self.nonfinite == "raise" and getattr(self._engine.optimizer, "overflow", False):
+            raise NonFiniteGradientError(
+                "a gradient holds a NaN or an infinity: the step was refused and nothing was written. Lower the "
+                'learning rate or clip gradients; nonfinite="skip" skips such steps'
+            )
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says of the plugin, for people and for :meth:`load_state_dict`'s check."""
+        return {"format": str(self.format), **self._options}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the checkpoint's weights are exact in this plugin's format.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        saved = FixedPointFormat.parse(state_dict["format"])
+        if not self.format.holds(saved):
+            raise ValueError(
+                f"the checkpoint's weights are stored as {saved}, which {self.format} does not hold exactly: resume "
+                f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}"
+            )
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        return f"{type(self).__name__}(weights {self.format}, {options}, computing in {self.precision})"

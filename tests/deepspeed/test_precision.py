@@ -1,0 +1,187 @@
+"""The Lightning plugin under DeepSpeedStrategy, on two processes; the strategy's demand for CUDA is lifted here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tests.comm import ranks
+from tests.deepspeed import engines
+
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _fit(rank: int, plugin: Any, stage: int = 2, *, epochs: int, poison: bool = False, **given: Any) -> Any:
+    """Fit a module of the user's with ``plugin`` (or at a precision), and return the trainer."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo",
+        "DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error",
+    }  # fmt: skip
+    warnings.simplefilter("ignore")
+    from lightning.pytorch import LightningModule, Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+    from lightning.pytorch.strategies.parallel import ParallelStrategy
+
+    class OnCPU(DeepSpeedStrategy):
+        root_device = torch.device("cpu", 0)  # DeepSpeed wants an index
+
+        def setup_environment(self) -> None:
+            ParallelStrategy.setup_environment(self)
+
+        def setup_distributed(self) -> None:
+            self.set_world_ranks()
+            self._init_deepspeed_distributed()
+
+    class User(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = engines.network()
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            x, y = batch
+            if poison and self.global_rank == 1:
+                x = x * torch.inf
+            return nn.functional.mse_loss(self.network(x).float(), y.float())
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+    seed_everything(0)
+    x = torch.randn(64, engines.FEATURES)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.sin(x[:, :5] * 2)), batch_size=8)
+    folder = given.pop("folder", None)
+    trainer = Trainer(
+        accelerator="cpu", devices=2, max_epochs=epochs, logger=False, enable_progress_bar=False, plugins=plugin,
+        enable_model_summary=False, enable_checkpointing=folder is not None, strategy=OnCPU(stage=stage),
+        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)] if folder else [],
+    )  # fmt: skip
+    trainer.fit(User(), data, **given)
+    return trainer
+
+
+def _fits(rank: int, folder: str, stage: int) -> dict[str, Any]:
+    from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
+
+    found: dict[str, Any] = {}
+    straight = FixedPointDeepSpeedPrecision()
+    trainer = _fit(rank, straight, stage, epochs=2, folder=folder)
+    found["trainer"] = trainer.precision, trainer.global_step
+    again = FixedPointDeepSpeedPrecision()
+    _fit(rank, again, stage, epochs=2, ckpt_path=f"{folder}/epoch=0.ckpt")
+    other = FixedPointDeepSpeedPrecision(seed=1)
+    _fit(rank, other, stage, epochs=2)
+    assert straight.adopted
+    assert again.adopted
+    assert other.adopted
+    found["said"] = straight.adopted.said
+    planes = engines.planes(straight.adopted)
+    found["resumes"] = engines.same(planes, engines.planes(again.adopted))
+    found["control"] = engines.same(planes, engines.planes(other.adopted))
+    for name, plugin, given in (
+        ("poison", FixedPointDeepSpeedPrecision(), {"poison": True}),
+        ("skip", FixedPointDeepSpeedPrecision(nonfinite="skip"), {"poison": True}),
+        ("narrow", FixedPointDeepSpeedPrecision(12), {"ckpt_path": f"{folder}/epoch=0.ckpt"}),
+    ):
+        try:
+            _fit(rank, plugin, stage, epochs=2, **given)
+            found[name] = "nothing"
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fit_resume_and_refuse(tmp_path: Path, stage: int) -> None:
+    for found in ranks.run(2, _fits, str(tmp_path), stage, over=True):
+        assert found["trainer"] == ("bf16-true", 8)
+        assert f"ZeRO {stage} (weights fixed16" in found["said"]
+        assert found["resumes"]
+        assert not found["control"]
+        assert "a gradient holds a NaN or an infinity" in found["poison"]
+        assert found["skip"] == "nothing"
+        assert "stored as fixed16, which fixed12 does not hold exactly" in found["narrow"]
+
+
+def _under_ddp(rank: int) -> str:
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
+
+    warnings.simplefilter("ignore")
+    from lightning.pytorch import Trainer
+
+    plugin = FixedPointDeepSpeedPrecision(compute_dtype=torch.float32)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 1}
+    try:
+        Trainer(accelerator="cpu", devices=1, plugins=plugin, **options).fit(BoringModel())  # type: ignore[arg-type]
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_another_strategy_is_refused() -> None:
+    assert "needs strategy=DeepSpeedStrategy" in _under_ddp(0)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"word_length": 25}, "word_length=25"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16' is not one of"),
+        ({"comm_word_length": 5}, "comm_word_length=5 is not one of"),
+        ({"nonfinite": "ignore"}, "nonfinite='ignore' is not one of"),
+        ({"rounding": "up"}, "rounding='up' is not one of"),
+        ({"seed": 0.5}, "seed=0.5"),
+    ],
+)
+def test_bad_arguments(given: dict[str, Any], text: str) -> None:
+    from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
+
+    with pytest.raises(ValueError, match=text):
+        FixedPointDeepSpeedPrecision(**given)
+
+
+def _shipped(rank: int) -> list[float]:
+    config = json.loads((ROOT / "configs" / "deepspeed_zero2.json").read_text())
+    zero = config.pop("zero_optimization")
+    engine = engines.engine(rank, zero.pop("stage"), zero=zero, **config)
+    from lowprec_plugin.deepspeed import adopt_engine
+
+    adopt_engine(engine)
+    return engines.train(engine, 3)
+
+
+def test_the_shipped_json() -> None:
+    assert len(ranks.run(2, _shipped)[0]) == 3
+
+
+def test_the_shipped_yaml() -> None:
+    """As far as it goes without CUDA: every name and value in it is known."""
+    command = [sys.executable, "-m", "lowprec_plugin.cli.main", "fit", "--config", "configs/deepspeed.yaml"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+    done = subprocess.run([*command, "--print_config"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trainer = yaml.safe_load(done.stdout[done.stdout.index("seed_everything") :])["trainer"]
+    assert trainer["plugins"]["class_path"] == "lowprec_plugin.deepspeed.FixedPointDeepSpeedPrecision"
+    assert trainer["plugins"]["init_args"]["nonfinite"] == "raise"  # a default, which only the class can have told
+    assert (ROOT / trainer["strategy"]["init_args"]["config"]).exists()
+    done = subprocess.run(
+        [*command, "--trainer.plugins.no_such_option=1", "--print_config"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
