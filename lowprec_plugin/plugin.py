@@ -98,7 +98,6 @@ class FixedPointPrecision(Precision):
             raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
         self.ramping = None if ramp is None else Ramping(ramp)
-        self._load_hook: Any = None
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
@@ -126,6 +125,8 @@ class FixedPointPrecision(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Swap the parameters of ``module`` for fixed-point ones, in place."""
+        if self.ramping is not None:
+            self.format = self.ramping.format_to_resume(module, self.format)
         self._kept = quantize_(
             module,
             self.format,
@@ -134,11 +135,6 @@ class FixedPointPrecision(Precision):
             dtype=self._dtype,
             seed=self.seed,
         )
-        if self.ramping is not None:
-            if self._load_hook is not None:  # of a fit before
-                self._load_hook.remove()
-            register: Any = module.register_load_state_dict_pre_hook
-            self._load_hook = register(self._widen_to_hold)
         if self._dtype != torch.float32:  # after the weights, whose values need not be rounded twice
             module.to(self._dtype)
         return module
@@ -226,14 +222,6 @@ class FixedPointPrecision(Precision):
         self.format = widened(self.format, word_length)
         if isinstance(self.wire, DDPState) and self.comm_word_length == "auto":
             self.wire.word_length = self._auto_wire()
-
-    def _widen_to_hold(self, module: nn.Module, state_dict: dict[str, Any], *args: Any) -> None:
-        """Before a state dict is loaded: widen ``module`` to what was saved further up the ladder."""
-        assert self.ramping is not None
-        parts = [fixed_part(value) for value in state_dict.values()]
-        saved = max((part.format.word_length for part in parts if part is not None), default=0)
-        if saved > self.format.word_length and saved in self.ramping.rungs:
-            self._widen(module, saved)
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Run the update; after the first one, say what crossed the network."""

@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import RampState, WordLengthRamp, decide, observe
+from lowprec_plugin.widening import widened
 from lowprec_plugin.wire_reference import WORD_LENGTHS
 
 #: Steps whose mean training loss is one look.
@@ -34,10 +36,20 @@ class Ramping:
         self._stalled = False
         self._epoch: int | None = None
 
-    @property
-    def rungs(self) -> tuple[int, ...]:
-        """The word lengths that it may widen to."""
-        return tuple(self.ramp.ladder if self.ramp.at is None else self.ramp.at.values())
+    def format_to_resume(self, module: nn.Module, format: FixedPointFormat) -> FixedPointFormat:
+        """``format``, or what a run that is being resumed had widened it to.
+
+        Lightning loads a checkpoint's weights into the float module, has it converted, and only then tells plugins
+        what they had saved: converted to the first rung, the weights would lose what they were widened for.
+        """
+        trainer = getattr(module, "_trainer", None)
+        loaded = getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or {}
+        saved = [
+            each["format"] for each in loaded.values() if isinstance(each, dict) and each.keys() >= {"format", "ramp"}
+        ]
+        rungs = self.ramp.ladder if self.ramp.at is None else self.ramp.at.values()
+        lengths = {FixedPointFormat.parse(each).word_length for each in saved} & set(rungs)
+        return widened(format, max(lengths | {format.word_length}))
 
     def before_update(self, trainer: Trainer, optimizer: Any, word_length: int) -> int | None:
         """What to widen to before the update whose gradients are ready; ``None``: leave ``word_length``."""

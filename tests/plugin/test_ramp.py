@@ -1,0 +1,169 @@
+"""A word-length ramp in Lightning runs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lowprec_plugin import FixedPointPrecision, FixedPointTensor, WordLengthRamp
+from tests.comm import ranks
+from tests.plugin import test_distributed, users
+
+
+class Formats(Callback):
+    """What is stored how after every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[int] = []
+        self.states: list[int] = []
+        self.logged: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        (weights,) = {param.format.word_length for param in pl_module.parameters()}
+        state = trainer.optimizers[0].state.values()
+        values = [value for each in state for value in each.values() if isinstance(value, FixedPointTensor)]
+        self.weights.append(weights)
+        self.states.append(max((value.format.word_length for value in values), default=0))
+        self.logged.append(float(trainer.callback_metrics["word_length"]))
+
+
+def fit(
+    plugin: FixedPointPrecision, module: Any = None, data: Any = None, epochs: int = 3, **options: Any
+) -> tuple[Any, Formats]:
+    seed_everything(0, verbose=False)
+    module, formats = users.Regressor() if module is None else module, Formats()
+    resume = options.pop("resume", None)
+    callbacks = [formats, *options.pop("callbacks", [])]
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, callbacks=callbacks,
+        enable_checkpointing=len(callbacks) > 1, enable_model_summary=False, plugins=plugin, **options,
+    )  # fmt: skip
+    trainer.fit(module, users.vectors() if data is None else data, ckpt_path=resume)
+    return module, formats
+
+
+def test_a_schedule_by_epochs() -> None:
+    plugin = FixedPointPrecision(12, ramp=WordLengthRamp(at={1: 16, 2: 24}))
+    _, formats = fit(plugin)
+    assert formats.weights == formats.states == [12] * 4 + [16] * 4 + [24] * 4
+    assert formats.logged == [float(bits) for bits in formats.weights]
+    assert [(each["step"], each["word_length"]) for each in plugin.ramping.history] == [(4, 16), (8, 24)]
+    assert str(plugin.format) == "fixed24"
+
+
+def test_a_schedule_by_steps_of_a_static_format_and_pinned_state() -> None:
+    ramp = WordLengthRamp(at={3: 16}, unit="step")
+    module, formats = fit(FixedPointPrecision(12, 8, state_word_length=8, ramp=ramp))
+    assert formats.weights == [12] * 3 + [16] * 9
+    assert set(formats.states) == {8}
+    assert {str(param.format) for param in module.parameters()} == {"<4,12>"}
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("options", [{}, {"state_word_length": 8}, {"fraction_length": 8}])
+def test_resume_in_the_middle_of_the_ladder_is_exact(options: dict[str, Any], tmp_path: Path) -> None:
+    def plugin() -> FixedPointPrecision:
+        return FixedPointPrecision(12, ramp=WordLengthRamp(at={1: 16, 3: 20}), **options)
+
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    straight, formats = fit(plugin(), epochs=5, callbacks=[saver])
+    for epoch in (0, 1, 2, 3):
+        resumed_plugin = plugin()
+        resumed, found = fit(resumed_plugin, epochs=5, resume=str(tmp_path / f"epoch={epoch}.ckpt"))
+        assert found.weights == formats.weights[4 * (epoch + 1) :]
+        assert len(resumed_plugin.ramping.history) == 2
+        for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+            assert one.format == other.format
+            assert torch.equal(one.dequantize(), other.dequantize())
+
+
+class OneWeight(users.Regressor):
+    """A quadratic valley, and SGD at a learning rate that makes updates small or large beside a code."""
+
+    def __init__(self, lr: float, curvature: float = 1.0, noise: float = 0.0) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(64, 1, bias=False)
+        self.lr, self.curvature, self.noise = lr, curvature, noise
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        target = torch.linspace(-1, 1, 64)
+        kick = self.noise * torch.randn(64)
+        loss = self.curvature * ((self.net.weight.squeeze(0) - target + kick) ** 2).sum() / 2
+        self.log("valley", loss, on_epoch=True, on_step=False)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def widened(module: Any, epochs: int = 1, steps: int = 600, **ramp: Any) -> list[dict[str, Any]]:
+    options = {"ladder": (12, 16, 20), "patience": 5, "cooldown": 5, "smoothing": 0.5, **ramp}
+    plugin = FixedPointPrecision(12, 10, rounding="nearest", ramp=WordLengthRamp(**options))
+    fit(plugin, module, DataLoader(TensorDataset(torch.zeros(steps, 1)), batch_size=1), epochs)
+    return plugin.ramping.history
+
+
+def test_it_fires_by_itself_where_updates_are_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """With nearest rounding a step of 1e-2 of what is left stops when that is 50 codes; wider codes go on."""
+    with caplog.at_level(logging.INFO):
+        history = widened(OneWeight(lr=1e-2))
+    assert [each["word_length"] for each in history][:1] == [16]
+    assert history[0]["step"] > 300  # not before the weights have stopped
+    assert re.search(r"9\d % of the updates are smaller than half a code", history[0]["reason"])
+    assert "words widened from 12 to 16 bits at step" in caplog.text
+
+
+def test_it_does_not_fire_on_a_run_that_still_improves() -> None:
+    assert widened(OneWeight(lr=2e-3), min_delta=1e-3, patience=3) == []
+
+
+def test_it_does_not_fire_on_a_plateau_of_another_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """Noise in the gradients keeps the loss where it is, with updates of many codes."""
+    with caplog.at_level(logging.INFO):
+        assert widened(OneWeight(lr=0.3, noise=0.5)) == []
+    assert "words stay at 12 bits" in caplog.text
+    assert "not one of precision" in caplog.text
+
+
+def test_a_metric_by_name() -> None:
+    history = widened(OneWeight(lr=1e-2), epochs=12, steps=60, monitor="valley", patience=2, smoothing=0.0)
+    assert [each["word_length"] for each in history][:1] == [16]
+    assert history[0]["step"] % 60 == 0  # looked at once an epoch
+    with pytest.raises(ValueError, match=r"monitor=.hill. is not among the logged metrics: .*valley"):
+        widened(OneWeight(lr=1e-2), epochs=2, steps=3, monitor="hill")
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"word_length=14 is not a rung of the ramp's ladder, \(12, 16, 20, 24\)"):
+        FixedPointPrecision(14, ramp=WordLengthRamp())
+
+
+class Watch(Callback):
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        plugin = trainer.precision_plugin
+        self.history, self.wire = plugin.ramping.history, plugin.wire.word_length
+
+
+def _two_ranks(rank: int) -> Any:
+    watch = Watch()
+    ramp = WordLengthRamp(ladder=(8, 12, 16, 20), patience=2, cooldown=0, smoothing=0.0, min_lost=0.0, min_delta=0.9)
+    run = test_distributed.fit(rank, epochs=100, word_length=8, ramp=ramp, callbacks=[watch])
+    return run["planes"], watch.history, watch.wire
+
+
+def test_all_ranks_widen_at_the_same_step_and_the_wire_follows() -> None:
+    (planes, history, wire), (other_planes, other_history, other_wire) = ranks.run(2, _two_ranks)
+    assert history == other_history
+    assert [each["word_length"] for each in history] == [12, 16, 20]
+    assert wire == other_wire == 16
+    for one, other in zip(planes, other_planes, strict=True):
+        assert torch.equal(one, other)
