@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowprec_plugin import wire
+from lowprec_plugin.casting import casts_share_codes
 from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
 from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.formats import FixedPointFormat, check_integer
@@ -30,7 +31,6 @@ from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.tensor_rules import casts_share_codes
 from lowprec_plugin.widening import widened
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin import ops
-from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.blocks import Blocks, Shared
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.random_bits import key_of, stream_of, substream
@@ -63,12 +63,12 @@ class FixedPointTensor(Gathered, torch.Tensor):
     rounding: str
     stream: int
     label: str
-    first_row: int
     whole_rows: int | None
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
-    _clock: list[int]  # in-place roundings so far, which key their random bits: one count for all windows on the codes
+    _shared: Shared
+    _offset: int  # rows of the tensor whose ``_shared`` this has, before the first of this
 
     @staticmethod
     def __new__(
@@ -89,8 +89,8 @@ class FixedPointTensor(Gathered, torch.Tensor):
             cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device
         )
         self._codes, self._low, self._exponents = blocks
-        self.format, self.rounding, self.first_row = format, rounding, first_row
-        self.stream, self.label, self._clock, self.whole_rows = stream, label, [0], None
+        self.format, self.rounding, self.whole_rows = format, rounding, None
+        self.stream, self.label, self._shared, self._offset = stream, label, Shared(first_row), 0
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours.
@@ -156,11 +156,20 @@ class FixedPointTensor(Gathered, torch.Tensor):
     @property
     def roundings(self) -> int:
         """How often this tensor has been rounded in place, which keys the next rounding's random bits."""
-        return self._clock[0]
+        return self._shared.roundings
 
     @roundings.setter
     def roundings(self, count: int) -> None:
-        self._clock[0] = count
+        self._shared.roundings = count
+
+    @property
+    def first_row(self) -> int:
+        """The row of the whole tensor at which this shard or part of it starts."""
+        return self._shared.first_row + self._offset
+
+    @first_row.setter
+    def first_row(self, row: int) -> None:
+        self._shared.first_row = row - self._offset
 
     @property
     def is_whole(self) -> bool:
@@ -187,8 +196,8 @@ class FixedPointTensor(Gathered, torch.Tensor):
 
     def _store(self, floats: Tensor, rounding: str) -> None:
         """Overwrite all codes behind this tensor with rounded ``floats``, as many, in their order."""
-        key = key_of(substream(self.stream, "in place"), self._clock[0])
-        self._clock[0] += 1
+        key = key_of(substream(self.stream, "in place"), self.roundings)
+        self.roundings += 1
         floats = floats.reshape(self._codes.shape)
         ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)
 
@@ -200,14 +209,14 @@ class FixedPointTensor(Gathered, torch.Tensor):
             "geometry": self._geometry,
         } | changes  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
-        result._clock, result.whole_rows = [self._clock[0]], self.whole_rows
+        result.roundings, result.whole_rows = self.roundings, self.whole_rows
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
         """Another view of the same codes. Under inference mode a view of an ordinary tensor is an ordinary tensor."""
         with torch.inference_mode(torch.is_inference_mode_enabled() and self.is_inference()):
             window = self._like(self.blocks, geometry=geometry)
-        window._clock = self._clock
+        window._shared, window._offset = self._shared, self._offset
         return window
 
     @property
@@ -269,13 +278,14 @@ class FixedPointTensor(Gathered, torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return rebuild, (
             *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row,
-            self._clock[0], self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad,
+            self.roundings, self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
         )  # fmt: skip
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
         context = (
-            self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.storage_offset()
+            self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.whole_rows,
+            self.storage_offset(),
         )  # fmt: skip
         return names, context
 
@@ -287,12 +297,14 @@ class FixedPointTensor(Gathered, torch.Tensor):
     def __tensor_unflatten__(
         inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any
     ) -> FixedPointTensor:
-        format, dtype, rounding, stream, label, first_row, offset = context
+        format, dtype, rounding, stream, label, first_row, whole_rows, offset = context
         blocks = Blocks(inner["_codes"], inner.get("_low"), inner.get("_exponents"))
-        return FixedPointTensor(
+        result = FixedPointTensor(
             blocks, format, dtype=dtype, rounding=rounding, stream=stream, label=label, first_row=first_row,
             geometry=(size, stride, offset),
         )  # fmt: skip
+        result.whole_rows = whole_rows
+        return result
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -320,13 +332,14 @@ def rebuild(
     geometry: tuple[Any, Any, Any] | None,
     parameter: bool,
     requires_grad: bool,
+    whole_rows: int | None = None,
 ) -> Tensor:
     """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``."""
     result = FixedPointTensor(
         Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype=dtype, rounding=rounding, stream=stream,
         label=label, first_row=first_row, geometry=geometry,
     )  # fmt: skip
-    result._clock[0] = ticks
+    result.roundings, result.whole_rows = ticks, whole_rows
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
 
 

@@ -11,9 +11,7 @@ Four rules cover all operations, chosen by the operation's own schema:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -23,14 +21,13 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
-from lowprec_plugin.gathered import called_by_fsdp
+from lowprec_plugin.casting import casts_share
+from lowprec_plugin.gathered import called_by
 from lowprec_plugin.tensor import FixedPointTensor
 
 aten = torch.ops.aten
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 RULES: dict[Any, Rule] = {}
-#: Set while a cast to another dtype may share the codes of its source: see :func:`casts_share_codes`.
-_casts_share: ContextVar[bool] = ContextVar("lowprec_casts_share", default=False)
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -42,6 +39,10 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @cache
 def _rule_of(func: Any) -> Rule:
     schema = func._schema
+    if schema.name.startswith("c10d::"):
+        from lowprec_plugin.tensor_comm import collective
+
+        return collective
     if func._can_decompose():
         return _decompose
     if schema.is_mutable:
@@ -191,8 +192,8 @@ def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
     end = max(start, end)
     with torch.inference_mode(torch.is_inference_mode_enabled() and source.is_inference()):  # as _window does
         planes = source.blocks.map(lambda plane: plane[start:end])
-        part = source._like(planes, geometry=None, first_row=source.first_row + start)
-    part._clock = source._clock
+        part = source._like(planes, geometry=None)
+    part._shared, part._offset = source._shared, source._offset + start
     return part
 
 
@@ -201,11 +202,26 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     """An ordinary tensor, but for FSDP: it makes room for a shard so, and would hold it in float without a word."""
     source: FixedPointTensor = args[0]
     size = tuple(args[1])
-    if not _has_rows(source) or size[1:] != source.shape[1:] or not called_by_fsdp():
+    if not called_by("torch.distributed.fsdp."):
         return torch.empty((), dtype=source.dtype, device=source.device).new_zeros(size, **kwargs)
+    if not _has_rows(source) or size[1:] != source.shape[1:]:
+        raise ValueError(
+            f"FSDP2 is to shard a parameter of shape {tuple(source.shape)} along another dimension than 0, but "
+            "fixed-point blocks lie within rows: shard dimension 0, or leave it with keep_float"
+        )
     shard = source._like(empty_blocks(size, source.format, source.device), geometry=None)
-    shard.whole_rows = source.whole_rows or source.shape[0]
+    shard.whole_rows, shard._shared.placed = source.whole_rows or source.shape[0], False
     return shard
+
+
+@rule(aten.new_empty.default)
+def _new_empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """An ordinary tensor, but for asynchronous checkpoints, which fill in the attributes of the tensor they get."""
+    source: FixedPointTensor = args[0]
+    size = tuple(args[1])
+    if size == tuple(source.shape) and called_by("torch.distributed.checkpoint."):
+        return source._like(source.blocks)
+    return torch.empty((), dtype=source.dtype, device=source.device).new_empty(size, **kwargs)
 
 
 @rule(aten.clone.default)
@@ -223,7 +239,7 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
     device = kwargs.get("device") or source.device
     if not dtype.is_floating_point or (not source.is_whole and device != source.device):
         return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
-    if _casts_share.get() and device == source.device:
+    if casts_share.get() and device == source.device:
         return source._like(source.blocks, dtype=dtype)
     blocks = source.blocks.map(lambda plane: plane.to(device, copy=True))
     return source._like(blocks, dtype=dtype)
@@ -254,6 +270,8 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     alike = target.format == source.format and target._codes.shape == source._codes.shape
     if alike and target.is_whole and source.is_whole and target.shape == source.shape:
         target.blocks.copy_(source.blocks)
+        if not target._shared.placed:  # FSDP fills the room it has made for a shard
+            target.first_row, target._shared.placed = source.first_row, True
         target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
         return target
     convert_(target, source)
@@ -315,17 +333,3 @@ def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     flat = indices.reshape(-1)
     rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)
     return rows._floats()[1].reshape(*indices.shape, weight.shape[1])
-
-
-@contextmanager
-def casts_share_codes() -> Iterator[None]:
-    """Within the context, a cast of a :class:`FixedPointTensor` to another dtype is a window on the same codes.
-
-    For the forward pass under autocast, which keeps its casts of the weights until the backward pass: so it keeps no
-    floats. Outside, a cast is a copy, as everywhere in torch.
-    """
-    token = _casts_share.set(True)
-    try:
-        yield
-    finally:
-        _casts_share.reset(token)

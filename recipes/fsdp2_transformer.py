@@ -63,11 +63,11 @@ def train(given):
     start = newest(given.checkpoints)
     if start:
         weights, state = get_state_dict(model, optimizer)
-        saved = {"model": weights, "optimizer": state, "wire": {"step": 0}}
+        saved = {"model": weights, "optimizer": state, "wire": wire.state_dict() if wire else {}}
         dcp.load(saved, checkpoint_id=given.checkpoints / str(start))
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
         if wire:
-            wire.go_on_from(saved["wire"]["step"])
+            wire.load_state_dict(saved["wire"])
     device = next(model.parameters()).device
     training, validation = bytes_transformer.text()
     order = torch.Generator().manual_seed(given.seed)
@@ -86,7 +86,7 @@ def train(given):
         optimizer.step()
         if given.checkpoints and (step + 1) % given.every == 0:
             weights, state = get_state_dict(model, optimizer)
-            saved = {"model": weights, "optimizer": state, "wire": {"step": wire.step if wire else 0}}
+            saved = {"model": weights, "optimizer": state, "wire": wire.state_dict() if wire else {}}
             dcp.save(saved, checkpoint_id=given.checkpoints / str(step + 1))
     seconds, sent = time.perf_counter() - began, wire.report() if wire else None
     fixed, losses = torch.Generator().manual_seed(1), []

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import memory, optim
@@ -433,3 +434,189 @@ def test_new_zeros_is_an_ordinary_tensor() -> None:
     for size in ((10, 300), (4, 300), (3,)):
         assert type(x.new_zeros(size)) is Tensor
     assert x.new_zeros(3, dtype=torch.int64).dtype == torch.int64
+
+
+def _zeroed(order: str = "after") -> nn.Module:
+    model = sharded(order)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    return model
+
+
+def _losses(model: nn.Module, steps: int = 4) -> list[float]:
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    found = []
+    for step in range(steps):
+        loss = model(batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+def _exchanges(rank: int, folder: str) -> dict[str, Any]:
+    """Ways in which shards come to be others than FSDP2 first saw."""
+    expected = _losses(sharded())
+    found = {}
+    state = sharded().state_dict()
+    torch.save(state, f"{folder}/{rank}.pt")
+    for name, loaded in (("assign", state), ("file", torch.load(f"{folder}/{rank}.pt", weights_only=False))):
+        for when in ("before", "after"):
+            model = _zeroed()
+            if when == "after":
+                model(batch(0))
+            model.load_state_dict({key: value.clone() for key, value in loaded.items()}, assign=True)
+            found[f"{name}, {when}"] = _losses(model) == expected
+    moved = sharded()
+    moved(batch(0)).backward()
+    moved._apply(torch.clone)
+    moved.zero_grad()
+    found["apply"] = _losses(moved) == expected
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        evaluated = sharded()
+        with mode:
+            evaluated(batch(0))
+        found[type(mode).__name__] = _losses(evaluated) == expected
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_shards_may_be_exchanged_at_any_time(count: int, tmp_path: Path) -> None:
+    for found in ranks.run(count, _exchanges, str(tmp_path)):
+        assert all(found.values()), found
+
+
+def _before_the_first_step(rank: int) -> list[dict[str, dict[str, Tensor]]]:
+    found = []
+    for order in ("after", "before"):
+        model = sharded(order)
+        with torch.no_grad():
+            for param in model.parameters():
+                param.mul_(0.9)
+        found.append({name: whole(param) for name, param in model.named_parameters()})
+    return found
+
+
+def test_arithmetic_in_place_has_the_bits_of_the_whole_tensor_from_the_start() -> None:
+    (one, _), (after, before) = ranks.run(1, _before_the_first_step)[0], ranks.run(3, _before_the_first_step)[0]
+    assert_same(one, after)
+    assert_same(one, before)
+
+
+def _floats_before_the_first_pass(rank: int) -> list[Any]:
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    before = memory.live_storages().keys()
+    model = sharded(model=model)
+    found = {address: about for address, about in memory.live_storages().items() if address not in before}
+    return [about for about in found.values() if about[1][0] == torch.float32 and about[0] >= 4 * 256 * 512]
+
+
+def test_no_float_shard_outlives_quantize() -> None:
+    assert ranks.run(2, _floats_before_the_first_pass) == [[], []]
+
+
+def _interchange(rank: int) -> bool:
+    model = sharded()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    _advance(model, optimizer, 0, 1)
+    state = optim.float_state_dict(model)
+    plain = optim.plain_optimizer_state(optimizer)
+    assert all(type(local_part(value)) is Tensor for value in state.values())
+    moments = [value for each in plain["state"].values() for value in each.values()]
+    assert all(fixed_part(value) is None for value in moments)
+    for name, param in model.named_parameters():
+        assert torch.equal(state[name].full_tensor(), param.full_tensor())
+    return True
+
+
+def test_interchange_with_plain_torch() -> None:
+    assert all(ranks.run(2, _interchange))
+
+
+def _other_dimension(rank: int) -> str:
+    model = Model()
+    optim.quantize_(model)
+    with pytest.raises(ValueError, match="along another dimension than 0") as info:
+        fully_shard(model, shard_placement_fn=lambda param: Shard(param.dim() - 1))
+    return str(info.value)
+
+
+def test_another_dimension_is_refused_after_quantize_too() -> None:
+    assert "keep_float" in ranks.run(2, _other_dimension)[0]
+
+
+def test_meta_parameters_are_refused() -> None:
+    with torch.device("meta"):
+        model = Model()
+    with pytest.raises(ValueError, match=r"'one.weight' is on the meta device: to_empty\(\)"):
+        optim.quantize_(model)
+
+
+def _stored_in_the_background(rank: int, folder: str) -> Any:
+    model = sharded()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    _advance(model, optimizer, 0, 2)
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    at = everything(model, optimizer)
+    dcp.save(states, checkpoint_id=f"{folder}/at once")
+    future = dcp.async_save(states, checkpoint_id=f"{folder}/later")
+    _advance(model, optimizer, 2, 3)
+    future.result()
+    other = _zeroed()
+    other_optimizer = optim.AdamW(other.parameters(), lr=1e-2)
+    states = dict(zip(("model", "optimizer"), get_state_dict(other, other_optimizer), strict=True))
+    dcp.load(states, checkpoint_id=f"{folder}/later")
+    set_state_dict(other, other_optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    return at, everything(other, other_optimizer)
+
+
+def test_asynchronous_checkpoints(tmp_path: Path) -> None:
+    at, found = ranks.run(2, _stored_in_the_background, str(tmp_path))[0]
+    assert_same(at, found)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.distcp")) for name in ("at once", "later")]
+    assert sizes[1] <= 1.1 * sizes[0]
+
+
+def _one_file(rank: int, folder: str) -> dict[str, Tensor]:
+    model = sharded()
+    dcp.save(get_model_state_dict(model), checkpoint_id=folder)
+    return {name: param.full_tensor().clone() for name, param in model.state_dict().items()}
+
+
+def test_a_sharded_checkpoint_becomes_one_file(tmp_path: Path) -> None:
+    expected = ranks.run(2, _one_file, str(tmp_path / "sharded"))[0]
+    dcp_to_torch_save(str(tmp_path / "sharded"), str(tmp_path / "one.pt"))
+    found = torch.load(tmp_path / "one.pt", weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor.dequantize() if isinstance(tensor, FixedPointTensor) else tensor, expected[name])
+    Model().load_state_dict(found)
+
+
+def _collectives(rank: int) -> dict[str, str]:
+    tensor = FixedPointTensor.quantize(torch.full((4, 300), 1.0 + rank), "fixed16")
+    dist.broadcast(tensor, 0)
+    assert torch.equal(tensor.dequantize(), torch.ones(4, 300))
+    every = [torch.empty(4, 300) for _ in range(2)]
+    dist.all_gather(every, FixedPointTensor.quantize(torch.full((4, 300), 1.0 + rank), "fixed16"))
+    assert [float(each.mean()) for each in every] == [1.0, 2.0]
+    said = {}
+    for name, call in (
+        ("allreduce", lambda: dist.all_reduce(tensor)),
+        ("scatter", lambda: distribute_tensor(tensor, init_device_mesh("cpu", (2,)), [Shard(0)])),
+        ("window", lambda: dist.broadcast(tensor.t(), 0)),
+    ):
+        with pytest.raises(ValueError) as info:  # noqa: PT011
+            call()
+        said[name] = str(info.value)
+        dist.barrier()
+    return said
+
+
+def test_collectives_move_codes_or_are_refused() -> None:
+    said = ranks.run(2, _collectives)[0]
+    assert said["allreduce"].startswith("allreduce of a fixed-point tensor: reduce floats")
+    assert "before optim.quantize_" in said["scatter"]
+    assert "a window" in said["window"]

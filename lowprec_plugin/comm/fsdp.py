@@ -64,10 +64,11 @@ class FSDPState:
         groups = _groups(model)
         if not groups:
             raise ValueError(f"no part of this {type(model).__name__} is sharded: call fully_shard on it first")
-        self.word_length, self.rounding = word_length, rounding
+        #: Bits of a gradient on the wire; ``None``: gradients travel as floats from now on.
+        self.word_length: int | None = word_length
+        self.rounding = rounding
         #: What this rank has sent so far of its gradients, and of its weights.
         self.traffic, self.gather_traffic = Traffic(), Traffic()
-        self.replicated = False
         shapes = {name: list(param.shape) for name, param in model.named_parameters()}
         agreed = {
             "package version": __version__, "comm word length": word_length, "rounding": rounding, "seed": seed,
@@ -75,14 +76,15 @@ class FSDPState:
             **{f"the shape of parameter {name}": shape for name, shape in shapes.items()},
         }  # fmt: skip
         for mesh in {param.device_mesh: None for _, params in groups.values() for param in params}:
-            self.replicated |= mesh.ndim > 1
             for dim in range(mesh.ndim):
                 shake_hands(agreed, mesh.get_group(dim))
+        placements = [each for _, params in groups.values() for param in params for each in param.placements]
+        self._replicated = any(placement.is_replicate() for placement in placements)
         self._reducers: dict[str, _ReduceScatter] = {}
         for name, (modules, params) in groups.items():
             reducer = self._reducers[name] = _ReduceScatter(self, stream_of(seed, f"wire of {name}"))
             for module in modules:
-                module.set_custom_all_gather(_AllGather(self, params))  # type: ignore[arg-type]
+                module.set_custom_all_gather(_AllGather(self, modules[0], params))  # type: ignore[arg-type]
                 module.set_custom_reduce_scatter(reducer)  # type: ignore[arg-type]
                 module.set_force_sum_reduction_for_comms(True)  # gloo's average is not one
         self._first_step = 0
@@ -93,11 +95,15 @@ class FSDPState:
         return max(reducer.step for reducer in self._reducers.values())
 
     def __str__(self) -> str:
-        said = f"{self.word_length} bits, {self.rounding} rounding, reduced to shards; weights gathered as codes"
-        return said + ("; between replicas as FSDP2 sends them" if self.replicated else "")
+        said = f"{self.word_length} bits, {self.rounding} rounding" if self.word_length else "as floats"
+        said += ", reduced to shards; weights gathered as codes"
+        return said + ("; between replicas as FSDP2 sends them" if self._replicated else "")
 
     def report(self) -> dict[str, float]:
-        """What this rank sends per step, in bytes, what float32 would, and in how many steps."""
+        """What this rank sends per step, in bytes, what float32 would, and in how many steps.
+
+        Weights gathered by modules in evaluation mode are not counted.
+        """
         steps = max(1, self.step - self._first_step)
         return {
             "bytes_sent_per_step": self.traffic.bytes_sent / steps,
@@ -125,6 +131,16 @@ class FSDPState:
             reducer.step = step
 
 
+def release(model: nn.Module) -> None:
+    """Let the gradients of ``model`` travel as floats again, if a :class:`FSDPState` has had them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", []):
+                reducer = getattr(group, "_reduce_scatter_comm", None)
+                if isinstance(reducer, _ReduceScatter):
+                    reducer._state.word_length = None
+
+
 class _Comm:
     """What both collectives share: where FSDP2's buffers come from."""
 
@@ -138,17 +154,19 @@ class _Comm:
 class _AllGather(_Comm):
     """FSDP2's own all-gather, counted."""
 
-    def __init__(self, state: FSDPState, params: list[DTensor]) -> None:
+    def __init__(self, state: FSDPState, module: FSDPModule, params: list[DTensor]) -> None:
         super().__init__(state)
+        self._module: Any = module
         self._elements = sum(_padded_rows(param) * math.prod(param.shape[1:]) for param in params)
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         traffic, others = self._state.gather_traffic, group.size() - 1
-        traffic.bytes_sent += others * input_tensor.nbytes
-        traffic.float32_bytes += others * 4 * self._elements
-        traffic.exchanges += 1
+        if self._module.training:
+            traffic.bytes_sent += others * input_tensor.nbytes
+            traffic.float32_bytes += others * 4 * self._elements
+            traffic.exchanges += 1
         # torch 2.13 renamed it.
         collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         return collective(output_tensor, input_tensor, group=group, async_op=async_op)  # type: ignore[no-any-return]
@@ -167,6 +185,11 @@ class _ReduceScatter(_Comm):
         assert op == dist.ReduceOp.SUM, op
         self.step += 1
         state = self._state
+        if state.word_length is None:
+            # torch 2.13 renamed it.
+            collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+            collective(output_tensor, input_tensor, group=group)
+            return
         exchange = Exchange(state.word_length, state.rounding, group, mean=False, traffic=state.traffic)
         reduce_scatter(output_tensor, input_tensor, exchange, self._stream, self.step)
 

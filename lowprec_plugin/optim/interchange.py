@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.sharding import as_floats
 
 
 def float_state_dict(module_or_state: nn.Module | dict[str, Any]) -> dict[str, Any]:
     """A module's ``state_dict`` (or one read from a checkpoint) with every fixed-point tensor in float32, a copy."""
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
-    return tree_map_only(FixedPointTensor, _as_float32, dict(state))  # type: ignore[no-any-return]
+    return tree_map_only(Tensor, as_floats, dict(state))  # type: ignore[no-any-return]
 
 
 def plain_optimizer_state(optimizer_or_state: torch.optim.Optimizer | dict[str, Any]) -> dict[str, Any]:
@@ -28,8 +28,4 @@ def plain_optimizer_state(optimizer_or_state: torch.optim.Optimizer | dict[str, 
     """
     given = optimizer_or_state
     state = given.state_dict() if isinstance(given, torch.optim.Optimizer) else given
-    return tree_map_only(FixedPointTensor, _as_float32, dict(state))  # type: ignore[no-any-return]
-
-
-def _as_float32(tensor: FixedPointTensor) -> torch.Tensor:
-    return tensor.dequantize(torch.float32)
+    return tree_map_only(Tensor, as_floats, dict(state))  # type: ignore[no-any-return]

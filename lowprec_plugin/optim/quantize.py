@@ -89,7 +89,17 @@ def quantize_(
         for each in recurrent:
             each._init_flat_weights()
     move_in_place(module)
+    _let_go_of_floats(module)
     return kept
+
+
+def _let_go_of_floats(module: nn.Module) -> None:
+    """Have FSDP2 look at its shards now: until the first forward pass it would keep the float ones beside them."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            for group in getattr(part._get_fsdp_state(), "_fsdp_param_groups", []):
+                for fsdp_param in getattr(group, "fsdp_params", []):
+                    fsdp_param.reset_sharded_param()
 
 
 def _put_in_shards(module: nn.Module) -> bool:
@@ -112,6 +122,8 @@ def _stored(
     """A parameter that stores what ``param`` does, sharded as it is."""
     if isinstance(param, nn.UninitializedParameter):
         raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
+    if param.is_meta:
+        raise ValueError(f"parameter {name!r} is on the meta device: to_empty() and initialise the module first")
     if not param.is_floating_point():
         raise ValueError(f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}")
     values = local_part(param).detach()

@@ -135,7 +135,7 @@ class FixedPointStep(torch.optim.Optimizer):
         for some in by_device.values():
             index = ops.first_nonfinite([_gradient(param) for param in some])
             found = label_of(some[index]) if found is None and index is not None else found
-        if not on_any_rank(found is not None, params):
+        if not on_any_rank(found is not None, [each for group in self.param_groups for each in group["params"]]):
             return True
         if self.fixed_point.nonfinite == "skip":
             return False
