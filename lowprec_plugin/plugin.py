@@ -14,13 +14,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowprec_plugin import wire
 from lowprec_plugin.casting import casts_share_codes
-from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
+from lowprec_plugin.comm import DDPState, FSDPState
+from lowprec_plugin.comm.ddp import check_feedback
+from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.adopt import adopt
@@ -31,7 +32,9 @@ from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
+from lowprec_plugin.wiring import Wiring, connect_wire
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 _COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
@@ -54,7 +57,8 @@ class FixedPointPrecision(Precision):
             weights says nothing of the gradients' scale.
         state_word_length: bits of optimizer state; ``None``: as the weights.
         comm_word_length: bits of a gradient between processes: 4, 8, 12 or 16; ``"auto"``: 16 under DDP, unless the
-            strategy has a ``ddp_comm_hook`` of the user's; ``None``: gradients travel as they are.
+            strategy has a ``ddp_comm_hook`` of the user's (which Lightning registers on CUDA only: elsewhere
+            gradients are then floats); ``None``: gradients travel as they are.
         comm_error_feedback: keep what each process's rounding of gradients lost, in 8 bits per parameter, and add it
             to the next gradient. For 8 and 4 bits.
         rounding: ``"stochastic"`` or ``"nearest"``.
@@ -90,8 +94,12 @@ class FixedPointPrecision(Precision):
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
         self._settings = {"state_word_length": state_word_length, "rounding": rounding, "nonfinite": nonfinite}
         StepSettings(**self._settings)  # type: ignore[arg-type]  # refuses bad values now rather than at fit
-        if comm_word_length not in ("auto", None):
-            wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
+        if comm_error_feedback and comm_word_length is None:
+            raise ValueError("comm_error_feedback=True needs gradients in fixed-point: use comm_word_length=8 or 4")
+        if comm_word_length is not None:
+            bits = 16 if comm_word_length == "auto" else comm_word_length
+            wire.check_word_length(bits, "comm_word_length")
+            check_feedback(bits, comm_error_feedback, "comm_")
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
         if ramp is not None and ramp.at is None and word_length not in ramp.ladder:
@@ -116,7 +124,7 @@ class FixedPointPrecision(Precision):
         self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []
         self._said_traffic = False
-        self._wire_steps = 0
+        self._wire_before: DDPState | FSDPState | None = None
 
     @property
     def skipped_steps(self) -> int:
@@ -142,68 +150,44 @@ class FixedPointPrecision(Precision):
     def connect(
         self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
     ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
-        """Adopt the user's optimizers, and log what is stored how."""
+        """Adopt the user's optimizers, and log what is stored how.
+
+        Raises:
+            ValueError: on every rank alike, if the ranks' plugins were made with other arguments.
+        """
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        fitting = not isinstance(inner, LightningModule) or inner.trainer.state.fn == TrainerFn.FITTING
+        between_processes = fitting and dist.is_initialized() and dist.get_world_size() > 1
+        if between_processes:  # first of all: what only one rank refuses, the others would wait for
+            shake_hands(self._terms(), None)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
             adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
-        if self.wire is not None:  # of a fit before
-            self._wire_steps = self.wire.step
-        self.wire, said = self._connect_wire(model) if optimizers else (None, "")
+        self._wire_before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
+        wiring = Wiring(
+            self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed,
+            ramped=self.ramping is not None,
+        )  # fmt: skip
+        between_processes = between_processes and bool(optimizers)
+        self.wire, said = connect_wire(model, wiring, self._wire_before) if between_processes else (None, "")
         shard = ", of shards those of the first rank" if isinstance(self.wire, FSDPState) else ""
         rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self._kept, said)}")
         return model, optimizers, lr_schedulers
 
-    def _connect_wire(self, model: nn.Module) -> tuple[DDPState | FSDPState | None, str]:
-        """Register the hook that gradients travel through; say what they travel as."""
-        wanted = self.comm_word_length
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-            return None, ""
-        if isinstance(model, LightningModule) and model.trainer.state.fn != TrainerFn.FITTING:
-            return None, ""  # no gradients, and no wrapper, though a fit before has left its optimizers
-        if wanted is not None and any(isinstance(part, FSDPModule) for part in model.modules()):
-            if self.ramping is not None:
-                raise ValueError("a ramp cannot widen what FSDP2 has sharded: leave it out, or use DDP")
-            if self.comm_error_feedback:
-                raise ValueError(
-                    "comm_error_feedback=True needs a byte per parameter on every rank, which FSDP2 shards to avoid: "
-                    "leave it out, or use comm_word_length=16"
-                )
-            sharded = FSDPState(
-                model, 16 if wanted == "auto" else wanted, rounding=self.rounding, seed=self.seed, terms=self._terms()
-            )  # fmt: skip
-            sharded.go_on_from(self._wire_steps)
-            return sharded, str(sharded)
-        if not isinstance(model, DistributedDataParallel):
-            if wanted is None:
-                return None, "as the strategy sends them (comm_word_length=None)"
-            raise ValueError(
-                f"gradients of a {type(model).__name__} would travel as floats: comm_word_length={wanted!r} needs "
-                'strategy="ddp". Use it, or say comm_word_length=None'
-            )
-        if wanted is None:
-            return None, "as floats (comm_word_length=None)"
-        if model._comm_hooks:
-            hook = getattr(model._comm_hooks[0][0], "__name__", "a hook")
-            if wanted == "auto":
-                return None, f"through {hook}, the strategy's own ddp_comm_hook"
-            raise ValueError(
-                f"the strategy has a ddp_comm_hook of its own ({hook}) beside comm_word_length={wanted}: drop one"
-            )
-        state = DDPState(
-            model,
-            self._auto_wire() if wanted == "auto" else wanted,
-            rounding=self.rounding,
-            error_feedback=self.comm_error_feedback,
-            seed=self.seed,
-            terms=self._terms(),
-        )
-        state.go_on_from(self._wire_steps)
-        model.register_comm_hook(state, ddp_hook)
-        return state, str(state)
+    def _terms(self) -> dict[str, Any]:
+        """What every rank's plugin must have alike, by name."""
+        return {
+            "package version": __version__, "seed": self.seed, "weights": str(self.format),
+            **{name: str(value) for name, value in self._settings.items()},
+            "comm_word_length": self.comm_word_length, "comm_error_feedback": self.comm_error_feedback,
+            "compute_dtype": self._computing, "keep_float": self.keep_float,
+            "ramp": None if self.ramping is None else str(self.ramping.ramp),
+        }  # fmt: skip
 
-    def _terms(self) -> dict[str, str]:
-        return {"weights": str(self.format), **{name: str(value) for name, value in self._settings.items()}}
+    @property
+    def _computing(self) -> str:
+        return "bf16-mixed" if self._autocast else str(self._dtype).removeprefix("torch.")
 
     def _auto_wire(self) -> int:
         return 16 if self.ramping is None else wire_word_length(self.format.word_length)
@@ -251,10 +235,9 @@ class FixedPointPrecision(Precision):
 
     def __repr__(self) -> str:
         state = self._settings["state_word_length"] or self.format.word_length
-        computing = "bf16-mixed" if self._autocast else str(self._dtype).removeprefix("torch.")
         return (
             f"{type(self).__name__}(weights {self.format}, state {state} bits, {self.rounding} rounding, "
-            f"computing in {computing}, seed {self.seed})"
+            f"computing in {self._computing}, seed {self.seed})"
         )
 
     def __str__(self) -> str:

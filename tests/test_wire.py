@@ -135,6 +135,7 @@ def test_extremes_do_not_overflow() -> None:
         out = empty_chunk(2, word_length)
         wire.sum_(ranks[:1], chunks, out, word_length, 6.0, "stochastic")
         wire.read_(ranks[:1], out, word_length)
+        assert bool(ranks[0].values.isfinite().all())
         assert bool((ranks[0].values >= largest * (1 - 2.0 ** (2 - word_length))).all())
         wire.sum_(ranks[:1], chunks, out, word_length, 1.0, "stochastic")  # the sum itself is beyond float32
         assert out.exponents.tolist() == [NOT_FINITE] * 2

@@ -1,7 +1,8 @@
 """Measure one's own network: how long gradients take in float32, in 16-bit floats and in fixed-point, and what is sent.
 
 Run by ``torchrun`` on the hosts in question, or alone for processes of this machine. The sides take turns; a round's
-time is that of the slowest process; medians are reported. Bytes are those that the operating system counts.
+time is that of the slowest process; medians are reported. Bytes are those that the operating system counts, of all
+interfaces and all processes of the first rank's host.
 """
 
 from __future__ import annotations
@@ -81,7 +82,11 @@ def _measure(megabytes: float, rounds: int, step: bool, output: str) -> dict[str
         "backend": dist.get_backend(), "threads": torch.get_num_threads(), "megabytes": megabytes,
     }  # fmt: skip
     _say(", ".join(f"{name} {value}" for name, value in record.items()))
-    record["all_reduce"] = _report(f"all-reduce of {megabytes:g} MiB", collectives(elements, device), rounds, device)
+    given = torch.randn(elements, generator=torch.Generator().manual_seed(dist.get_rank())).to(device)
+    gradient = torch.empty_like(given)
+    record["all_reduce"] = _report(
+        f"all-reduce of {megabytes:g} MiB", collectives(gradient), rounds, device, lambda: gradient.copy_(given)
+    )
     if step:
         record["step"] = _report("training step under DDP, 10 M transformer", steps(device), rounds, device)
     rank = dist.get_rank()
@@ -92,9 +97,8 @@ def _measure(megabytes: float, rounds: int, step: bool, output: str) -> dict[str
     return record if rank == 0 else None
 
 
-def collectives(elements: int, device: torch.device) -> dict[str, Side]:
-    """All-reduces of one gradient, by what it travels as."""
-    gradient = torch.randn(elements, generator=torch.Generator().manual_seed(dist.get_rank())).to(device)
+def collectives(gradient: Tensor) -> dict[str, Side]:
+    """All-reduces of one gradient, in place, by what it travels as."""
 
     def narrowed(dtype: torch.dtype) -> Side:
         def reduce(index: int) -> Tensor:  # as torch's compression hooks do it
@@ -143,14 +147,23 @@ def steps(device: torch.device) -> dict[str, Side]:
     return sides | {f"lowprec {word_length}": side(None, word_length) for word_length in (16, 8)}
 
 
-def _report(title: str, sides: dict[str, Side], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
-    for side in sides.values():  # DDP lays out its buckets anew after the first step
-        side(0)
-        side(1)
+def _report(
+    title: str,
+    sides: dict[str, Side],
+    rounds: int,
+    device: torch.device,
+    prepare: Callable[[], Any] = lambda: None,
+) -> dict[str, dict[str, float | None]]:
+    """Time every side in turn, each after an untimed ``prepare``."""
+    for side in sides.values():
+        for index in range(2):  # DDP lays out its buckets anew after the first step
+            prepare()
+            side(index)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     sent: dict[str, list[int]] = {name: [] for name in sides}
     for index in range(rounds):
         for name, side in sides.items():
+            prepare()
             dist.barrier()
             before, start = _bytes_sent(), time.perf_counter()
             side(index + 2)
@@ -161,13 +174,15 @@ def _report(title: str, sides: dict[str, Side], rounds: int, device: torch.devic
             seconds[name].append(float(slowest))
             sent[name].append(_bytes_sent() - before)
     base, base_sent = statistics.median(seconds[FLOAT32]), statistics.median(sent[FLOAT32])
-    _say(f"\n{title}\n  {'':20} {'ms':>9} {'faster':>8} {'MiB sent':>9} {'of float32':>10}")
-    result = {}
+    _say(f"\n{title} (MiB sent: by this host, all its processes and other traffic together)")
+    _say(f"  {'':20} {'ms':>9} {'faster':>8} {'MiB sent':>9} {'of float32':>10}")
+    result: dict[str, dict[str, float | None]] = {}
     for name, times in seconds.items():
         median, mebibytes = statistics.median(times), statistics.median(sent[name]) / 2**20
-        share = statistics.median(sent[name]) / base_sent
+        share = statistics.median(sent[name]) / base_sent if base_sent else None  # the system does not count
         result[name] = {"ms": 1e3 * median, "times_faster": base / median, "MiB_sent": mebibytes, "of_float32": share}
-        _say(f"  {name:20} {1e3 * median:9.1f} {base / median:7.2f}x {mebibytes:9.2f} {share:10.3f}")
+        said = "-" if share is None else f"{share:.3f}"
+        _say(f"  {name:20} {1e3 * median:9.1f} {base / median:7.2f}x {mebibytes:9.2f} {said:>10}")
     return result
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowprec_plugin import ops, wire
-from lowprec_plugin.comm.exchange import Exchange, Gradient, gather, keys
+from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, gather, keys
 from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
@@ -90,6 +90,9 @@ def reduce_scatter(
     ranks, share = dist.get_world_size(group), output.numel()
     if share * ranks != input.numel():
         raise ValueError(f"input has {input.numel()} elements, but {ranks} ranks times output's {share} are needed")
+    _check_dtype(output)
+    if not output.is_contiguous():
+        raise ValueError(f"output of strides {output.stride()} is not contiguous: make it so, or copy from one that is")
     exchange = Exchange(word_length, rounding, group, op == "mean")
     exchange_reduce_scatter(output, input, exchange, stream_of(seed, name), step)
     return output
@@ -124,6 +127,7 @@ def all_gather(
     share = input.numel()
     if share * ranks != output.numel():
         raise ValueError(f"output has {output.numel()} elements, but {ranks} ranks times input's {share} are needed")
+    _check_dtype(output)
     blocks = blocks_of(share)
     key, _ = keys(stream_of(seed, name), step, rank)
     sent = torch.zeros(chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
@@ -142,8 +146,14 @@ def _check(tensor: Tensor, op: str, word_length: int, rounding: str) -> None:
     ops.check_rounding(rounding)
     if op not in OPS:
         raise ValueError(f"op={op!r} is not one of {OPS}")
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"only float32, bfloat16 and float16 tensors can travel in fixed-point, not {tensor.dtype}")
+    _check_dtype(tensor)
+
+
+def _check_dtype(tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise ValueError(
+            f"only float32, bfloat16 and float16 tensors can travel in fixed-point, not {tensor.dtype}: convert it"
+        )
 
 
 def _give_back(tensor: Tensor, flat: Tensor) -> Tensor:

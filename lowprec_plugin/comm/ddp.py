@@ -7,10 +7,12 @@
     model.register_comm_hook(state, comm.ddp_hook)
 
 Exchanges run beside the backward pass: on the CPU on a thread of their own, on a GPU on a stream of their own; and in
-a process group of their own, so that their order does not mix with other collectives'.
+a process group of their own (:mod:`lowprec_plugin.comm.group`).
 """
 
 # No `from __future__ import annotations`: register_comm_hook looks at the hook's annotations themselves.
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +24,9 @@ from torch.futures import Future
 
 from lowprec_plugin import ops, wire
 from lowprec_plugin.blocks import Blocks, empty_blocks
-from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, gather, is_plain, keys
+from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
+from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import shake_hands
-from lowprec_plugin.comm.worker import Worker
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.version import __version__
 from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, blocks_of
@@ -43,7 +45,8 @@ class DDPState:
         terms: more that all ranks must have alike, by name.
 
     Raises:
-        ValueError: for a word length or rounding that there is not; on all ranks alike, if they disagree.
+        ValueError: for a word length or rounding that there is not; error feedback beside 12 or 16 bits; parameters
+            whose gradients are not float32, bfloat16 or float16, or sparse; on all ranks alike, if they disagree.
     """
 
     def __init__(
@@ -58,10 +61,15 @@ class DDPState:
     ) -> None:
         wire.check_word_length(word_length)
         ops.check_rounding(rounding)
+        check_feedback(word_length, error_feedback)
         self.error_feedback = error_feedback
         self.step = self._first_step = 0
-        self._rank = dist.get_rank(model.process_group)
-        self._params = {name: param for name, param in model.module.named_parameters() if param.requires_grad}
+        self._group = model.process_group
+        self._rank, self._ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self._module = weakref.ref(model.module)
+        # Frozen ones as well: one that was frozen after DDP has wrapped the module stays in its bucket, as zeros.
+        named = model.module.named_parameters()
+        self._params = {name: param for name, param in named if name not in model.parameters_to_ignore}
         self._names = {id(param): name for name, param in self._params.items()}
         self._streams = {name: stream_of(seed, name) for name in self._params}
         shake_hands(
@@ -70,18 +78,16 @@ class DDPState:
                 "error feedback": error_feedback, "seed": seed, "block size of the wire": BLOCK, **(terms or {}),
                 **{f"the shape of parameter {name}": list(param.shape) for name, param in self._params.items()},
             },
-            model.process_group,
+            self._group,
         )  # fmt: skip
-        group = dist.new_group(
-            dist.get_process_group_ranks(model.process_group), backend=dist.get_backend(model.process_group)
-        )
-        assert isinstance(group, dist.ProcessGroup)
+        travelling = {name: param for name, param in self._params.items() if param.requires_grad}
+        _check_gradients(model.module, travelling)
+        group, self._worker = own_group(self._group, model.device)
         self._exchange = Exchange(word_length, rounding, group)
         self._residuals: dict[str, Blocks] = {}
-        self._worker = Worker("lowprec wire")
         self._cuda: dict[torch.device, torch.cuda.Stream] = {}
         #: Parameters whose gradients travel as float32, being smaller than a block.
-        self.plain = [name for name, param in self._params.items() if is_plain(param.numel())]
+        self.plain = [name for name, param in travelling.items() if is_plain(param.numel())]
 
     @property
     def word_length(self) -> int:
@@ -125,8 +131,10 @@ class DDPState:
             at += param.numel()
         assert at == buffer.numel(), "a bucket is its gradients, one behind the other"
 
+        run = self._exchange.run  # a task that holds no state lets it go with its last user
+
         def exchange() -> Tensor:
-            self._exchange.run(gradients)
+            run(gradients)
             return buffer
 
         if buffer.is_cuda:
@@ -146,7 +154,9 @@ class DDPState:
     def _on_stream(self, exchange: Callable[[], Tensor], buffer: Tensor) -> Future[Tensor]:
         # Nothing here waits: a GPU's collectives are queued, and the future is one of its streams' events.
         device = buffer.device
-        stream = self._cuda.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        if device not in self._cuda:
+            self._cuda[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = self._cuda[device]
         stream.wait_stream(torch.cuda.current_stream(device))
         future: Future[Tensor] = torch.futures.Future(devices=[device])
         with torch.cuda.stream(stream), torch.no_grad():
@@ -160,32 +170,90 @@ class DDPState:
         for name, blocks in sorted(self._residuals.items()):
             planes = []
             for plane in blocks.planes:
-                every, work = gather(plane, self._exchange.group)
+                every, work = gather(plane, self._group)
                 work.wait()
                 planes.append(every.cpu())
             residuals[name] = planes
         return {"step": self.step, "residuals": residuals}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` stopped; on another number of ranks, with the mean of the residuals."""
-        self.go_on_from(state_dict["step"])
+        """Go on where :meth:`state_dict` stopped; on another number of ranks, with the mean of the residuals.
+
+        Residuals of parameters that are frozen now are left out; without error feedback all are, with a warning.
+
+        Raises:
+            ValueError: for residuals that are not of these parameters; nothing is changed.
+        """
+        step, saved = state_dict["step"], state_dict.get("residuals", {})
+        for name, planes in saved.items():
+            self._check_residual(name, planes)
+        if saved and not self.error_feedback and self._rank == 0:
+            warnings.warn(
+                f"what earlier rounding of {len(saved)} gradients lost is dropped: error feedback is off", stacklevel=2
+            )
+        self.go_on_from(step)
         self._residuals = {}
-        for name, (codes, exponents) in state_dict["residuals"].items():
-            device = self._params[name].device
-            if len(codes) == self._ranks:
-                self._residuals[name] = Blocks(codes[self._rank].to(device), None, exponents[self._rank].to(device))
-                continue
-            each = [ops.dequantize(Blocks(c, None, e), RESIDUAL) for c, e in zip(codes, exponents, strict=True)]
-            mean = torch.stack(each).mean(dim=0).to(device)
-            self._residuals[name], _ = ops.quantize(mean, RESIDUAL)
+        for name, planes in saved.items():
+            param = self._params[name]
+            if self.error_feedback and param.requires_grad:
+                self._residuals[name] = self._own(*(plane.to(param.device) for plane in planes))
+
+    def keep_residuals_of(self, other: "DDPState") -> None:
+        """Go on with the residuals that another state of the same module had; of another module there are none."""
+        if self.error_feedback and self._module() is other._module():
+            shapes = {name: param.shape for name, param in other._params.items()}
+            kept = (name for name, param in self._params.items() if shapes.get(name) == param.shape)
+            self._residuals = {name: other._residuals[name] for name in kept if name in other._residuals}
 
     def go_on_from(self, step: int) -> None:
         """Count steps, which key the random bits, from ``step`` on."""
         self.step = self._first_step = step
 
-    @property
-    def _ranks(self) -> int:
-        return dist.get_world_size(self._exchange.group)
+    def _own(self, codes: Tensor, exponents: Tensor) -> Blocks:
+        """Of every rank's residual this rank's, or the mean if there were more or fewer ranks. A copy."""
+        if len(codes) == self._ranks:
+            return Blocks(codes[self._rank].clone(), None, exponents[self._rank].clone())
+        each = [ops.dequantize(Blocks(c, None, e), RESIDUAL) for c, e in zip(codes, exponents, strict=True)]
+        return ops.quantize(torch.stack(each).mean(dim=0), RESIDUAL)[0]
+
+    def _check_residual(self, name: str, planes: Any) -> None:
+        remedy = "load a checkpoint of this model, or leave out its 'residuals', which begins them anew"
+        if name not in self._params:
+            raise ValueError(f"the saved residuals name {name!r}, which is no parameter here: {remedy}")
+        blocks = blocks_of(self._params[name].numel())
+        found = [(tuple(plane.shape), plane.dtype) for plane in planes]
+        ranks = len(planes[0]) if planes and planes[0].dim() else 0
+        wanted = [((max(1, ranks), blocks, last), torch.int8) for last in (BLOCK, 1)]
+        if found != wanted:
+            raise ValueError(f"the saved residual of {name!r} is {found}, and {wanted} is needed: {remedy}")
+
+
+def check_feedback(word_length: int, error_feedback: bool, prefix: str = "") -> None:
+    """Raise ``ValueError`` if error feedback is asked for where it is of no use: beside 12 or 16 bits."""
+    if error_feedback and word_length > 8:
+        raise ValueError(
+            f"{prefix}error_feedback=True costs a byte per parameter, and at {word_length} bits mends nothing: use "
+            f"{prefix}word_length=8 or 4, or leave it out"
+        )
+
+
+def _check_gradients(module: nn.Module, params: dict[str, nn.Parameter]) -> None:
+    for name, param in params.items():
+        if param.dtype not in DTYPES:
+            raise ValueError(
+                f"the gradient of {name} is {param.dtype}, and only float32, bfloat16 and float16 can travel in "
+                "fixed-point: convert the parameter, freeze it, or send gradients as floats (no hook, or "
+                "comm_word_length=None)"
+            )
+    sparse = {
+        id(part.weight) for part in module.modules() if getattr(part, "sparse", False) and hasattr(part, "weight")
+    }
+    for name, param in params.items():
+        if id(param) in sparse:
+            raise ValueError(
+                f"the gradient of {name} is sparse, and only dense ones can travel in fixed-point: use sparse=False, "
+                "or send gradients as floats (no hook, or comm_word_length=None)"
+            )
 
 
 def ddp_hook(state: DDPState, bucket: GradBucket) -> Future[Tensor]:

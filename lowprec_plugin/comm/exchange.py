@@ -5,8 +5,9 @@ Each rank rounds its gradients to packed blocks (:mod:`lowprec_plugin.wire_refer
 once more, and sends it to all (``all_gather_into_tensor``). Every rank reads the same bytes, so every rank ends with
 the same bits. Per element and rank that sends ``2 (N - 1) / N * (word_length / 8 + 1 / 256)`` bytes.
 
-A gradient smaller than a block travels as float32, to everybody, behind the blocks of the first collective, and is
-summed in rank order by everybody: a block of codes would be no smaller.
+Small gradients travel as float32 behind the blocks of the same two collectives: one flat row, of which rank ``r`` is
+sent everybody's ``r``-th slice, sums it in rank order and sends the mean to all. That sends ``2 (N - 1) / N * 4`` bytes
+per element and rank, as float32 does.
 
 Large exchanges go in parts, so that rounding and summing overlap with the network. The order of collectives follows
 from the gradients' sizes alone: it is the same on every rank.
@@ -21,12 +22,16 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lowprec_plugin import wire
 from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.comm.worker import wait
 from lowprec_plugin.random_bits import key_of, substream
 from lowprec_plugin.wire_reference import BLOCK, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 
+#: Of numbers that can be rounded and read.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Blocks of one part: a million numbers.
 PART = 4096
 _ALIGNMENT = 16
@@ -99,17 +104,18 @@ class _Part:
         self.blocks = -(-sum(piece.blocks for piece in pieces) // ranks)  # that each rank sums
         self.slices = [_slice(pieces, self.blocks * rank, self.blocks * (rank + 1)) for rank in range(ranks)]
         self.packed = chunk_bytes(self.blocks, exchange.word_length) if pieces else 0
-        self.floats = sum(tensor.numel() for tensor in plain)
+        self.floats = -(-sum(tensor.numel() for tensor in plain) // ranks)  # that each rank sums
+        self.stride = self.packed + -(-4 * self.floats // _ALIGNMENT) * _ALIGNMENT
 
     def send(self) -> None:
         """Round, and start the first collective."""
-        stride = self.packed + -(-4 * self.floats // _ALIGNMENT) * _ALIGNMENT
-        sent = torch.zeros(self.ranks, stride, dtype=torch.uint8, device=self.device)
+        sent = torch.zeros(self.ranks, self.stride, dtype=torch.uint8, device=self.device)
         for row, pieces in zip(sent, self.slices, strict=True):
             wire.round_(pieces, self._chunk(row), self.exchange.word_length, self.exchange.rounding)
         if self.plain:
-            floats = torch.cat([tensor.float() for tensor in self.plain])
-            sent[:, self.packed : self.packed + 4 * self.floats] = floats.view(torch.uint8)
+            flat = torch.cat([tensor.float() for tensor in self.plain])
+            flat = pad(flat, (0, self.ranks * self.floats - flat.numel()))
+            self._floats(sent).copy_(flat.view(torch.uint8).view(self.ranks, -1))
         self.received = torch.empty_like(sent)
         self._count(sent[0])
         self.sent = sent  # held until the collective is done with it
@@ -117,38 +123,36 @@ class _Part:
 
     def sum(self) -> None:
         """Sum what came, and start the second collective."""
-        self.work.wait()
+        wait(self.work)
         del self.sent
-        divisor = float(self.ranks if self.exchange.mean else 1)
-        if self.plain:
-            self._sum_plain(divisor)
-        if not self.pieces:
-            return
         own = self.slices[dist.get_rank(self.exchange.group)]
-        mean = torch.zeros(self.packed, dtype=torch.uint8, device=self.device)
+        mean = torch.zeros(self.stride, dtype=torch.uint8, device=self.device)
+        divisor = float(self.ranks if self.exchange.mean else 1)
         chunks = [self._chunk(row) for row in self.received]
         wire.sum_(own, chunks, self._chunk(mean), self.exchange.word_length, divisor, self.exchange.rounding)
+        if self.plain:
+            rows = self._floats(self.received).contiguous().view(torch.float32)
+            total = rows[0].double()  # in which no sum of float32's overflows
+            for row in rows[1:]:
+                total += row
+            self._floats(mean).copy_((total / divisor).float().view(torch.uint8))
         self._count(mean)
         self.mean = mean  # held until the collective is done with it
         self.received, self.work = gather(mean, self.exchange.group)
 
     def read(self) -> None:
         """Write what came to the gradients."""
-        if not self.pieces:
-            return
-        self.work.wait()
+        wait(self.work)
         for row, pieces in zip(self.received, self.slices, strict=True):
             wire.read_(pieces, self._chunk(row), self.exchange.word_length)
+        at, flat = 0, self._floats(self.received).contiguous().view(torch.float32).view(-1)
+        for tensor in self.plain:
+            tensor.copy_(flat[at : at + tensor.numel()])
+            at += tensor.numel()
         del self.received, self.mean
 
-    def _sum_plain(self, divisor: float) -> None:
-        rows = self.received[:, self.packed : self.packed + 4 * self.floats].contiguous().view(torch.float32)
-        total = rows[0].clone()
-        for row in rows[1:]:
-            total += row
-        total /= divisor
-        for tensor, mean in zip(self.plain, torch.split(total, [tensor.numel() for tensor in self.plain]), strict=True):
-            tensor.copy_(mean)
+    def _floats(self, rows: Tensor) -> Tensor:
+        return rows[..., self.packed : self.packed + 4 * self.floats]
 
     def _chunk(self, row: Tensor) -> Chunk:
         return chunk_of(row[: self.packed], self.blocks, self.exchange.word_length)

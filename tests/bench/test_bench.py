@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowprec_plugin.bench import allreduce
 from lowprec_plugin.bench import run as bench
@@ -42,3 +43,32 @@ def test_all_reduce_is_measured_by_every_process(tmp_path: Path) -> None:
         assert {"float32", "fp16_compress_hook", "lowprec 16", "lowprec 8"} <= set(sides)
         # Other traffic of this machine is in the operating system's count: a bound with room.
         assert sides["lowprec 8"]["MiB_sent"] < 0.6 * sides["float32"]["MiB_sent"]
+
+
+def _uncounted(rank: int, path: str) -> tuple[bool, list[float]]:
+    allreduce._bytes_sent = lambda: 0  # type: ignore[assignment]
+    inputs, finite = [], []
+    sides = allreduce.collectives
+
+    def watched(gradient: torch.Tensor) -> dict[str, allreduce.Side]:
+        def watch(side: allreduce.Side) -> allreduce.Side:
+            def run(index: int) -> None:
+                inputs.append(float(gradient.double().sum()))
+                side(index)
+                finite.append(bool(gradient.isfinite().all()))
+
+            return run
+
+        return {name: watch(side) for name, side in sides(gradient).items()}
+
+    allreduce.collectives = watched
+    allreduce._measure(0.01, 20, False, path)
+    return all(finite), sorted(set(inputs))
+
+
+def test_every_round_begins_with_the_same_gradient_and_needs_no_count(tmp_path: Path) -> None:
+    path = tmp_path / "allreduce.json"
+    for finite, inputs in ranks.run(2, _uncounted, str(path), over=True):
+        assert finite
+        assert len(inputs) == 1
+    assert json.loads(path.read_text())["all_reduce"]["lowprec 8"]["of_float32"] is None

@@ -116,6 +116,70 @@ def test_bytes_are_those_of_the_formula() -> None:
             assert sent / float32 == pytest.approx((word_length / 8 + 1 / 256) / 4, rel=0.001)
 
 
+SEVERAL = (10, 255, 3, 256, 1000, 70_001)
+
+
+def packed_bytes(count: int, word_length: int) -> int:
+    """What a rank sends of ``SEVERAL``, padding included: twice, to every other rank, codes, exponents and floats."""
+    blocks = -(-sum(-(-size // 256) for size in SEVERAL if size >= 256) // count)
+    floats = -(-sum(size for size in SEVERAL if size < 256) // count)
+    codes, exponents, plain = blocks * 32 * word_length, -(-blocks // 16) * 16, -(-4 * floats // 16) * 16
+    return 2 * (count - 1) * (codes + exponents + plain)
+
+
+def _several(rank: int) -> dict[Any, Any]:
+    results: dict[Any, Any] = {}
+    for word_length in WORD_LENGTHS:
+        run = Exchange(word_length, "stochastic", None)
+        run.run([Gradient(gradient(rank, size), *keys(1, 0, rank)) for size in SEVERAL])
+        results[word_length] = run.traffic.bytes_sent
+    run = Exchange(16, "stochastic", None)
+    small = [gradient(rank, 250) for _ in range(60)]
+    run.run([Gradient(x, *keys(1, 0, rank)) for x in small])
+    results["small"] = run.traffic.bytes_sent / run.traffic.float32_bytes
+    alone = comm.all_reduce(gradient(rank, 250))
+    results["alike"] = all(torch.equal(x, alone) for x in small)  # whichever rank sums it
+    results["digest"] = alone.tolist()
+    largest = torch.finfo(torch.float32).max
+    results["largest"] = comm.all_reduce(torch.full((200,), largest)).unique().tolist() == [largest]
+    results["beyond"] = comm.all_reduce(torch.full((200,), largest), "sum").unique().tolist()
+    return results
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_several_gradients_cost_what_the_formula_and_its_padding_say(count: int) -> None:
+    every = ranks.run(count, _several)
+    for results in every:
+        for word_length in WORD_LENGTHS:
+            assert results[word_length] == packed_bytes(count, word_length)
+        assert results["small"] == pytest.approx(1, rel=0.01)
+        assert results["alike"]
+        assert results["digest"] == every[0]["digest"]
+        assert results["largest"]
+        assert results["beyond"] == [float("inf")]
+
+
+def _refused(rank: int) -> list[str]:
+    said = []
+    for call in (
+        lambda: comm.reduce_scatter(torch.zeros(20, 30).t(), torch.zeros(1200)),
+        lambda: comm.reduce_scatter(torch.zeros(600).double(), torch.zeros(1200)),
+        lambda: comm.all_gather(torch.zeros(1200).double(), torch.zeros(600)),
+    ):
+        with pytest.raises(ValueError) as info:  # noqa: PT011
+            call()
+        said.append(str(info.value))
+    return said
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_anything_is_sent() -> None:
+    for strides, *dtypes in ranks.run(2, _refused):
+        assert "output of strides (1, 30) is not contiguous: make it so" in strides
+        assert all(
+            "float16 tensors can travel in fixed-point, not torch.float64: convert it" in said for said in dtypes
+        )
+
+
 def test_bad_arguments() -> None:
     x = torch.zeros(300)
     with pytest.raises(ValueError, match=r"word_length=10 is not one of \(4, 8, 12, 16\)"):

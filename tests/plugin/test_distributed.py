@@ -11,8 +11,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor
+from lowprec_plugin import plugin as plugin_module
 from tests.comm import ranks
 from tests.plugin import users
 
@@ -26,6 +28,7 @@ class Said(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         wire = trainer.precision_plugin.wire
         self.report, self.said = (wire.report(), str(wire)) if wire else (None, "")
+        self.residuals, self.step = (sorted(wire._residuals), wire.step) if wire else ([], 0)
 
 
 def fit(
@@ -37,11 +40,11 @@ def fit(
     }  # fmt: skip
     trainer_options = given.pop("trainer", {})
     seed_everything(0)
-    said, module = Said(), users.Regressor()
+    said, module = Said(), given.pop("module", None) or users.Regressor()
     callbacks: list[Callback] = [said, *given.pop("callbacks", [])]
     if folder:
         callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1))
-    plugin = FixedPointPrecision(**given)
+    plugin = given.pop("plugin", None) or FixedPointPrecision(**given)
     trainer = Trainer(
         accelerator="cpu", devices=2, max_epochs=epochs, logger=False, enable_progress_bar=False,
         enable_checkpointing=folder is not None, callbacks=callbacks, plugins=plugin,
@@ -54,7 +57,8 @@ def fit(
         planes += [plane.clone() for plane in param.blocks.planes]
     trainer.test(module, users.vectors(), verbose=False)
     assert plugin.wire is None  # nothing travels in a test
-    return {"planes": planes, "report": said.report, "said": said.said}
+    held = {"residuals": said.residuals, "step": said.step}
+    return {"planes": planes, "report": said.report, "said": said.said, **held}
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -127,17 +131,93 @@ def test_a_run_goes_on_from_its_checkpoint_after_a_rank_was_killed(tmp_path: Pat
         assert same(restarted, straight)
 
 
-def _refused(rank: int) -> str:
-    try:
-        fit(rank, seed=rank)
-    except ValueError as error:
-        return str(error)
-    return "nothing"
+DISAGREE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "seed": ({"seed": 0}, {"seed": 1}, "seed: rank 0 has 0, rank 1 has 1"),
+    "word length": ({}, {"comm_word_length": None}, "comm_word_length: rank 0 has 'auto', rank 1 has None"),
+    "compute": ({"compute_dtype": "bfloat16"}, {}, "compute_dtype: rank 0 has 'bfloat16', rank 1 has 'float32'"),
+    "kept": ({}, {"keep_float": "*.bias"}, "keep_float: rank 0 has [], rank 1 has ['*.bias']"),
+    "feedback": (
+        {"comm_word_length": 8}, {"comm_word_length": 8, "comm_error_feedback": True},
+        "comm_error_feedback: rank 0 has False, rank 1 has True",
+    ),
+}  # fmt: skip
 
 
-def test_ranks_with_other_seeds_are_refused() -> None:
+def _refused(rank: int) -> dict[str, str]:
+    said = {}
+    for name, (*given, _) in DISAGREE.items():
+        try:
+            fit(rank, **given[rank])
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+def test_ranks_with_other_arguments_are_refused_by_every_rank() -> None:
     for said in ranks.run(2, _refused):
-        assert "disagree on seed: rank 0 has 0, rank 1 has 1" in said
+        for name, (*_, message) in DISAGREE.items():
+            assert f"the ranks disagree on {message}" in said[name]
+
+
+class Freezing(users.Regressor):
+    """Freezes a layer where DDP has wrapped the module already."""
+
+    def configure_optimizers(self) -> Any:
+        self.net[0].requires_grad_(False)
+        return torch.optim.AdamW([param for param in self.parameters() if param.requires_grad], 1e-2)
+
+
+def halved(state: Any, bucket: Any) -> Any:
+    """A hook of a user's."""
+    raise AssertionError("Lightning does not register it on the CPU")
+
+
+def _users(rank: int) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    lines: list[str] = []
+    plugin_module.rank_zero_info = lines.append  # type: ignore[assignment]
+    frozen = fit(rank, module=Freezing(), trainer={"strategy": "ddp_find_unused_parameters_true"})
+    said["frozen"], said["frozen planes"] = frozen["said"], frozen["planes"]
+    lines.clear()
+    hooked = fit(rank, trainer={"strategy": DDPStrategy(ddp_comm_hook=halved)})
+    said["hook"], said["hook log"] = hooked["said"], "".join(lines)
+    with pytest.raises(ValueError, match=r"ddp_comm_hook of its own \(halved\) beside comm_word_length=8: drop one"):
+        fit(rank, comm_word_length=8, trainer={"strategy": DDPStrategy(ddp_comm_hook=halved)})
+    lines.clear()
+    plugin, module = FixedPointPrecision(comm_word_length=8, comm_error_feedback=True), users.Regressor()
+    first, watch = fit(rank, plugin=plugin, module=module), Watch()
+    fit(rank, plugin=plugin, module=module, callbacks=[watch])
+    said["first"], said["second"] = (first["residuals"], first["step"]), (watch.residuals, watch.step)
+    said["traffic lines"] = sum("bytes sent per step" in line for line in lines)
+    return said
+
+
+class Watch(Callback):
+    """What the wire holds when training begins."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        wire = trainer.precision_plugin.wire
+        self.residuals, self.step = sorted(wire._residuals), wire.step
+
+
+def test_what_users_do_around_the_wire() -> None:
+    one, other = ranks.run(2, _users)
+    assert "net.2.weight, net.2.bias" in one["frozen"]
+    assert "net.0" not in one["frozen"]
+    assert all(torch.equal(a, b) for a, b in zip(one["frozen planes"], other["frozen planes"], strict=True))
+    assert one["hook"] == ""
+    why = "as floats, and not through halved, the strategy's own ddp_comm_hook, which Lightning registers on CUDA only"
+    assert why in one["hook log"]
+    assert one["first"] == one["second"]
+    assert one["first"][0] == ["net.0.weight"]
+    assert one["first"][1] > 0
+    assert one["traffic lines"] == 2
+
+
+@pytest.mark.parametrize("word_length", ["auto", 16, 12, None])
+def test_error_feedback_is_for_few_bits(word_length: Any) -> None:
+    with pytest.raises(ValueError, match=r"comm_error_feedback=True .* use comm_word_length=8 or 4"):
+        FixedPointPrecision(comm_word_length=word_length, comm_error_feedback=True)
 
 
 @pytest.mark.parametrize("word_length", [0, 5, 24, True])

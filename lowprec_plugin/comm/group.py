@@ -1,0 +1,41 @@
+"""A process group and a thread for gradients alone, so that their order does not mix with other collectives'."""
+
+from __future__ import annotations
+
+import weakref
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from lowprec_plugin.comm.worker import Worker
+
+_groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
+_workers: weakref.WeakKeyDictionary[dist.ProcessGroup, weakref.ref[Worker]] = weakref.WeakKeyDictionary()
+
+
+def own_group(group: dist.ProcessGroup, device: torch.device) -> tuple[dist.ProcessGroup, Worker]:
+    """A group of the ranks, backend and time-out of ``group``, and the thread that does its exchanges.
+
+    Called by every rank of ``group``, and by no others. Every model of one group gets the same: a new group for each
+    would stay behind, since torch names groups by their ranks and number, and a name that comes again after a group
+    was destroyed finds the store's entries of the old one. The thread ends when nobody holds its worker.
+    """
+    if group not in _groups:
+        # torch has no public name for a group's time-out.
+        options = getattr(group._get_backend(device), "options", None)
+        timeout: timedelta | None = getattr(options, "_timeout", None)
+        made = dist.new_group(
+            dist.get_process_group_ranks(group),
+            timeout=timeout,
+            backend=dist.get_backend(group),
+            use_local_synchronization=True,  # ranks of other groups are elsewhere, or make theirs
+        )
+        assert isinstance(made, dist.ProcessGroup)
+        _groups[group] = made
+    own = _groups[group]
+    worker = _workers[own]() if own in _workers else None
+    if worker is None:
+        worker = Worker("lowprec wire")
+        _workers[own] = weakref.ref(worker)
+    return own, worker
