@@ -174,6 +174,10 @@ def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source, sizes = args[0], args[1]
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    if called_by("torch.distributed.tensor._api"):  # to be scattered, by an operation that looks past this class
+        raise ValueError(
+            "a fixed-point tensor cannot be distributed: shard a module (parallelize_module) before optim.quantize_"
+        )
     if not isinstance(source, FixedPointTensor) or not _has_rows(source) or dim % source.dim() != 0:
         return _view(func, args, kwargs)
     rows = source.shape[0]

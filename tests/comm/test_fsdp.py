@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lowprec_plugin import comm, optim
+from lowprec_plugin.comm.fsdp import release
 from tests.comm import ranks
 
 
@@ -141,3 +142,29 @@ def test_refusals() -> None:
         assert "word_length=5" in said[1]
         assert "no part of this Linear is sharded: call fully_shard on it first" in said[2]
         assert "rounding='up'" in said[3]
+
+
+def _evaluated(rank: int) -> Any:
+    sharded = model()
+    state = comm.FSDPState(sharded)
+    gradients(sharded)
+    before = state.report()
+    sharded.eval()
+    with torch.no_grad():
+        for _ in range(3):
+            sharded(batch())
+    after = state.report()
+    release(sharded)
+    exact = model()
+    exact.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+    exact[0].set_force_sum_reduction_for_comms(True)
+    same = all(torch.equal(a, b) for a, b in zip(gradients(sharded), gradients(exact), strict=True))
+    return before, after, same, str(state)
+
+
+def test_evaluation_is_not_counted_and_a_released_wire_carries_floats() -> None:
+    for before, after, same, said in ranks.run(2, _evaluated):
+        assert before == after
+        assert before["weight_bytes_sent_per_step"] > 0
+        assert same
+        assert said.startswith("as floats")
