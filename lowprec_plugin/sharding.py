@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from lowprec_plugin.tensor import FixedPointTensor
 
@@ -62,7 +62,7 @@ def place_of(tensor: DTensor) -> int:
     for dim, placement in enumerate(tensor.placements):
         if placement.is_replicate():
             continue
-        if not placement.is_shard(0):
+        if type(placement) is not Shard or placement.dim != 0:  # not the strided kind of tensor parallelism either
             raise ValueError(
                 f"a parameter of shape {tuple(tensor.shape)} is placed as {placement}: fixed-point blocks lie within "
                 "rows, so it can be sharded along dimension 0 only. Use Shard(0) and Replicate(), or keep_float for it"
