@@ -81,8 +81,11 @@ def work(rank, path, lr, variants):
 
 def table(path):
     runs = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    print("| ZeRO | variant | metric | float32 | variant's | difference | standard error | its own | equal? |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| ZeRO | variant | metric | float32 | variant's | difference | twins' error | its own | equal? "
+        "| by the twins alone? |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for stage in STAGES:
         for variant in [name for name in VARIANTS[2:] if any(each["variant"] == name for each in runs)]:
             for metric in ("accuracy", "loss"):
@@ -93,8 +96,8 @@ def table(path):
                 result = compare(*per_variant)
                 print(
                     f"| {stage} | {variant} | {metric} | {result.baseline:.5f} | {result.setting:.5f} "
-                    f"| {result.difference:+.5f} | {result.standard_error:.5f} | {result.own_error:.5f} "
-                    f"| {'yes' if result.equal else 'no'} |"
+                    f"| {result.difference:+.5f} | {result.twins_error:.5f} | {result.own_error:.5f} "
+                    f"| {'yes' if result.equal else 'no'} | {'yes' if result.equal_by_twins else 'no'} |"
                 )
 
 
