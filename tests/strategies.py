@@ -79,6 +79,24 @@ STRATEGIES: dict[str, tuple[Cell, ...]] = {
         Cell("as FSDP2", ()),
         Cell("as FSDP2", ()),
     ),
+    "DeepSpeed ZeRO 1, 2, 3": (
+        Cell(
+            "partitions of master weights and state",
+            ("deepspeed/test_adopt.py::test_no_float_of_a_partitions_size_outlives_the_step",),
+        ),
+        Cell(
+            "16 bits (or 12, 8, 4); weights in the engine's dtype",
+            ("deepspeed/test_adopt.py::test_gradients_travel_in_sixteen_bits",),
+        ),
+        Cell(
+            "DeepSpeed's; exact on as many processes; `zero_to_fp32`",
+            (
+                "deepspeed/test_adopt.py::test_resume_is_bit_for_bit",
+                "deepspeed/test_adopt.py::test_zero_to_fp32_gives_the_weights",
+            ),
+        ),
+        Cell("no offloading, none of its own optimizers", ("deepspeed/test_adopt.py::test_refusals_name_the_remedy",)),
+    ),
     "FSDP1 (`strategy=\"fsdp\"`)": (
         Cell("refused", ("plugin/test_model_parallel.py::test_fsdp1_is_refused_and_the_alternative_named",)),
         Cell("-", ()),
