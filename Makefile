@@ -35,7 +35,7 @@ $(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plu
 	touch $@
 
 $(VENV)/dev: $(VENV)/quickstart
-	$(BIN)/pip install -q -e ".[dev]"
+	DS_BUILD_OPS=0 $(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
 clean:
