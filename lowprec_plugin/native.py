@@ -18,7 +18,7 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
-_ABI = 3
+_ABI = 4
 FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -73,6 +73,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     for name, arguments, result in (
         ("lowprec_quantize", [items, i64, i32, i32], None),
         ("lowprec_dequantize", [items, i64, i32], None),
+        ("lowprec_round", [items, i64, i32, i32], None),
         ("lowprec_update", [i32, items, i64, i32, i32], None),
         ("lowprec_first_nonfinite", [items, i64, i32], i64),
     ):
@@ -148,6 +149,24 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     item.rows, item.row_length = rows_of(blocks.codes.shape)
     _fill(item.stores[0], blocks, format)
     library().lowprec_dequantize(items, 1, torch.get_num_threads())
+
+
+def rounded(
+    x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
+) -> int:
+    """Write to ``out`` the numbers of ``format`` that ``x`` is rounded to; both float32. Returns the saturated ones."""
+    items = (Item * 1)()
+    item = items[0]
+    item.grad, item.grad_type, item.bits = x.data_ptr(), FLOAT_TYPES[x.dtype], _pointer(bits)
+    item.out, item.out_type = out.data_ptr(), FLOAT_TYPES[out.dtype]
+    item.rows, item.row_length = rows_of(x.shape)
+    item.key = key
+    store = item.stores[0]
+    store.exponents = out.data_ptr() if format.dynamic else None  # which of the two it is; nothing is written there
+    store.word_length, store.block_size = format.word_length, format.block_size
+    store.exponent = 0 if format.dynamic else format.static_exponent
+    library().lowprec_round(items, 1, stochastic, torch.get_num_threads())
+    return int(item.saturated)
 
 
 def update(

@@ -161,6 +161,54 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, dtype: torch.dtype = to
     return out.to(dtype)
 
 
+def rounded(
+    x: Tensor,
+    format: FixedPointFormat,
+    *,
+    rounding: str = "nearest",
+    key: int = 0,
+    bits: Tensor | None = None,
+    saturated: Tensor | None = None,
+) -> Tensor:
+    """The numbers of ``format`` that :func:`quantize` and :func:`dequantize` would make of ``x``, in one pass.
+
+    What is not finite stays what it is.
+
+    Args:
+        x: float32, any shape; for a static format float64 too, which is rounded once, straight to its codes.
+        rounding, key, bits: as for :func:`quantize`.
+        saturated: int64 of one element on ``x``'s device, to which the number of saturated elements is added. Nothing
+            waits for the device.
+
+    Returns:
+        a new float32 tensor.
+    """
+    check_rounding(rounding)
+    assert x.dtype == torch.float32 or (x.dtype == torch.float64 and not format.dynamic), (x.dtype, str(format))
+    assert not format.squared, format
+    x = x.detach().contiguous()
+    if x.numel() == 0:
+        return x.float()
+    stochastic = rounding == "stochastic"
+    backend = "reference" if x.dtype == torch.float64 else backend_for(x.device)
+    out = torch.empty_like(x, dtype=torch.float32)
+    if backend == "native":
+        count: int | Tensor = native.rounded(
+            x, format, out, stochastic=stochastic, key=key, bits=bits if stochastic else None
+        )
+    elif backend == "triton":
+        from lowprec_plugin import kernels
+
+        count = kernels.rounded(x, format, out, stochastic=stochastic, key=key, bits=bits)
+    else:
+        if stochastic and bits is None:
+            bits = random_bits(key, *rows_of(x.shape), 0, x.device)
+        out, count = reference.rounded(x, format, bits if stochastic else None)
+    if saturated is not None:
+        saturated += count
+    return out
+
+
 def update_(
     algorithm: Algorithm,
     grads: Sequence[Tensor],

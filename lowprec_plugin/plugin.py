@@ -12,18 +12,19 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowprec_plugin import wire
-from lowprec_plugin.casting import casts_share_codes
 from lowprec_plugin.comm import DDPState, FSDPState
 from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.computing import ComputeDtype, Computing
 from lowprec_plugin.describe import as_text, describe
+from lowprec_plugin.emulation import Emulation
 from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.inside import Inside
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings
@@ -35,9 +36,6 @@ from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
 from lowprec_plugin.wiring import Wiring, connect_wire
-
-ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
-_COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
 
 
 class FixedPointPrecision(Precision):
@@ -68,6 +66,9 @@ class FixedPointPrecision(Precision):
         keep_float: parameters to leave alone: names or shell patterns such as ``"head.*"``.
         ramp: widens the words while training: see :class:`WordLengthRamp`. State follows unless ``state_word_length``
             pins it, and gradients between processes do with ``comm_word_length="auto"``.
+        emulation: round layer outputs and back-propagated errors too, as fixed-point hardware would: see
+            :class:`Emulation`. Needs ``compute_dtype=torch.float32``.
+        activation_word_length: bits of the activations that are kept for the backward pass; ``None``: floats.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
         seed: keys the random bits of the rounding.
 
@@ -88,6 +89,8 @@ class FixedPointPrecision(Precision):
         compute_dtype: ComputeDtype = torch.float32,
         keep_float: Iterable[str] = (),
         ramp: WordLengthRamp | None = None,
+        emulation: Emulation | None = None,
+        activation_word_length: int | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
@@ -113,18 +116,27 @@ class FixedPointPrecision(Precision):
         self.keep_float = patterns_of(keep_float)
         check_integer(seed, "seed")
         self.seed = seed
-        compute = _COMPUTE.get(compute_dtype, compute_dtype) if isinstance(compute_dtype, str) else compute_dtype
-        if compute not in _COMPUTE.values():
-            raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {', '.join(_COMPUTE)}")
-        self._autocast = compute == "bf16-mixed"
-        self._dtype: torch.dtype = torch.float32 if self._autocast else compute  # type: ignore[assignment]
+        self._computing = Computing(compute_dtype)
         # What Lightning and its callbacks read: the arithmetic, which is float, not the storage.
-        self.precision = "bf16-mixed" if self._autocast else "32-true" if compute == torch.float32 else "bf16-true"
+        self.precision = self._computing.precision
+        if emulation is not None and self.precision != "32-true":
+            raise ValueError(f"compute_dtype={compute_dtype!r} rounds to bfloat16 too: emulation needs torch.float32")
+        self._inside_settings = (emulation, activation_word_length)
+        #: Emulation and kept activations at work, with what they counted; ``None`` without either.
+        self.inside = self._make_inside(0, 0)
+        self._network: nn.Module | None = None
         self._device_type = "cpu"
         self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []
         self._said_traffic = False
         self._wire_before: DDPState | FSDPState | None = None
+
+    def _make_inside(self, rank: int, step: int) -> Inside | None:
+        if self._inside_settings == (None, None):
+            return None
+        inside = Inside(*self._inside_settings, rounding=self.rounding, seed=self.seed, rank=rank)
+        inside.step = step
+        return inside
 
     @property
     def skipped_steps(self) -> int:
@@ -140,11 +152,11 @@ class FixedPointPrecision(Precision):
             self.format,
             rounding=self.rounding,
             keep_float=self.keep_float,
-            dtype=self._dtype,
+            dtype=self._computing.dtype,
             seed=self.seed,
         )
-        if self._dtype != torch.float32:  # after the weights, whose values need not be rounded twice
-            module.to(self._dtype)
+        if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
+            module.to(self._computing.dtype)
         return module
 
     def connect(
@@ -171,8 +183,12 @@ class FixedPointPrecision(Precision):
         )  # fmt: skip
         between_processes = between_processes and bool(optimizers)
         self.wire, said = connect_wire(model, wiring, self._wire_before) if between_processes else (None, "")
+        self._network = inner
+        if self.inside is not None:
+            self.inside = self._make_inside(dist.get_rank() if dist.is_initialized() else 0, self.inside.step)
+        inside = "" if self.inside is None else f"\n{self.inside}"
         shard = ", of shards those of the first rank" if isinstance(self.wire, FSDPState) else ""
-        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self._kept, said)}")
+        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self._kept, said)}{inside}")
         return model, optimizers, lr_schedulers
 
     def _terms(self) -> dict[str, Any]:
@@ -181,13 +197,10 @@ class FixedPointPrecision(Precision):
             "package version": __version__, "seed": self.seed, "weights": str(self.format),
             **{name: str(value) for name, value in self._settings.items()},
             "comm_word_length": self.comm_word_length, "comm_error_feedback": self.comm_error_feedback,
-            "compute_dtype": self._computing, "keep_float": self.keep_float,
+            "compute_dtype": str(self._computing), "keep_float": self.keep_float,
+            "emulation": str(self._inside_settings[0]), "activation_word_length": self._inside_settings[1],
             "ramp": None if self.ramping is None else str(self.ramping.ramp),
         }  # fmt: skip
-
-    @property
-    def _computing(self) -> str:
-        return "bf16-mixed" if self._autocast else str(self._dtype).removeprefix("torch.")
 
     def _auto_wire(self) -> int:
         return 16 if self.ramping is None else wire_word_length(self.format.word_length)
@@ -249,31 +262,42 @@ class FixedPointPrecision(Precision):
 
     def tensor_init_context(self) -> AbstractContextManager[None]:
         """The dtype in which user code creates tensors."""
-        return nullcontext() if self._dtype == torch.float32 else _default_dtype(self._dtype)
+        return self._computing.creation()
 
     def module_init_context(self) -> AbstractContextManager[None]:
         """The dtype in which modules are made: float32, so that a checkpoint's weights come through exactly."""
         return nullcontext()
 
-    @contextmanager
-    def forward_context(self) -> Generator[None, None, None]:
+    def forward_context(self) -> AbstractContextManager[None]:
         """Around every forward: autocast, or the compute dtype as default."""
-        if self._autocast:
-            with casts_share_codes(), _no_fast_path(), torch.autocast(self._device_type, dtype=torch.bfloat16):
-                yield
-        else:
-            with self.tensor_init_context():
-                yield
+        return self._computing.forward(self._device_type)
+
+    @contextmanager
+    def train_step_context(self) -> Generator[None, None, None]:
+        """Around a training step's forward."""
+        with self.forward_context(), self._within(training=True):
+            yield
+
+    @contextmanager
+    def _evaluation_context(self) -> Generator[None, None, None]:
+        with self.forward_context(), self._within(training=False):
+            yield
+
+    val_step_context = test_step_context = predict_step_context = _evaluation_context
+
+    def _within(self, *, training: bool) -> AbstractContextManager[None]:
+        if self.inside is None or self._network is None:
+            return nullcontext()
+        return self.inside.training(self._network) if training else self.inside.evaluating(self._network)
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass; what it computes again (activation checkpointing) is emulated again."""
+        with nullcontext() if self.inside is None else self.inside.backward():
+            super().backward(*args, **kwargs)
 
     def convert_input(self, data: Any) -> Any:
         """Cast floating-point inputs to the compute dtype."""
-        if self._dtype == torch.float32:
-            return data
-
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
-
-        return apply_to_collection(data, dtype=Tensor, function=cast)
+        return self._computing.inputs(data)
 
     def convert_output(self, data: Any) -> Any:
         """Refuse Fabric, which accepts any Precision: only it calls this, after each forward pass.
@@ -294,7 +318,10 @@ class FixedPointPrecision(Precision):
             "seed": self.seed,
             "skipped_steps": [optimizer.fixed_point.skipped_steps for optimizer in self._optimizers],
             "wire": None if self.wire is None else self.wire.state_dict(),
+            "emulation": str(self._inside_settings[0]),
+            "activation_word_length": self._inside_settings[1],
             "ramp": None if self.ramping is None else self.ramping.state_dict(),
+            "inside": None if self.inside is None else self.inside.state_dict(),
             # In-place roundings so far: they key the random bits of optimizers without a fused update.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
         }
@@ -314,26 +341,7 @@ class FixedPointPrecision(Precision):
             )
         if self.ramping is not None and state_dict.get("ramp") is not None:
             self.ramping.load_state_dict(state_dict["ramp"])
+        if self.inside is not None and state_dict.get("inside") is not None:
+            self.inside.load_state_dict(state_dict["inside"])
         if self.wire is not None and state_dict.get("wire") is not None:
             self.wire.load_state_dict(state_dict["wire"])
-
-
-@contextmanager
-def _no_fast_path() -> Generator[None, None, None]:
-    """Keep attention's fused inference out: it reads weights below autocast, in float32, beside bfloat16 inputs."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Generator[None, None, None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -90,6 +90,27 @@ def quantize_roots(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> 
     return Blocks(*pack(code.reshape(shape), format), exponent.reshape(rows, count).to(torch.int8)), saturated
 
 
+def rounded(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> tuple[Tensor, int]:
+    """The numbers of ``format`` that ``x`` is rounded to, as float32, without storing them; what is not finite stays.
+
+    Args:
+        x: float32 of any shape; for a static format float64 too, which is rounded once, straight to its codes.
+        bits: int32 of shape ``(rows, row_length)``, or ``None`` to round to nearest.
+
+    Returns:
+        the numbers, and how many elements were out of range and saturated.
+    """
+    finite = x.isfinite()
+    kept = torch.where(finite, x, 0.0)
+    if format.dynamic:
+        blocks, saturated = quantize(kept.float(), format, bits)
+        return torch.where(finite, dequantize(blocks, format), x.float()), saturated
+    exponent = torch.tensor(format.static_exponent)
+    code, saturated = _round_saturating(kept.reshape(rows_of(x.shape)), exponent, format, bits)
+    value = (code.double() * _power_of_two(exponent)).float().reshape(x.shape)
+    return torch.where(finite, value, x.float()), saturated
+
+
 def _round_saturating(x: Tensor, exponent: Tensor, format: FixedPointFormat, bits: Tensor | None) -> tuple[Tensor, int]:
     scaled = x.double() * _power_of_two(-exponent)
     low, high = float(format.min_code), float(format.max_code)

@@ -367,15 +367,43 @@ static void store_codes(const lowprec_store &s, int64_t at, int64_t n, const int
     }
 }
 
+// Takes a static format's numbers into its range, infinities included. Returns how many were out of it.
+static int64_t clamp_block(float *__restrict x, int64_t n, int32_t exponent, int32_t max_code) {
+    const float high = (float)max_code * power_of_two(exponent);
+    const float low = -(float)(max_code + 1) * power_of_two(exponent);  // -infinity in the widest format: then no bound
+    const float lowest = low < -FLOAT_MAX ? -FLOAT_MAX : low;
+    int32_t saturated = 0;
+    for (int64_t j = 0; j < n; j++) {
+        const float v = x[j];
+        saturated += (int32_t)(v > high) | (int32_t)(v < low);
+        x[j] = v > high ? high : v < lowest ? lowest : v;
+    }
+    return saturated;
+}
+
 // Rounds one block and writes it. x is padded to whole groups with zeros, and may be changed; `largest` is
 // largest_bits(x, n). Returns how many saturated.
 static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_t *exponent_out, float *x,
                             uint32_t largest, randomness random) {
     alignas(64) int32_t code[MAX];
     const int32_t max_code = (1 << (s.word_length - 1)) - 1;
+    const bool fast = s.word_length <= 16 && (!random.stochastic || (!random.given && one_key(random.counter, n)));
+    alignas(64) uint32_t mixed[MAX / 2];
+    if (fast && random.stochastic && !random.mixed) {
+        mix_words(random.key, random.counter, n, mixed);
+        random.mixed = mixed;
+    }
     if (!exponent_out) {
-        const int64_t saturated = round_block_wide(x, n, s.exponent, -max_code - 1, max_code, random, code);
-        store_codes(s, at, n, code);
+        if (!fast) {
+            const int64_t saturated = round_block_wide(x, n, s.exponent, -max_code - 1, max_code, random, code);
+            store_codes(s, at, n, code);
+            return saturated;
+        }
+        const int64_t saturated = clamp_block(x, n, s.exponent, max_code);
+        if (s.word_length > 8)
+            round_into(x, n, s.exponent, false, random, (int16_t *)s.codes + at);
+        else
+            round_into(x, n, s.exponent, false, random, (int8_t *)s.codes + at);
         return saturated;
     }
     if (largest >= INFINITE) {  // an overflow saturates; the caller has refused NaN
@@ -392,13 +420,7 @@ static int64_t encode_block(const lowprec_store &s, int64_t at, int64_t n, int8_
     int32_t e = exponent_for(largest, s.word_length, carry);
     const bool doubtful = carry || e == MIN_EXPONENT;
     int64_t saturated = 0;
-    const bool fast = !random.stochastic || (!random.given && one_key(random.counter, n));
-    if (s.word_length <= 16 && e < max_exponent(s.word_length) && fast) {
-        alignas(64) uint32_t mixed[MAX / 2];
-        if (random.stochastic && !random.mixed) {
-            mix_words(random.key, random.counter, n, mixed);
-            random.mixed = mixed;
-        }
+    if (fast && e < max_exponent(s.word_length)) {
         if (s.word_length > 8) {
             int16_t *out = (int16_t *)s.codes + at;
             const int32_t top = round_into(x, n, e, s.squared, random, out);
@@ -804,6 +826,41 @@ static void dequantize_chunks(lowprec_item &item, int64_t begin, int64_t end) {
             for (int64_t j = 0; j < c.n; j++) out[j] = out[j] <= 1.84467429741979238e19f ? out[j] * out[j] : FLOAT_MAX;
         if (item.out_type == LOWPREC_BFLOAT16) store_bfloat16(x, c.n, (uint16_t *)item.out + c.at);
     }
+}
+
+// Floats to the format's nearest numbers and back to floats, chunk by chunk; of the store only its format is used, and
+// that `exponents` is null for a static one. What is not finite passes through.
+static void round_chunks(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    alignas(64) float x[MAX];
+    alignas(64) int16_t codes[MAX];
+    alignas(64) uint8_t low[MAX];
+    int8_t exponents[MAX];
+    lowprec_item local = item;
+    lowprec_store &s = local.stores[0];
+    s.codes = codes;
+    s.low = s.word_length > 16 ? low : nullptr;
+    s.exponents = s.exponents ? exponents : nullptr;
+    int64_t saturated = 0;
+    const chunks all_chunks(item);
+    for (int64_t index = begin; index < end; index++) {
+        chunk c = all_chunks.at(index);
+        const float *in = (const float *)item.grad + c.at;
+        float *out = (float *)item.out + c.at;
+        memcpy(x, in, (size_t)c.n * 4);
+        uint32_t largest = largest_bits(x, c.n);
+        const bool finite = largest < INFINITE;
+        if (!finite) {
+            for (int64_t j = 0; j < c.n; j++) x[j] = (bits_of(x[j]) & 0x7FFFFFFFu) < INFINITE ? x[j] : 0;
+            largest = largest_bits(x, c.n);
+        }
+        local.bits = item.bits ? item.bits + c.at : nullptr;
+        c.at = c.block = 0;
+        saturated += encode(local, 0, c, x, largest, stochastic);
+        decode(s, c, finite ? out : x);
+        if (!finite)
+            for (int64_t j = 0; j < c.n; j++) out[j] = (bits_of(in[j]) & 0x7FFFFFFFu) < INFINITE ? x[j] : in[j];
+    }
+    __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
 }
 
 static bool finite_chunks(const lowprec_item &item, int64_t begin, int64_t end) {

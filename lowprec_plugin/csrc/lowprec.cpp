@@ -152,6 +152,12 @@ void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads) {
     share(work, threads);
 }
 
+void lowprec_round(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
+    job work(items, count, false);
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->round(items[i], begin, end, stochastic != 0); };
+    share(work, threads);
+}
+
 void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
     job work(items, count, false);
     work.run = [=](int64_t i, int64_t begin, int64_t end) {

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { LOWPREC_ABI = 3, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
+enum { LOWPREC_ABI = 4, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
 enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2 };
 enum { LOWPREC_SGD = 0, LOWPREC_MOMENTUM = 1, LOWPREC_ADAM = 2, LOWPREC_LION = 3 };
 
@@ -67,6 +67,7 @@ LOWPREC_API const char *lowprec_isa(void);
 LOWPREC_API int32_t lowprec_select(const char *isa);  // "baseline", "avx2", "avx512": 0 if this machine has it
 LOWPREC_API void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads);
+LOWPREC_API void lowprec_round(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads);  // an index, or -1
 LOWPREC_API void lowprec_wire_round(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads);
@@ -79,6 +80,7 @@ struct lowprec_kernels {
     const char *name;
     void (*quantize)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     void (*dequantize)(lowprec_item &, int64_t begin, int64_t end);
+    void (*round)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     void (*update)(int32_t algorithm, lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     bool (*finite)(const lowprec_item &, int64_t begin, int64_t end);
     void (*wire_round)(const lowprec_piece &, int64_t begin, int64_t end, const lowprec_wire &);

@@ -49,6 +49,15 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     convert.dequantize(blocks, format, out)
 
 
+def rounded(
+    x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
+) -> Tensor:
+    """Write to ``out`` the numbers of ``format`` that ``x`` is rounded to; both float32. Returns the saturated ones."""
+    from lowprec_plugin.kernels import convert
+
+    return convert.rounded(x, format, out, stochastic=stochastic, key=key, bits=bits)
+
+
 def update(
     algorithm: Algorithm,
     grads: Sequence[Tensor],

@@ -14,6 +14,7 @@ from lowprec_plugin.kernels.random import ALONE, random_bits
 from lowprec_plugin.kernels.rounding import (
     FLOAT32_MAX,
     HUGE,
+    INFINITE,
     bfloat16_bits,
     compiled,
     count_saturated,
@@ -95,6 +96,40 @@ def dequantize_kernel(
         tl.store(out + at, value, mask=mask)
 
 
+@triton.jit(do_not_specialize=_RUNTIME)
+def round_kernel(
+    x,
+    out,
+    bits,
+    saturated,
+    rows: tl.int64,
+    row_length: tl.int64,
+    first_row: tl.int64,
+    key: tl.int64,
+    exponent: tl.int32,
+    FORMAT: tl.constexpr,
+    TILING: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
+    """Write to ``out`` what float32 ``x`` would be read back as once stored; what is not finite passes through."""
+    place = locate(tl.program_id(0), rows.to(tl.int64), row_length.to(tl.int64), first_row.to(tl.int64), TILING)
+    at, mask, _, _, counter = place
+    given = tl.load(x + at, mask=mask, other=0.0)
+    finite = (given.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < INFINITE
+    value = tl.where(finite, given, 0.0)
+    drawn = 0
+    if STOCHASTIC:
+        if bits is None:
+            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
+        else:
+            drawn = tl.load(bits + at, mask=mask, other=0)
+    largest = largest_bits(value)
+    code, chosen = encode(value, largest, drawn, exponent, FORMAT, STOCHASTIC)
+    tl.store(out + at, tl.where(finite, code.to(tl.float32) * power_of_two(chosen), given), mask=mask)
+    count = count_saturated(value, tl.max(largest) >= HUGE, exponent, mask, FORMAT)
+    tl.atomic_add(saturated + tl.zeros_like(count), count.to(tl.int64), mask=count > 0, sem="relaxed")
+
+
 def quantize(
     x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
 ) -> int:
@@ -132,3 +167,27 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
             TILING=tiling,
             **tiling.options(),
         )
+
+
+def rounded(
+    x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
+) -> Tensor:
+    """Write to ``out`` the numbers of ``format`` that ``x`` is rounded to; both float32. Returns the saturated ones."""
+    tiling, programs = tiling_of(x.shape, format.block_size, 0, _WARPS)
+    saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
+    with torch.cuda.device_of(x):
+        round_kernel[(programs,)](
+            x,
+            out,
+            bits,
+            saturated,
+            *rows_of(x.shape),
+            0,
+            signed(key),
+            radix(format),
+            FORMAT=compiled(format),
+            TILING=tiling,
+            STOCHASTIC=stochastic,
+            **tiling.options(),
+        )
+    return saturated

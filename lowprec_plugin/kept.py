@@ -1,0 +1,146 @@
+"""Activations that autograd keeps for the backward pass, held in fixed-point codes until it needs them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lowprec_plugin import ops
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.random_bits import key_of, stream_of, substream
+from lowprec_plugin.running import Running
+
+#: A tensor of fewer elements stays float: its codes save less than what holds them costs.
+SMALLEST = 1024
+#: A result that the backward pass keeps of an operation (not of the network's own making) stays float if its operand
+#: is this many times larger: a norm's means, attention's logarithms of sums. They are small, and all depends on them.
+STATISTIC = 8
+
+
+@dataclass
+class KeptBytes:
+    """What has been kept for backward passes so far.
+
+    Attributes:
+        stored: bytes of codes and exponents, each tensor once however many operations keep it.
+        as_float: what the same tensors take as they were.
+        left: bytes of activations that were left in float: small ones and statistics.
+    """
+
+    stored: int = 0
+    as_float: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class _Packed:
+    blocks: Blocks  # of one row: the elements as they lie in memory
+    format: FixedPointFormat
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def unpacked(self) -> Tensor:
+        return ops.dequantize(self.blocks, self.format, self.dtype).view(-1).as_strided(self.shape, self.stride)
+
+
+class KeptActivations:
+    """Packs what autograd saves inside a network into codes, each block of 256 with a radix point of its own.
+
+    Weights are not packed (theirs are codes already), nor integers, nor small tensors, nor statistics. A tensor that
+    several operations keep is stored once, as it is without packing.
+
+    Args:
+        word_length: bits of a kept number: 2 to 24.
+        rounding, seed: of the packing; the random bits are keyed by the step and by the order of keeping.
+
+    Attributes:
+        bytes: what has been kept so far.
+    """
+
+    def __init__(self, word_length: int, *, rounding: str = "stochastic", seed: int = 0, rank: int = 0) -> None:
+        self.format = FixedPointFormat(word_length)
+        ops.check_rounding(rounding)
+        self.rounding = rounding
+        self._stream = stream_of(seed, f"kept/{rank}")
+        self.bytes = KeptBytes()
+
+    def enter(self, inside: ExitStack, running: Running, step: int) -> None:
+        """Pack what is saved inside one outermost module, until ``inside`` is unwound."""
+        inside.enter_context(_Packing(self, running, step))
+
+    def key(self, place: str, step: int) -> int:
+        """Of the random bits of what is kept at ``place``."""
+        return key_of(substream(self._stream, place), step)
+
+
+class _Packing(saved_tensors_hooks):
+    def __init__(self, kept: KeptActivations, running: Running, step: int) -> None:
+        super().__init__(self._pack, self._unpack)
+        self._kept, self._running, self._step = kept, running, step
+        self._known: dict[Any, tuple[StorageWeakRef, Blocks]] = {}
+        self._last = 0  # elements of the operand that was kept last
+
+    def _pack(self, tensor: Tensor) -> Tensor | _Packed:
+        if type(tensor) is not Tensor or not tensor.is_floating_point() or _is_weight(tensor):
+            return tensor
+        operand = tensor.requires_grad
+        statistic = not operand and tensor.numel() * STATISTIC <= self._last
+        if operand:
+            self._last = tensor.numel()
+        if tensor.numel() < SMALLEST or statistic or tensor.dtype == torch.float64:
+            self._kept.bytes.left += tensor.nbytes
+            return tensor
+        if not _dense(tensor):
+            tensor = tensor.contiguous()
+        # Views of one tensor (a linear layer keeps a matrix of a batch of sequences) are one.
+        storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        where = (storage.cdata, tensor.storage_offset(), tensor.numel(), tensor._version, tensor.dtype)
+        if where not in self._known:
+            blocks = self._quantized(tensor)
+            if blocks is None:
+                self._kept.bytes.left += tensor.nbytes
+                return tensor
+            # The reference keeps the storage's address from being another's, not the storage.
+            self._known[where] = (storage, blocks)
+        blocks = self._known[where][1]
+        return _Packed(blocks, self._kept.format, tensor.dtype, tensor.shape, tensor.stride())
+
+    def _quantized(self, tensor: Tensor) -> Blocks | None:
+        """The elements in the order of memory, as one row; ``None`` if some are not finite."""
+        kept = self._kept
+        row = tensor.detach().as_strided((1, tensor.numel()), (tensor.numel(), 1))
+        if not bool(row.isfinite().all()):
+            return None
+        key = kept.key(self._running.next_place(), self._step)
+        blocks, _ = ops.quantize(row, kept.format, rounding=kept.rounding, key=key)
+        kept.bytes.stored += blocks.nbytes
+        kept.bytes.as_float += tensor.nbytes
+        return blocks
+
+    @staticmethod
+    def _unpack(packed: Tensor | _Packed) -> Tensor:
+        return packed if isinstance(packed, Tensor) else packed.unpacked()
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    base = tensor if tensor._base is None else tensor._base
+    return base.is_leaf and base.requires_grad
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a range of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

@@ -1,0 +1,114 @@
+"""Which modules of a network are running their forward: where emulation and narrow activations apply.
+
+What happens inside the forward of a module that holds parameters belongs to the network. What a training step computes
+around it, losses and metrics, does not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+
+@dataclass
+class _Frame:
+    module: int  # its id
+    name: str
+    call: int
+    operations: int = 0
+
+
+class Running:
+    """The running modules of one network, innermost last, and how often each has been called.
+
+    Args:
+        root: the network.
+        enter: called when an outermost module with parameters begins, given an ``ExitStack`` that is unwound when it
+            ends, by an exception too.
+    """
+
+    def __init__(self, root: nn.Module, enter: Callable[[ExitStack], None]) -> None:
+        self._names = {id(each): name for name, each in root.named_modules()}
+        self._enter = enter
+        self._calls: Counter[str] = Counter()
+        self._again: dict[int, Counter[str]] = {}  # calls within a backward pass, which is activation checkpointing
+        self._stack: list[_Frame] = []
+        self._inside = ExitStack()
+
+    @property
+    def module(self) -> str:
+        """The name of the innermost running module; empty for the network itself."""
+        return self._stack[-1].name
+
+    def next_place(self) -> str:
+        """A name for the next operation of the innermost module, the same in every step and when it is recomputed."""
+        frame = self._stack[-1]
+        frame.operations += 1
+        return f"{frame.name}/{frame.call}/{frame.operations}"
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        """A global forward pre-hook."""
+        name = self._names.get(id(module))
+        if name is None or (not self._stack and not _holds_parameters(module)) or _stands_in(module):
+            return
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise ValueError(
+                f"module {name!r} is compiled, and operations inside compiled code cannot be seen one by one: leave "
+                "torch.compile out, or emulation and activation_word_length"
+            )
+        call = self._count(name)
+        if not self._stack:
+            self._inside = ExitStack()
+            self._enter(self._inside)
+        self._stack.append(_Frame(id(module), name, call))
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A global forward hook, always called."""
+        if self._stack and self._stack[-1].module == id(module):
+            self._stack.pop()
+            if not self._stack:
+                self._inside.close()
+
+    def _count(self, name: str) -> int:
+        backward = torch._C._current_graph_task_id()
+        if backward == -1:
+            self._calls[name] += 1
+            return self._calls[name]
+        if self._calls[name] > 1:
+            raise ValueError(
+                f"module {name!r} ran {self._calls[name]} times in this step and is run again by activation "
+                "checkpointing: which of the calls is repeated cannot be told, and it would be rounded otherwise. "
+                "Checkpoint modules that run once per step"
+            )
+        again = self._again.setdefault(backward, Counter())
+        again[name] += 1
+        return again[name]
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Within the context, follow the modules' calls, and those of activation checkpointing in backward passes.
+
+        Raises:
+            ValueError: from a module's call, if it is compiled, or is recomputed and was called more than once.
+        """
+        hooks = ExitStack()
+        hooks.callback(register_module_forward_pre_hook(self.begin).remove)
+        hooks.callback(register_module_forward_hook(self.end, always_call=True).remove)
+        with hooks:
+            yield
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _stands_in(module: nn.Module) -> bool:
+    """Whether a wrapper such as DDP calls ``module`` in place of its ``training_step``: Lightning swaps its forward."""
+    return getattr(module.forward, "__self__", None) is None
