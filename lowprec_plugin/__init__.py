@@ -13,6 +13,7 @@ Lightning is imported when :class:`FixedPointPrecision` is first asked for: who 
 from typing import TYPE_CHECKING, Any
 
 from lowprec_plugin import comm, memory, optim
+from lowprec_plugin.emulation import Emulation, emulate
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.tensor import FixedPointTensor
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from lowprec_plugin.plugin import FixedPointPrecision
 
 __all__ = [
-    "FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp", "__version__", "comm", "memory",
-    "optim",
+    "Emulation", "FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp", "__version__", "comm",
+    "emulate", "memory", "optim",
 ]  # fmt: skip
 
 

@@ -32,10 +32,19 @@ class Running:
         root: the network.
         enter: called when an outermost module with parameters begins, given an ``ExitStack`` that is unwound when it
             ends, by an exception too.
+
+    Raises:
+        ValueError: if a module is compiled.
     """
 
     def __init__(self, root: nn.Module, enter: Callable[[ExitStack], None]) -> None:
         self._names = {id(each): name for name, each in root.named_modules()}
+        for name, each in root.named_modules():
+            if _is_compiled(each):
+                raise ValueError(
+                    f"module {name!r} is compiled, and operations inside compiled code cannot be seen one by one: "
+                    "leave torch.compile out, or emulation and activation_word_length"
+                )
         self._enter = enter
         self._calls: Counter[str] = Counter()
         self._again: dict[int, Counter[str]] = {}  # calls within a backward pass, which is activation checkpointing
@@ -58,11 +67,6 @@ class Running:
         name = self._names.get(id(module))
         if name is None or (not self._stack and not _holds_parameters(module)) or _stands_in(module):
             return
-        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
-            raise ValueError(
-                f"module {name!r} is compiled, and operations inside compiled code cannot be seen one by one: leave "
-                "torch.compile out, or emulation and activation_word_length"
-            )
         call = self._count(name)
         if not self._stack:
             self._inside = ExitStack()
@@ -96,7 +100,7 @@ class Running:
         """Within the context, follow the modules' calls, and those of activation checkpointing in backward passes.
 
         Raises:
-            ValueError: from a module's call, if it is compiled, or is recomputed and was called more than once.
+            ValueError: from a module's call, if it is recomputed and was called more than once.
         """
         hooks = ExitStack()
         hooks.callback(register_module_forward_pre_hook(self.begin).remove)
@@ -112,3 +116,12 @@ def _holds_parameters(module: nn.Module) -> bool:
 def _stands_in(module: nn.Module) -> bool:
     """Whether a wrapper such as DDP calls ``module`` in place of its ``training_step``: Lightning swaps its forward."""
     return getattr(module.forward, "__self__", None) is None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By ``module.compile()``, by ``torch.compile(module)``, or by that and unwrapped by Lightning."""
+    return (
+        getattr(module, "_compiled_call_impl", None) is not None
+        or type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiler_ctx", None) is not None
+    )

@@ -87,15 +87,17 @@ def check_bits(operands: list[FixedPointFormat], terms: int, site: Site) -> None
     Raises:
         ValueError: naming the bits.
     """
-    errors = site.errors.format
-    widest = max(format.word_length for format in [*operands[:2], *([errors] if errors else [])])
+    first, second = (format.word_length for format in operands[:2])
+    words = first + second
+    if site.errors.format is not None:  # each gradient is a sum of errors times the other factor
+        words = max(words, site.errors.format.word_length + max(first, second))
     terms += len(operands) - 2
-    bits = math.log2(terms) + 2 * widest - 2
+    bits = words - 2 + math.log2(terms)
     if len(operands) > 2:  # a bias counts in units of the other factor's step
         fraction = -operands[0].static_exponent
         bits = max(bits, operands[2].word_length - 1 + fraction + 1)
     if bits > _BITS:
         raise ValueError(
-            f"{site.operation!r} in module {site.place.split('/')[0]!r} sums {terms} products of {widest}-bit numbers: "
+            f"{site.operation!r} in module {site.place.split('/')[0]!r} sums {terms} products of {words - 2} bits: "
             f"{bits:.1f} bits, and float64 adds exactly up to {_BITS}. Use narrower words or accumulate='float32'"
         )
