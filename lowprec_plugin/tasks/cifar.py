@@ -1,0 +1,79 @@
+"""CIFAR-10 from its archive of binary records: read where it is, never downloaded behind one's back."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+Batch = tuple[Tensor, ...]
+
+#: The archive as it is distributed, from https://www.cs.toronto.edu/~kriz/cifar.html
+ARCHIVE = "cifar-10-binary.tar.gz"
+_RECORD = 1 + 3 * 32 * 32
+
+
+def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images (uint8, ``(n, 3, 32, 32)``) and labels (int64) of ``"train"`` and ``"test"``.
+
+    Raises:
+        ValueError: if the archive is not there, lacks batches, or holds something else.
+    """
+    if not archive.exists():
+        raise ValueError(
+            f"{archive} is not there: fetch the binary version of CIFAR-10 from "
+            f"https://www.cs.toronto.edu/~kriz/{ARCHIVE} and put it there, or pass its folder as root"
+        )
+    found: dict[str, list[Tensor]] = {"train": [], "test": []}
+    with tarfile.open(archive) as packed:
+        for member in sorted(packed.getmembers(), key=lambda member: member.name):
+            name = Path(member.name).name
+            part = "test" if name == "test_batch.bin" else "train" if name.startswith("data_batch_") else None
+            content = packed.extractfile(member)
+            if part is None or content is None:
+                continue
+            data = bytearray(content.read())
+            if not data or len(data) % _RECORD:
+                raise ValueError(f"{name} in {archive} holds {len(data)} bytes, not records of {_RECORD}")
+            found[part].append(torch.frombuffer(data, dtype=torch.uint8).reshape(-1, _RECORD))
+    missing = [part for part, batches in found.items() if not batches]
+    if missing:
+        raise ValueError(f"{archive} has no batches for {' and '.join(missing)}: is it CIFAR-10's binary version?")
+    records = {part: torch.cat(batches) for part, batches in found.items()}
+    if any(int(each[:, 0].max()) > 9 for each in records.values()):
+        raise ValueError(f"{archive} has labels above 9: is it CIFAR-10's binary version, or CIFAR-100's?")
+    return {part: (each[:, 1:].reshape(-1, 3, 32, 32), each[:, 0].long()) for part, each in records.items()}
+
+
+class CIFAR10DataModule(LightningDataModule):
+    """Pixels in [0, 1] of shape (3, 32, 32), nothing else done to them; the test images validate too.
+
+    Args:
+        root: folder of ``cifar-10-binary.tar.gz``.
+        batch_size: of training.
+    """
+
+    def __init__(self, root: str = "data/cifar10", batch_size: int = 100) -> None:
+        super().__init__()
+        self.root, self.batch_size = Path(root), batch_size
+
+    def setup(self, stage: str) -> None:
+        """Read the archive."""
+        for part, (images, labels) in read_cifar(self.root / ARCHIVE).items():
+            setattr(self, part, TensorDataset(images.float() / 255, labels))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches."""
+        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The test images."""
+        return DataLoader(self.test, 1000)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test images."""
+        return self.val_dataloader()
