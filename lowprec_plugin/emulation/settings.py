@@ -10,7 +10,7 @@ from typing import Literal
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.ops import check_rounding
 
-Formats = str | FixedPointFormat | Mapping[str, str] | None
+Formats = str | FixedPointFormat | Mapping[str, str | None] | None
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Emulation:
 
     Args:
         activations: the format of layer outputs, such as ``"<6,10>"`` or ``"fixed16"``; or formats by patterns of
-            module names, the first that matches, ``{"head*": "<6,10>", "*": "<4,12>"}``; ``None``: not rounded.
+            module names, the first that matches, ``{"head*": None, "*": "<4,12>"}``; ``None``: not rounded.
         errors: the format of back-propagated errors; ``"same"`` as the activations; ``None``: not rounded.
         rounding: of activations, ``"stochastic"`` or ``"nearest"``.
         error_rounding: of errors; ``None``: as ``rounding``.
@@ -66,7 +66,9 @@ class Emulation:
             formats = {"*": str(formats)}
         if not formats:
             raise ValueError(f"{name}={{}} names no format: write None to leave them in float32")
-        return {pattern: FixedPointFormat.parse(format) for pattern, format in formats.items()}
+        return {
+            pattern: None if format is None else FixedPointFormat.parse(format) for pattern, format in formats.items()
+        }
 
     def activation_format(self, module: str) -> FixedPointFormat | None:
         """The format of what the module of this name puts out; ``None`` to leave it in float32."""
@@ -79,7 +81,7 @@ class Emulation:
     def __str__(self) -> str:
         def written(formats: Formats) -> str:
             if isinstance(formats, Mapping):
-                return ", ".join(f"{pattern}: {format}" for pattern, format in formats.items())
+                return ", ".join(f"{pattern}: {written(format)}" for pattern, format in formats.items())
             return "float32" if formats is None else str(formats)
 
         errors = self.activations if self.errors == "same" else self.errors

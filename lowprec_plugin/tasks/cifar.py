@@ -6,11 +6,9 @@ import tarfile
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-Batch = tuple[Tensor, ...]
+from lowprec_plugin.tasks.images import ImageDataModule, Images
 
 #: The archive as it is distributed, from https://www.cs.toronto.edu/~kriz/cifar.html
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -49,7 +47,7 @@ def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return {part: (each[:, 1:].reshape(-1, 3, 32, 32), each[:, 0].long()) for part, each in records.items()}
 
 
-class CIFAR10DataModule(LightningDataModule):
+class CIFAR10DataModule(ImageDataModule):
     """Pixels in [0, 1] of shape (3, 32, 32), nothing else done to them; the test images validate too.
 
     Args:
@@ -58,22 +56,12 @@ class CIFAR10DataModule(LightningDataModule):
     """
 
     def __init__(self, root: str = "data/cifar10", batch_size: int = 100) -> None:
-        super().__init__()
-        self.root, self.batch_size = Path(root), batch_size
+        super().__init__(batch_size, test_batch_size=1000)
+        self.root = Path(root)
 
     def setup(self, stage: str) -> None:
         """Read the archive."""
-        for part, (images, labels) in read_cifar(self.root / ARCHIVE).items():
-            setattr(self, part, TensorDataset(images.float() / 255, labels))
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches."""
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The test images."""
-        return DataLoader(self.test, 1000)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The test images."""
-        return self.val_dataloader()
+        parts = read_cifar(self.root / ARCHIVE)
+        self.train, self.test = (
+            Images(images.float() / 255, labels) for images, labels in (parts["train"], parts["test"])
+        )

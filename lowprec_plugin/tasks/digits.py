@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-Batch = tuple[Tensor, ...]
+from lowprec_plugin.tasks.images import ImageDataModule, Images
 
 
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(ImageDataModule):
     """Images in [0, 1] of shape (1, 8, 8); every second is for validation and test.
 
     Args:
@@ -18,8 +15,7 @@ class DigitsDataModule(LightningDataModule):
     """
 
     def __init__(self, batch_size: int = 32) -> None:
-        super().__init__()
-        self.batch_size = batch_size
+        super().__init__(batch_size, test_batch_size=1000)
 
     def setup(self, stage: str) -> None:
         """Read and split the images.
@@ -36,17 +32,5 @@ class DigitsDataModule(LightningDataModule):
         images = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
         labels = torch.tensor(digits.target)
         held_out = torch.arange(len(labels)) % 2 == 0
-        self.train = TensorDataset(images[~held_out], labels[~held_out])
-        self.test = TensorDataset(images[held_out], labels[held_out])
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches."""
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The held-out images, in one batch."""
-        return DataLoader(self.test, len(self.test))
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The held-out images, in one batch."""
-        return self.val_dataloader()
+        self.train = Images(images[~held_out], labels[~held_out])
+        self.test = Images(images[held_out], labels[held_out])

@@ -12,11 +12,9 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-Batch = tuple[Tensor, ...]
+from lowprec_plugin.tasks.images import ImageDataModule, Images
 
 #: Where the files are downloaded from, tried in order.
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -74,7 +72,7 @@ def download(root: Path, name: str) -> None:
     )
 
 
-class MNISTDataModule(LightningDataModule):
+class MNISTDataModule(ImageDataModule):
     """Pixels in [0, 1] of shape (1, 28, 28), nothing else done to them; the 10,000 test images validate too.
 
     Args:
@@ -83,8 +81,8 @@ class MNISTDataModule(LightningDataModule):
     """
 
     def __init__(self, root: str = "data/mnist", batch_size: int = 100) -> None:
-        super().__init__()
-        self.root, self.batch_size = Path(root), batch_size
+        super().__init__(batch_size, test_batch_size=1000)
+        self.root = Path(root)
 
     def prepare_data(self) -> None:
         """Download what is missing."""
@@ -95,20 +93,8 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the files."""
         train_images, train_labels, test_images, test_labels = (read_idx(self.root / name) for name in SHA256)
-        self.train = TensorDataset(_pixels(train_images), train_labels.long())
-        self.test = TensorDataset(_pixels(test_images), test_labels.long())
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches."""
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The test images."""
-        return DataLoader(self.test, 1000)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The test images."""
-        return self.val_dataloader()
+        self.train = Images(_pixels(train_images), train_labels.long())
+        self.test = Images(_pixels(test_images), test_labels.long())
 
 
 def _pixels(images: Tensor) -> Tensor:
