@@ -1,0 +1,64 @@
+"""CIFAR-10's archive of binary records, on small ones of the same format."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowprec_plugin.tasks import CIFAR10DataModule
+from lowprec_plugin.tasks.cifar import ARCHIVE, read_cifar
+
+
+def write(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def records(labels: list[int], first: int) -> bytes:
+    """Records whose red plane counts up from ``first``, whose green plane is 1 and blue plane 2."""
+    planes = bytes((first + i) % 256 for i in range(1024)) + bytes([1]) * 1024 + bytes([2]) * 1024
+    return b"".join(bytes([label]) + planes for label in labels)
+
+
+BATCHES = {f"data_batch_{i}.bin": records([i, 9], i) for i in range(1, 6)}
+
+
+def test_reads_the_archive(tmp_path: Path) -> None:
+    files = {**BATCHES, "test_batch.bin": records([7], 0), "batches.meta.txt": b"airplane\n", "readme.html": b"<html>"}
+    write(tmp_path / ARCHIVE, files)
+    data = CIFAR10DataModule(str(tmp_path), batch_size=2)
+    data.setup("fit")
+    images, labels = data.train.tensors
+    assert labels.tolist() == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]
+    assert images.shape == (10, 3, 32, 32)
+    assert torch.equal(images[2, 0].flatten() * 255, (torch.arange(1024) + 2) % 256)
+    assert torch.equal(images[2, 1:].flatten(1)[:, 0] * 255, torch.tensor([1.0, 2.0]))
+    assert data.test.tensors[1].tolist() == [7]
+    assert [len(batch[0]) for batch in data.train_dataloader()] == [2] * 5
+
+
+def test_says_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fetch the binary version of CIFAR-10 from https://www.cs.toronto.edu"):
+        read_cifar(tmp_path / ARCHIVE)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (BATCHES, "has no batches for test"),
+        ({"test_batch.bin": records([1], 0)}, "has no batches for train"),
+        ({**BATCHES, "test_batch.bin": b"abc"}, "test_batch.bin in .* holds 3 bytes, not records of 3073"),
+        ({**BATCHES, "test_batch.bin": records([12], 0)}, "labels above 9"),
+    ],
+)
+def test_another_archive_is_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    write(tmp_path / ARCHIVE, files)
+    with pytest.raises(ValueError, match=message):
+        read_cifar(tmp_path / ARCHIVE)
