@@ -1,6 +1,6 @@
 """ONNX, opset 21: weights as integers behind DequantizeLinear, activations through QuantizeLinear.
 
-DequantizeLinear is ``(code - 0) * scale`` in float32. A scale is a power of two and a code has at most 24 bits, so the
+DequantizeLinear is ``(code - 0) * scale`` in float32. A scale is a power of two and a code has at most 16 bits, so the
 product is exact: the weights that a runtime computes with are the stored ones, bit for bit. A static format has one
 scale; a dynamic one has a scale per block, along the elements of each row (axis 1 of the flattened tensor).
 """
@@ -55,24 +55,30 @@ def to_onnx(
         input_shape: of one example, without a batch.
         network: the name of the submodule to export; ``""``: the module itself.
         activations: formats of what layers put out, for networks that
-            :func:`lowprec_plugin.export.network.plan` covers: 8 or 16 bits, for QuantizeLinear saturates to its
-            integers' own range. ``None``: float32, as without emulation.
+            :func:`lowprec_plugin.export.network.plan` covers: up to QuantizeLinear's 16 bits. ``None``:
+            float32, as without emulation.
 
     Raises:
-        ValueError: if nothing is in fixed-point, if ``torch.onnx`` cannot export the module or loses one of the
+        ValueError: if nothing is in fixed-point, for weights of more than 16 bits, if ``torch.onnx`` cannot export the module or loses one of the
             weights, and for activations that QuantizeLinear cannot round.
     """
     onnx = _onnx()
     layers = [] if activations is None else plan(module, network, input_shape, activations)
     for layer in layers:
         for format in (layer.input, layer.output):
-            if format.word_length not in (8, 16):
+            if format.word_length > 16:
                 raise ValueError(
-                    f"layer {layer.name!r}: QuantizeLinear saturates to 8 or 16 bits, and {format} has "
-                    f"{format.word_length}: choose such words, or export a C header"
+                    f"layer {layer.name!r}: QuantizeLinear rounds to 16 bits at most, and {format} has "
+                    f"{format.word_length}: choose narrower words, or export a C header"
                 )
     cut = len(network) + 1 if network else 0
     words = {name[cut:]: each for name, each in split(part_of(module, network))[0].items()}
+    for each in words.values():
+        if each.format.word_length > 16:
+            raise ValueError(
+                f"{each.name!r} is in {each.format}, and ONNX quantises to 16 bits at most: use narrower words, or export "
+                "safetensors or a plain float state dict"
+            )
     model = _exported(module.get_submodule(network), input_shape)
     _store_codes(onnx, model.graph, words)
     for layer in layers:
@@ -131,7 +137,7 @@ def _store_codes(onnx: Any, graph: Any, words: dict[str, Words]) -> None:
 
 
 def _decoder(onnx: Any, graph: Any, name: str, words: Words) -> list[Any]:
-    code = words.codes.to((torch.int8, torch.int16, torch.int32)[words.format.container_bytes - 1])
+    code = words.codes.to((torch.int8, torch.int16)[words.format.container_bytes - 1])
     shape, attributes, reshape = tuple(code.shape), {}, False
     if words.exponents is None:
         scale = torch.tensor(2.0**words.format.static_exponent)
@@ -148,10 +154,11 @@ def _decoder(onnx: Any, graph: Any, name: str, words: Words) -> list[Any]:
             code = code.reshape(rows, -1)
     _add(onnx, graph, f"{name}.codes", code)
     _add(onnx, graph, f"{name}.scale", scale)
+    # The default, but onnxruntime 1.23 takes codes without it for unsigned ones as it moves nodes about.
+    _add(onnx, graph, f"{name}.zero", torch.zeros(scale.shape, dtype=code.dtype))
     decoded = f"{name}.rows" if reshape else name
-    nodes = [
-        onnx.helper.make_node("DequantizeLinear", [f"{name}.codes", f"{name}.scale"], [decoded], name, **attributes)
-    ]
+    inputs = [f"{name}.{part}" for part in ("codes", "scale", "zero")]
+    nodes = [onnx.helper.make_node("DequantizeLinear", inputs, [decoded], name, **attributes)]
     if reshape:
         _add(onnx, graph, f"{name}.shape", torch.tensor(shape))
         nodes.append(onnx.helper.make_node("Reshape", [decoded, f"{name}.shape"], [name]))
@@ -184,14 +191,20 @@ def _round_input(onnx: Any, graph: Any, format: FixedPointFormat) -> None:
 
 def _rounding(onnx: Any, graph: Any, source: str, target: str, format: FixedPointFormat) -> list[Any]:
     """Nodes that round ``source`` to the nearest number of ``format``, ties to even, saturating, as ``target``."""
-    codes, scale = f"{target}.codes", f"{target}.scale"
-    _add(onnx, graph, scale, torch.tensor(2.0**format.static_exponent))
-    integers = onnx.TensorProto.INT8 if format.word_length == 8 else onnx.TensorProto.INT16
-    # The type by its attribute, for with a zero point of int8 onnxruntime 1.32 trips over its own optimiser.
-    return [
-        onnx.helper.make_node("QuantizeLinear", [source, scale], [codes], output_dtype=integers),
-        onnx.helper.make_node("DequantizeLinear", [codes, scale], [target]),
+    clipped, codes, scale, zero = (f"{target}.{name}" for name in ("clipped", "codes", "scale", "zero"))
+    step = 2.0**format.static_exponent
+    _add(onnx, graph, scale, torch.tensor(step))
+    _add(onnx, graph, zero, torch.tensor(0, dtype=torch.int16))
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [codes]),
+        onnx.helper.make_node("DequantizeLinear", [codes, scale, zero], [target]),
     ]
+    if format.word_length < 16:  # QuantizeLinear itself saturates to all of int16
+        _add(onnx, graph, f"{target}.low", torch.tensor(format.min_code * step))
+        _add(onnx, graph, f"{target}.high", torch.tensor(format.max_code * step))
+        nodes[0].input[0] = clipped
+        nodes.insert(0, onnx.helper.make_node("Clip", [source, f"{target}.low", f"{target}.high"], [clipped]))
+    return nodes
 
 
 def _add(onnx: Any, graph: Any, name: str, value: Tensor) -> None:

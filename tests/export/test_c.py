@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.export import to_c
 from lowprec_plugin.tasks import CNN, MNISTDataModule
+from tests.emulation import integers
 from tests.export import nets
 
 STRICT = ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]
@@ -75,6 +76,32 @@ def test_mnist(tmp_path: Path, mnist_root: Path) -> None:
     optim.quantize_(net, "<1,15>")
     in_c, emulated = c_and_emulation(net, data.test.tensors[0][:20], tmp_path, "<6,10>")
     assert torch.equal(in_c, emulated)
+
+
+def test_every_rounding_of_small_sums(tmp_path: Path) -> None:
+    """The function that rounds, exhaustively, against Python's integers; where bits are added too."""
+    to_c(nets.trained("<3,13>"), tmp_path / "net.h", input_shape=(1, 8, 8), activations="<8,8>")
+    program = """
+    #include <stdio.h>
+    #include "net.h"
+    int main(void)
+    {
+        for (int drop = -3; drop < 10; ++drop)
+            for (int word_length = 2; word_length < 10; word_length += 3)
+                for (int sum = -700; sum < 700; ++sum) {
+                    const int32_t rounded = net_round(sum, drop, word_length);
+                    fwrite(&rounded, sizeof rounded, 1, stdout);
+                }
+        (void)net_run;
+        return 0;
+    }"""
+    binary = nets.compiled(CHECKED, tmp_path, program, "main.c")
+    sums = np.arange(-700, 700).astype(object)
+    expected = [
+        [integers.rounded(sums * 8, drop + 3, word_length).astype(np.int32) for word_length in (2, 5, 8)]
+        for drop in range(-3, 10)
+    ]
+    assert np.array_equal(nets.run(binary, torch.empty(0), (13, 3, 1400)).numpy(), np.array(expected))
 
 
 @pytest.mark.parametrize(
