@@ -59,8 +59,8 @@ def to_onnx(
             float32, as without emulation.
 
     Raises:
-        ValueError: if nothing is in fixed-point, for weights of more than 16 bits, if ``torch.onnx`` cannot export the module or loses one of the
-            weights, and for activations that QuantizeLinear cannot round.
+        ValueError: if nothing is in fixed-point, for weights of more than 16 bits, if ``torch.onnx`` cannot export the
+            module or loses one of the weights, and for activations that QuantizeLinear cannot round.
     """
     onnx = _onnx()
     layers = [] if activations is None else plan(module, network, input_shape, activations)
@@ -76,8 +76,8 @@ def to_onnx(
     for each in words.values():
         if each.format.word_length > 16:
             raise ValueError(
-                f"{each.name!r} is in {each.format}, and ONNX quantises to 16 bits at most: use narrower words, or export "
-                "safetensors or a plain float state dict"
+                f"{each.name!r} is in {each.format}, and ONNX quantises to 16 bits at most: use narrower words, "
+                "or export safetensors or a plain float state dict"
             )
     model = _exported(module.get_submodule(network), input_shape)
     _store_codes(onnx, model.graph, words)
