@@ -1,4 +1,4 @@
-"""``lowprec``: the proof of concept, the benchmark, and LightningCLI's own commands."""
+"""``lowprec``: the proof of concept, the benchmark, export, and LightningCLI's own commands."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
 from lowprec_plugin.bench import run_allreduce, run_bench
+from lowprec_plugin.export import run_cost, run_export
 from lowprec_plugin.poc import run_poc
 from lowprec_plugin.version import __version__
 
@@ -17,12 +18,16 @@ OWN: dict[str, tuple[Callable[..., object], str]] = {
     "poc": (run_poc, "Compare fixed-point formats with float32, side by side."),
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
     "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
+    "export": (run_export, "Write a checkpoint's weights for hardware or another tool."),
+    "cost": (run_cost, "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
 USAGE = """usage: lowprec COMMAND [options]
 
   poc                             train handwritten digits in float32 and in fixed-point, print one table
   bench                           time the fused step and a training step against float32's
   bench allreduce                 time gradients on your own network; run it with torchrun for several hosts
+  export                          write weights as safetensors, C, HLS, ONNX or a plain float state_dict
+  cost                            estimate DSPs, cycles and G-ops/s on the array of Gupta et al. 2015
   fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml
 
 lowprec COMMAND --help lists a command's options. lowprec --version prints the version."""

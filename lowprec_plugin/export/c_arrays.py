@@ -1,0 +1,77 @@
+"""Integer arrays in C, and the names they have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lowprec_plugin.export.words import Words
+
+
+def identifier(path: str | Path) -> str:
+    """The prefix of all names in a file: its own name.
+
+    Raises:
+        ValueError: if that is no C identifier.
+    """
+    stem = Path(path).stem
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", stem):
+        raise ValueError(f"{Path(path).name!r} is where the names in it come from, and {stem!r} is no C identifier")
+    return stem
+
+
+def names_in_c(prefix: str, names: Iterable[str]) -> dict[str, str]:
+    """Names of a state dict as C identifiers.
+
+    Raises:
+        ValueError: if two become the same, or one is not of letters, digits, ``_``, ``-`` and ``.``.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(
+                f"{name!r} is not of letters, digits, '_', '-' and '.' alone: rename it, or leave_out={[name]}"
+            )
+        found[name] = f"{prefix}_{re.sub(r'[^A-Za-z0-9]', '_', name)}"
+    for name, made in found.items():
+        twins = [other for other, also in found.items() if also == made]
+        if len(twins) > 1:
+            raise ValueError(f"{twins[0]!r} and {twins[1]!r} are both {made!r} in C: rename one, or leave_out={[name]}")
+    return found
+
+
+def array(name: str, type: str, values: Iterable[int], count: int) -> str:
+    """A definition of ``count`` integers."""
+    return f"static const {type} {name}[{count}] = {{\n{_lines(values)}\n}};"
+
+
+def constants(prefix: str, values: dict[str, int]) -> str:
+    """One ``#define`` a line. A negative number is in brackets."""
+    return "\n".join(
+        f"#define {prefix.upper()}_{key} {value if value >= 0 else f'({value})'}" for key, value in values.items()
+    )
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """``8 x 1 x 5 x 5``; a scalar is ``1``."""
+    return " x ".join(map(str, shape)) or "1"
+
+
+def codes(name: str, words: Words) -> str:
+    """The array of a tensor's codes, in the smallest integer type that holds them."""
+    return array(name, f"int{words.container}_t", words.codes.flatten().tolist(), words.codes.numel())
+
+
+def _lines(values: Iterable[int], width: int = 110) -> str:
+    def filled() -> Iterator[str]:
+        line = "   "
+        for value in values:
+            word = f" {value},"
+            if len(line) + len(word) > width:
+                yield line
+                line = "   "
+            line += word
+        yield line
+
+    return "\n".join(filled())

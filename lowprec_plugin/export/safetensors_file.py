@@ -1,0 +1,79 @@
+"""safetensors: the planes as they are stored, and the formats as metadata.
+
+A fixed-point tensor ``name`` is up to three entries: ``name`` (codes, int8 or int16), ``name.low`` (uint8, of words of
+17 to 24 bits) and ``name.exponents`` (int8, of dynamic formats), laid out as
+:class:`~lowprec_plugin.blocks.Blocks` says. Other tensors are entries as they are. The metadata's ``"lowprec"`` is
+JSON: per fixed-point tensor its ``word_length``, ``fraction_length`` (``null`` if dynamic) and ``block_size``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.export.files import whole_file
+from lowprec_plugin.export.words import State, split, stored_part
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.tensor import FixedPointTensor
+
+_FIELDS = ("word_length", "fraction_length", "block_size")
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('this takes safetensors: pip install "lowprec-plugin[export]"') from error
+    return safetensors
+
+
+def to_safetensors(module_or_state: nn.Module | State, path: str | Path) -> None:
+    """Write what a module or a state dict holds, codes as codes, whole or not at all.
+
+    Raises:
+        ValueError: for a shard, for entries that are no tensors, for names that collide with a plane's, and if nothing
+            is in fixed-point.
+    """
+    words, rest = split(module_or_state)
+    state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    entries: list[tuple[str, Tensor]] = []
+    for name, value in rest.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name!r} is {type(value).__name__}, and safetensors holds tensors: take it out")
+        entries.append((name, value))
+    for name in words:
+        tensor = stored_part(name, state[name])
+        assert tensor is not None
+        planes = zip((name, f"{name}.low", f"{name}.exponents"), tensor.blocks, strict=True)
+        entries += [(entry, plane) for entry, plane in planes if plane is not None]
+    # A copy of each: safetensors refuses tensors that share memory, which tied parameters do.
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in entries}
+    if len(tensors) < len(entries):
+        taken = next(name for name, _ in entries if sum(other == name for other, _ in entries) > 1)
+        raise ValueError(f"{taken!r} is both a plane of a fixed-point tensor and a name in the state dict: rename it")
+    formats = {name: {field: getattr(each.format, field) for field in _FIELDS} for name, each in words.items()}
+    with whole_file(path) as partial:
+        _safetensors().torch.save_file(tensors, partial, {"lowprec": json.dumps(formats)})
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The state dict that :func:`to_safetensors` wrote: ``module.load_state_dict(state, assign=True)`` takes it.
+
+    Raises:
+        ValueError: if the file has no formats in its metadata.
+    """
+    state: dict[str, Tensor] = {}
+    with _safetensors().safe_open(path, "pt") as file:
+        formats = (file.metadata() or {}).get("lowprec")
+        if formats is None:
+            raise ValueError(f"{path} has no metadata 'lowprec': it holds no fixed-point tensors of ours")
+        planes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    for name, fields in json.loads(formats).items():
+        blocks = Blocks(planes.pop(name), planes.pop(f"{name}.low", None), planes.pop(f"{name}.exponents", None))
+        state[name] = FixedPointTensor(blocks, FixedPointFormat(**fields), label=name)
+    return {**state, **planes}

@@ -1,0 +1,112 @@
+"""Where a network and its weights come from: files of torch and Lightning, import paths, LightningCLI's YAML."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
+from torch import nn
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The ``state_dict`` in a Lightning checkpoint, or a state dict that ``torch.save`` wrote.
+
+    Raises:
+        ValueError: if the file is not there, holds more than plain data and tensors, or no state dict.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, as distributed checkpoints are: make one file of it with python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"
+        )
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} cannot be read as plain data and tensors ({str(error).splitlines()[0]}): save the weights alone, "
+            "torch.save(module.state_dict(), file)"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds {type(state).__name__} without tensors by name: no checkpoint, no state dict")
+    return dict(state)
+
+
+def make_module(path: str) -> nn.Module:
+    """Call what an import path names, ``package.module.function`` or a class, without arguments.
+
+    Raises:
+        ValueError: if it cannot be imported, or gives no module.
+    """
+    package, _, name = path.rpartition(".")
+    try:
+        factory = getattr(import_module(package), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} cannot be imported ({error}): write package.module.function, and set PYTHONPATH to the folder "
+            "of the package"
+        ) from error
+    try:
+        module = factory()
+    except TypeError as error:
+        raise ValueError(
+            f"{path} is called without arguments, and answers: {error}. Write a function that passes them, or give "
+            "config="
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{path} gave {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def configured_module(path: str | Path) -> nn.Module:
+    """The ``model:`` of a LightningCLI configuration, made as LightningCLI makes it; nothing else of the file is used.
+
+    Raises:
+        ValueError: if the file is not there or no YAML, or has no model with a ``class_path``.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"there is no configuration {path}")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    model = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(model, Mapping) or "class_path" not in model:
+        raise ValueError(
+            f"{path} has no model: with a class_path, as LightningCLI's configurations have where the class is not "
+            "fixed in the program: give module=package.function"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    made = parser.instantiate_classes(parser.parse_object({"model": dict(model)}))
+    module: nn.Module = made.model
+    return module
+
+
+def network_with(state: Mapping[str, Any], module: str | None, config: str | None) -> nn.Module:
+    """The module that an import path or a configuration gives, holding ``state`` as it is stored.
+
+    Raises:
+        ValueError: if both or neither are given, or the state dict is not that module's.
+    """
+    if (module is None) == (config is None):
+        raise ValueError(
+            f"module={module!r} and config={config!r}: give one of them, an import path or a LightningCLI "
+            "configuration, for the network's structure"
+        )
+    made = make_module(module) if module is not None else configured_module(str(config))
+    try:
+        made.load_state_dict(dict(state), assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is not that of {module or config}: {error}") from error
+    return made.eval()
