@@ -71,8 +71,13 @@ def text():
     return data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
 
 
-def batch_of(data, generator):
-    starts = torch.randint(len(data) - CONTEXT - 1, (BATCH,), generator=generator)
+def rows_for(processes):
+    """Rows of a batch that so many processes share: BATCH, or a little more, so that all have as many."""
+    return processes * -(-BATCH // processes)
+
+
+def batch_of(data, generator, rows=BATCH):
+    starts = torch.randint(len(data) - CONTEXT - 1, (rows,), generator=generator)
     rows = torch.stack([data[start : start + CONTEXT + 1] for start in starts.tolist()])
     return rows[:, :-1], rows[:, 1:]
 
