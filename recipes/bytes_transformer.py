@@ -71,12 +71,8 @@ def text():
     return data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
 
 
-def rows_for(processes):
-    """Rows of a batch that so many processes share: BATCH, or a little more, so that all have as many."""
-    return processes * -(-BATCH // processes)
-
-
-def batch_of(data, generator, rows=BATCH):
+def batch_of(data, generator, processes=1):
+    rows = processes * -(-BATCH // processes)  # a few more where processes would not share them evenly
     starts = torch.randint(len(data) - CONTEXT - 1, (rows,), generator=generator)
     rows = torch.stack([data[start : start + CONTEXT + 1] for start in starts.tolist()])
     return rows[:, :-1], rows[:, 1:]

@@ -6,8 +6,8 @@
 #     sudo PROGRAM=recipes/fsdp2_transformer.py recipes/slow_link.sh --variant 16/8 --steps 50
 #     sudo TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PROGRAM='-m torch.distributed.run --nnodes 2 --max-restarts 3 \
 #         --rdzv-backend c10d --rdzv-id run1 --rdzv-endpoint 10.77.0.1:29500 --rdzv-conf is_host=$FIRST \
-#         --local-addr $ADDRESS recipes/fsdp2_transformer.py' recipes/slow_link.sh --variant 16/8 --steps 50 --every 10 \
-#         --checkpoints /tmp/run1
+#         --local-addr $ADDRESS recipes/fsdp2_transformer.py' recipes/slow_link.sh --variant 16/8 --steps 50 \
+#         --checkpoints /tmp/run1 --every 10
 #     printf '10.77.0.1 slots=1\n10.77.0.2 slots=1\n' >/tmp/hosts
 #     sudo DS_ACCELERATOR=cpu PROGRAM='-m deepspeed.launcher.runner --hostfile /tmp/hosts --no_ssh --node_rank $HOST \
 #         --master_addr 10.77.0.1 recipes/zero_transformer.py' recipes/slow_link.sh --steps 50 --checkpoints /tmp/run2

@@ -44,7 +44,7 @@ def build(variant, seed, given):
                 param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr, betas=(0.9, 0.95), weight_decay=0.1)
     config = {
-        "train_micro_batch_size_per_gpu": bytes_transformer.rows_for(dist.get_world_size()) // dist.get_world_size(),
+        "train_micro_batch_size_per_gpu": -(-bytes_transformer.BATCH // dist.get_world_size()),
         "gradient_clipping": 1.0,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": given.stage},
@@ -73,7 +73,7 @@ def train(variant, seed, given):
     training, validation = bytes_transformer.text()
 
     def batch(data, generator):
-        whole = bytes_transformer.batch_of(data, generator, bytes_transformer.rows_for(ranks))
+        whole = bytes_transformer.batch_of(data, generator, ranks)
         return [part[rank::ranks].to(engine.device) for part in whole]
 
     order = torch.Generator().manual_seed(seed)
