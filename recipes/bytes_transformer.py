@@ -71,8 +71,9 @@ def text():
     return data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
 
 
-def batch_of(data, generator):
-    starts = torch.randint(len(data) - CONTEXT - 1, (BATCH,), generator=generator)
+def batch_of(data, generator, processes=1):
+    rows = processes * -(-BATCH // processes)  # a few more where processes would not share them evenly
+    starts = torch.randint(len(data) - CONTEXT - 1, (rows,), generator=generator)
     rows = torch.stack([data[start : start + CONTEXT + 1] for start in starts.tolist()])
     return rows[:, :-1], rows[:, 1:]
 

@@ -2,8 +2,10 @@
 
     python recipes/compare.py docs/results/bytes.jsonl
     python recipes/compare.py docs/results/mnist_wire.jsonl accuracy
+    python recipes/compare.py docs/results/zero_transformer.jsonl val_loss stage=2
 
-Only seeds that have a float32 run, its twin and the variant's run count.
+Runs that do not match what follows the metric are left out. Only seeds that have a float32 run, its twin and the
+variant's run count.
 """
 
 import json
@@ -16,6 +18,8 @@ from lowprec_plugin.quality import compare
 def main():
     runs = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     metric = sys.argv[2] if len(sys.argv) > 2 else "val_loss"
+    for key, value in (given.split("=") for given in sys.argv[3:]):
+        runs = [run for run in runs if str(run[key]) == value]
     loss = {(run["variant"], run["seed"]): run[metric] for run in runs}
     variants = list(dict.fromkeys(run["variant"] for run in runs))
     print("| variant | seeds | metric | difference | standard error, twins' | its own | equal? | by the twins alone? |")

@@ -74,7 +74,7 @@ def train(given):
     ranks, rank = dist.get_world_size(), dist.get_rank()
     began = time.perf_counter()
     for step in range(given.steps):
-        batch = bytes_transformer.batch_of(training, order)
+        batch = bytes_transformer.batch_of(training, order, ranks)
         if step < start:
             continue
         progress = step / given.steps

@@ -4,9 +4,13 @@
 #
 #     sudo RATE=1gbit HOSTS=2 recipes/slow_link.sh --output docs/results/allreduce_2_hosts.json
 #     sudo PROGRAM=recipes/fsdp2_transformer.py recipes/slow_link.sh --variant 16/8 --steps 50
-#     sudo PROGRAM='-m torch.distributed.run --nnodes 2 --max-restarts 3 --rdzv-backend c10d --rdzv-id run1 \
-#         --rdzv-endpoint 10.77.0.1:29500 --rdzv-conf is_host=$FIRST --local-addr $ADDRESS \
-#         recipes/fsdp2_transformer.py' recipes/slow_link.sh --variant 16/8 --steps 50 --checkpoints /tmp/run1 --every 10
+#     sudo TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PROGRAM='-m torch.distributed.run --nnodes 2 --max-restarts 3 \
+#         --rdzv-backend c10d --rdzv-id run1 --rdzv-endpoint 10.77.0.1:29500 --rdzv-conf is_host=$FIRST \
+#         --local-addr $ADDRESS recipes/fsdp2_transformer.py' recipes/slow_link.sh --variant 16/8 --steps 50 \
+#         --checkpoints /tmp/run1 --every 10
+#     printf '10.77.0.1 slots=1\n10.77.0.2 slots=1\n' >/tmp/hosts
+#     sudo DS_ACCELERATOR=cpu PROGRAM='-m deepspeed.launcher.runner --hostfile /tmp/hosts --no_ssh --node_rank $HOST \
+#         --master_addr 10.77.0.1 recipes/zero_transformer.py' recipes/slow_link.sh --steps 50 --checkpoints /tmp/run2
 #
 # Without PROGRAM it measures all-reduces; options are then those of `lowprec bench allreduce`. PYTHON is the
 # interpreter to use. Expect two tables; `lowprec 16` should send half of float32's bytes and take a little more than
@@ -39,7 +43,8 @@ cd "$here"
 for host in $(seq $((HOSTS - 1)) -1 0); do
     ADDRESS=10.77.0.$((host + 1))
     FIRST=$([ "$host" = 0 ] && echo true || echo false)
-    export ADDRESS FIRST
+    HOST=$host
+    export ADDRESS FIRST HOST
     command="GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 MASTER_ADDR=10.77.0.1 MASTER_PORT=29511 WORLD_SIZE=$HOSTS \
         RANK=$host LOCAL_RANK=0 $PYTHON $PROGRAM $*"
     if [ "$host" = 0 ]; then
