@@ -74,9 +74,7 @@ class Bytes(LightningModule):
         return nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
     def training_step(self, rows, _):
-        loss = self(rows)
-        self.log("train_loss", loss)
-        return loss
+        return self(rows)
 
     def validation_step(self, rows, _):
         self.log("val_loss", self(rows))
@@ -91,15 +89,12 @@ class Bytes(LightningModule):
 
 
 class Curve(Callback):
-    """Losses, and the bits that weights were stored in."""
-
     def __init__(self):
         self.train_loss, self.val_loss, self.bits = [], [], []
 
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        self.train_loss.append(trainer.callback_metrics["train_loss"].item())
-        format = getattr(trainer.precision_plugin, "format", None)
-        self.bits.append(32 if format is None else format.word_length)
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.train_loss.append(outputs["loss"].item())
+        self.bits.append(getattr(getattr(trainer.precision_plugin, "format", None), "word_length", 32))
 
     def on_validation_epoch_end(self, trainer, pl_module):
         self.val_loss.append((trainer.global_step, round(trainer.callback_metrics["val_loss"].item(), 5)))
@@ -143,12 +138,12 @@ def main():
     warnings.filterwarnings("ignore", module="lightning")
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     known = {(run["variant"], run["seed"]) for run in done}
-    for seed, variant in [(seed, variant) for seed in range(options.seeds) for variant in options.variants]:
-        if (variant, seed) not in known:
-            result = train(variant, seed)
-            with options.out.open("a") as out:
-                out.write(json.dumps(result) + "\n")
-            print(f"{variant}, seed {seed}: {result['val_loss']:.4f}, {result['seconds']} s", flush=True)
+    runs = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
+    for variant, seed in [run for run in runs if run not in known]:
+        result = train(variant, seed)
+        with options.out.open("a") as out:
+            out.write(json.dumps(result) + "\n")
+        print(f"{variant}, seed {seed}: {result['val_loss']:.4f}, {result['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":
