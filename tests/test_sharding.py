@@ -555,6 +555,24 @@ def test_meta_parameters_are_refused() -> None:
         optim.quantize_(model)
 
 
+def _sharded_on_meta(rank: int) -> bool:
+    with torch.device("meta"):
+        model = Model()
+    model = sharded("float", model=model)
+    with pytest.raises(ValueError, match=r"'one.weight' is on the meta device: to_empty\(\)"):
+        optim.quantize_(model)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(0.01)
+    optim.quantize_(model)
+    return _losses(model)[-1] > 0
+
+
+def test_shards_on_meta_are_refused_until_they_are_made() -> None:
+    assert all(ranks.run(2, _sharded_on_meta))
+
+
 def _stored_in_the_background(rank: int, folder: str) -> Any:
     model = sharded()
     optimizer = optim.AdamW(model.parameters(), lr=1e-2)
