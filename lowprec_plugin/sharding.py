@@ -65,7 +65,8 @@ def place_of(tensor: DTensor) -> int:
         if type(placement) is not Shard or placement.dim != 0:  # not the strided kind of tensor parallelism either
             raise ValueError(
                 f"a parameter of shape {tuple(tensor.shape)} is placed as {placement}: fixed-point blocks lie within "
-                "rows, so it can be sharded along dimension 0 only. Use Shard(0) and Replicate(), or keep_float for it"
+                "rows, so it can be sharded along dimension 0 only, and not by FSDP2 over tensor parallelism. Use "
+                "Shard(0) and Replicate(), or keep_float for it"
             )
         share = -(-rows // tensor.device_mesh.size(dim))
         first = min(rows, share * tensor.device_mesh.get_local_rank(dim))
