@@ -32,6 +32,7 @@ from lowprec_plugin.optim.widen import widen_
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
 from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
@@ -144,7 +145,8 @@ class FixedPointPrecision(Precision):
         return sum(optimizer.fixed_point.skipped_steps for optimizer in self._optimizers)
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Swap the parameters of ``module`` for fixed-point ones, in place."""
+        """Swap the parameters of ``module`` for fixed-point ones, in place. Under DeepSpeed a ``ValueError``."""
+        check_strategy(module, deepspeed=False)
         if self.ramping is not None:
             self.format = self.ramping.format_to_resume(module, self.format)
         self._kept = quantize_(
@@ -254,11 +256,8 @@ class FixedPointPrecision(Precision):
         )
 
     def __str__(self) -> str:
-        # What strategies that insist on a precision of their own (FSDP1, DeepSpeed, XLA) say they found.
-        return (
-            f'{self!r}, which works on one device, with strategy="ddp", and with ModelParallelStrategy where '
-            "configure_model calls fully_shard (FSDP2)"
-        )
+        # What strategies that insist on a precision of their own (FSDP1, XLA) say they found.
+        return f"{self!r}. {ELSEWHERE}"
 
     def tensor_init_context(self) -> AbstractContextManager[None]:
         """The dtype in which user code creates tensors."""

@@ -65,7 +65,8 @@ def place_of(tensor: DTensor) -> int:
         if type(placement) is not Shard or placement.dim != 0:  # not the strided kind of tensor parallelism either
             raise ValueError(
                 f"a parameter of shape {tuple(tensor.shape)} is placed as {placement}: fixed-point blocks lie within "
-                "rows, so it can be sharded along dimension 0 only. Use Shard(0) and Replicate(), or keep_float for it"
+                "rows, so it can be sharded along dimension 0 only, and not by FSDP2 over tensor parallelism. Use "
+                "Shard(0) and Replicate(), or keep_float for it"
             )
         share = -(-rows // tensor.device_mesh.size(dim))
         first = min(rows, share * tensor.device_mesh.get_local_rank(dim))
@@ -75,9 +76,9 @@ def place_of(tensor: DTensor) -> int:
 
 def on_any_rank(here: bool, tensors: Iterable[Tensor]) -> bool:
     """Whether ``here`` holds on any of the ranks that ``tensors`` are shared out over. Called by all of them alike."""
-    meshes = {tensor.device_mesh: tensor for tensor in tensors if isinstance(tensor, DTensor)}
-    for mesh, tensor in meshes.items():
-        flag = torch.tensor(float(here), device=tensor.device)
+    for mesh in {tensor.device_mesh: None for tensor in tensors if isinstance(tensor, DTensor)}:
+        # Not where the tensors are: that may be the meta device, or a CPU to which FSDP2 offloads them from a GPU.
+        flag = torch.tensor(float(here), device=mesh.device_type)
         for dim in range(mesh.ndim):
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=mesh.get_group(dim))
         here = bool(flag)

@@ -97,11 +97,18 @@ STRATEGIES: dict[str, tuple[Cell, ...]] = {
         ),
         Cell("no offloading, none of its own optimizers", ("deepspeed/test_adopt.py::test_refusals_name_the_remedy",)),
     ),
-    "FSDP1 (`strategy=\"fsdp\"`)": (
-        Cell("refused", ("plugin/test_model_parallel.py::test_fsdp1_is_refused_and_the_alternative_named",)),
+    "FSDP1, XLA (`strategy=\"fsdp\"`, `\"xla\"`)": (
+        Cell(
+            "refused",
+            (
+                "plugin/test_model_parallel.py::test_fsdp1_is_refused_and_the_alternative_named",
+                "plugin/test_offered_strategies.py::test_none_is_left_out",
+                "plugin/test_offered_strategies.py::test_those_with_a_precision_of_their_own_name_the_alternatives",
+            ),
+        ),
         Cell("-", ()),
         Cell("-", ()),
-        Cell("use FSDP2", ()),
+        Cell("use FSDP2 or DDP", ()),
     ),
     "Fabric": (
         Cell("refused", ("plugin/test_plugin.py::test_fabric_is_refused_and_told_what_to_do",)),

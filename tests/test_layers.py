@@ -18,7 +18,7 @@ LAYERS = {
     "tensor": 3, "tensor_rules": 3, "tensor_comm": 3, "gathered": 3, "casting": 3, "sharding": 3, "widening": 3,
     "comm": 3,
     "optim": 4, "memory": 4, "describe": 4, "running": 4, "emulation": 4, "kept": 4, "inside": 4,
-    "plugin": 5, "ramping": 5, "computing": 5, "wiring": 5, "deepspeed": 5,
+    "plugin": 5, "ramping": 5, "computing": 5, "wiring": 5, "strategies": 5, "deepspeed": 5,
     "tasks": 6, "poc": 6, "bench": 6, "cli": 6, "export": 6,
     "__init__": 6,
 }  # fmt: skip

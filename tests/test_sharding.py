@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import memory, optim
@@ -286,6 +287,10 @@ def _refusals(rank: int) -> dict[str, str]:
     columns = nn.Linear(4, 4)
     columns.weight = nn.Parameter(DTensor.from_local(torch.ones(4, 2), mesh, [Shard(1)]))
     refused("columns", lambda: optim.quantize_(columns))
+
+    grid = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
+    both = parallelize_module(nn.Sequential(nn.Linear(4, 4)), grid["tensor"], {"0": ColwiseParallel()})
+    refused("both", lambda: optim.quantize_(fully_shard(both, mesh=grid["data"])))
     assert on_any_rank(rank == 1, [weight])
     assert not on_any_rank(False, [weight])
     return said
@@ -299,6 +304,7 @@ def test_what_cannot_be_done_is_refused_on_every_rank() -> None:
     assert "parameter 'one.weight'" in first["infinite"]
     assert "a shard on another rank was refused" in second["infinite"]
     assert "along dimension 0 only" in first["columns"]
+    assert "not by FSDP2 over tensor parallelism" in first["both"]
 
 
 def _saved(rank: int, path: str) -> Any:
@@ -553,6 +559,24 @@ def test_meta_parameters_are_refused() -> None:
         model = Model()
     with pytest.raises(ValueError, match=r"'one.weight' is on the meta device: to_empty\(\)"):
         optim.quantize_(model)
+
+
+def _sharded_on_meta(rank: int) -> bool:
+    with torch.device("meta"):
+        model = Model()
+    model = sharded("float", model=model)
+    with pytest.raises(ValueError, match=r"'one.weight' is on the meta device: to_empty\(\)"):
+        optim.quantize_(model)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(0.01)
+    optim.quantize_(model)
+    return _losses(model)[-1] > 0
+
+
+def test_shards_on_meta_are_refused_until_they_are_made() -> None:
+    assert all(ranks.run(2, _sharded_on_meta))
 
 
 def _stored_in_the_background(rank: int, folder: str) -> Any:

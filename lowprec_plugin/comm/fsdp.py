@@ -26,7 +26,7 @@ from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.random_bits import stream_of
-from lowprec_plugin.sharding import local_part
+from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.version import __version__
 from lowprec_plugin.wire_reference import BLOCK
 
@@ -78,7 +78,8 @@ class FSDPState:
         for mesh in {param.device_mesh: None for _, params in groups.values() for param in params}:
             for dim in range(mesh.ndim):
                 shake_hands(agreed, mesh.get_group(dim))
-        placements = [each for _, params in groups.values() for param in params for each in param.placements]
+        self._params = [param for _, params in groups.values() for param in params]
+        placements = [each for param in self._params for each in param.placements]
         self._replicated = any(placement.is_replicate() for placement in placements)
         self._reducers: dict[str, _ReduceScatter] = {}
         for name, (modules, params) in groups.items():
@@ -96,7 +97,9 @@ class FSDPState:
 
     def __str__(self) -> str:
         said = f"{self.word_length} bits, {self.rounding} rounding" if self.word_length else "as floats"
-        said += ", reduced to shards; weights gathered as codes"
+        fixed = sum(fixed_part(param) is not None for param in self._params)
+        some = "codes" if fixed == len(self._params) else f"codes ({fixed} of {len(self._params)} parameters)"
+        said += f", reduced to shards; weights gathered as {some if fixed else 'floats'}"
         return said + ("; between replicas as FSDP2 sends them" if self._replicated else "")
 
     def report(self) -> dict[str, float]:

@@ -97,6 +97,11 @@ def adopt_engine(
         )
     if isinstance(inside.optimizer, FixedPointStep) and are_fixed:
         raise ValueError("the engine stores fixed-point already: adopt it once, after deepspeed.initialize")
+    if inside.stage > 0 and any(isinstance(param, FixedPointTensor) for param in engine.module.parameters()):
+        raise ValueError(
+            f"ZeRO {inside.stage} holds floats beside parameters stored by optim.quantize_: drop quantize_(model), it "
+            "is for stage 0; here the engine's partitions are stored"
+        )
     shake_hands(
         {
             "package version": __version__, "weights": str(format), "state word length": state_word_length,
@@ -107,10 +112,13 @@ def adopt_engine(
     plan = plan_wire(inside, 16 if comm_word_length == "auto" else comm_word_length, rounding, seed)
     rank = dist.get_rank(inside.group)
     inside.clear_padding()
-    partitions = [
-        flat_partition(master, format, rounding, seed, f"ZeRO partition {index}", rank)
-        for index, master in enumerate(inside.masters)
-    ]
+    partitions, refused = [], None
+    try:
+        for index, master in enumerate(inside.masters):
+            partitions.append(flat_partition(master, format, rounding, seed, f"ZeRO partition {index}", rank))
+    except ValueError as error:
+        refused = str(error)
+    _raise_everywhere(refused, inside.group)
     optimizer = optim.adopt(inside.optimizer)  # refuses what cannot be adopted before anything is replaced
     if not isinstance(optimizer, FixedPointStep):
         raise ValueError(f"{type(optimizer).__name__} cannot update fixed-point partitions: use another of torch.optim")
@@ -127,6 +135,15 @@ def adopt_engine(
     )
     (log or _print)(said)
     return AdoptedEngine(inside.stage, held, optimizer, plan, rows, said)
+
+
+def _raise_everywhere(refused: str | None, group: dist.ProcessGroup | None) -> None:
+    """What one process refuses, all do: the others would wait for it in the next step."""
+    every: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(every, refused, group=group)
+    for rank, said in enumerate(every):
+        if said is not None:
+            raise ValueError(f"the master weights of process {rank}: {said}")
 
 
 def flat_partition(

@@ -16,6 +16,7 @@ from lowprec_plugin import wire
 from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.step import NonFiniteGradientError, StepSettings
+from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 #: What Lightning calls each, and turns into DeepSpeed's config.
@@ -82,6 +83,26 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         self._module: Any = None
         self._engine: Any = None
 
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Cast ``module`` to the compute dtype, in place.
+
+        Raises:
+            ValueError: under any other strategy than DeepSpeed's.
+        """
+        check_strategy(module, deepspeed=True)
+        return super().convert_module(module)
+
+    def convert_output(self, data: Any) -> Any:
+        """Refuse Fabric, which makes the engine out of this plugin's sight: only it calls this, after a forward pass.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is a plugin of lightning.pytorch's Trainer and cannot see Fabric's engine: use a "
+            "Trainer, or deepspeed.initialize and lowprec_plugin.deepspeed.adopt_engine(engine)"
+        )
+
     def connect(
         self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
     ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
@@ -98,11 +119,6 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         """
         engine = self._module.trainer.model
         if engine is not self._engine:
-            if not hasattr(engine, "zero_optimization_stage"):
-                raise ValueError(
-                    f"{type(self).__name__} needs strategy=DeepSpeedStrategy(...); under other strategies use "
-                    "lowprec_plugin.FixedPointPrecision"
-                )
             self.adopted = adopt_engine(engine, self.format, log=rank_zero_info, **self._options)  # type: ignore[arg-type]
             self._engine = engine
         with super().train_step_context():
@@ -142,3 +158,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
         return f"{type(self).__name__}(weights {self.format}, {options}, computing in {self.precision})"
+
+    def __str__(self) -> str:
+        # What strategies that insist on a precision of their own (FSDP1, XLA) say they found.
+        return f"{self!r}. {ELSEWHERE}"

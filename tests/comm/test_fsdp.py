@@ -169,3 +169,17 @@ def test_evaluation_is_not_counted_and_a_released_wire_carries_floats() -> None:
         assert before["weight_bytes_sent_per_step"] > 0
         assert same
         assert said.startswith("as floats")
+
+
+def _said(rank: int) -> list[str]:
+    module = model(fixed=False)
+    state = comm.FSDPState(module)
+    found = [str(state)]
+    optim.quantize_(module, keep_float=["2.*"])
+    return [*found, str(state)]
+
+
+def test_it_says_what_weights_are_gathered_as() -> None:
+    floats, some = ranks.run(2, _said)[0]
+    assert floats.endswith("weights gathered as floats")
+    assert some.endswith("weights gathered as codes (2 of 4 parameters)")

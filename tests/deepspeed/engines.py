@@ -19,7 +19,10 @@ def network() -> nn.Module:
 
 
 def engine(rank: int, stage: int, dtype: str = "bfloat16", **given: Any) -> Any:
-    """An engine of two processes over ``network()``, not adopted yet; ``given`` is of the config, and ``optimizer``."""
+    """An engine of two processes over ``network()``, not adopted yet.
+
+    ``given`` is of the config, and ``optimizer`` and ``quantized``.
+    """
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "DEEPSPEED_LOG_LEVEL": "error"}
     warnings.simplefilter("ignore")  # DeepSpeed's, in these processes alone
@@ -27,7 +30,7 @@ def engine(rank: int, stage: int, dtype: str = "bfloat16", **given: Any) -> Any:
 
     torch.manual_seed(0)
     module = network()
-    if stage == 0:
+    if given.pop("quantized", stage == 0):
         optim.quantize_(module)
     make = given.pop("optimizer", lambda params: torch.optim.AdamW(params, lr=1e-3))
     config: dict[str, Any] = {

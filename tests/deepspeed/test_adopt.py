@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from lowprec_plugin import FixedPointTensor
 from tests.comm import ranks
 from tests.deepspeed import engines
 
@@ -185,6 +186,14 @@ def _refusals(rank: int) -> dict[str, str]:
         with_options()(engine)
         with_options()(engine)
 
+    def infinite_on_one(engine: Any) -> None:
+        if engine.global_rank == 1:
+            engine.optimizer.single_partition_of_fp32_groups[0].data[5] = torch.inf
+        try:
+            with_options()(engine)
+        finally:
+            assert not isinstance(engine.optimizer.single_partition_of_fp32_groups[0], FixedPointTensor)
+
     offload = {"offload_optimizer": {"device": "cpu"}}
     refused("offload", 2, zero=offload, zero_force_ds_cpu_optimizer=False)
     refused("float accumulation", 1, data_types={"grad_accum_dtype": "fp32"})
@@ -196,6 +205,8 @@ def _refusals(rank: int) -> dict[str, str]:
     refused("seeds", 2, adopt=with_options(seed=rank))
     refused("rounding", 2, adopt=with_options(rounding="up"))
     refused("comm", 2, adopt=with_options(comm_word_length=5))
+    refused("quantised before", 2, quantized=True)
+    refused("infinite", 2, adopt=infinite_on_one)
     refused("bfloat16 without ZeRO", 0)
     refused("module", 2, adopt=lambda engine: with_options()(engine.module))
     return said
@@ -215,6 +226,8 @@ def test_refusals_name_the_remedy() -> None:
         "rounding": "rounding='up' is not one of",
         "comm": "comm_word_length=5 is not one of",
         "bfloat16 without ZeRO": "float32 copies beside torch.bfloat16.*use stage 1, 2 or 3",
+        "quantised before": r"drop quantize_\(model\)",
+        "infinite": "the master weights of process 1: a NaN or an infinity",
         "module": "Sequential is not a DeepSpeedEngine",
     }.items():
         assert re.search(text, said[name]), f"{name}: {said[name]}"

@@ -75,6 +75,7 @@ def _fit(rank: int, plugin: Any, stage: int = 2, *, epochs: int, poison: bool = 
 
 
 def _fits(rank: int, folder: str, stage: int) -> dict[str, Any]:
+    from lowprec_plugin import FixedPointPrecision
     from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
 
     found: dict[str, Any] = {}
@@ -96,6 +97,7 @@ def _fits(rank: int, folder: str, stage: int) -> dict[str, Any]:
         ("poison", FixedPointDeepSpeedPrecision(), {"poison": True}),
         ("skip", FixedPointDeepSpeedPrecision(nonfinite="skip"), {"poison": True}),
         ("narrow", FixedPointDeepSpeedPrecision(12), {"ckpt_path": f"{folder}/epoch=0.ckpt"}),
+        ("other plugin", FixedPointPrecision(comm_word_length=None), {}),
     ):
         try:
             _fit(rank, plugin, stage, epochs=2, **given)
@@ -115,27 +117,8 @@ def test_fit_resume_and_refuse(tmp_path: Path, stage: int) -> None:
         assert "a gradient holds a NaN or an infinity" in found["poison"]
         assert found["skip"] == "nothing"
         assert "stored as fixed16, which fixed12 does not hold exactly" in found["narrow"]
-
-
-def _under_ddp(rank: int) -> str:
-    from lightning.pytorch.demos.boring_classes import BoringModel
-
-    from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
-
-    warnings.simplefilter("ignore")
-    from lightning.pytorch import Trainer
-
-    plugin = FixedPointDeepSpeedPrecision(compute_dtype=torch.float32)
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 1}
-    try:
-        Trainer(accelerator="cpu", devices=1, plugins=plugin, **options).fit(BoringModel())  # type: ignore[arg-type]
-    except ValueError as error:
-        return str(error)
-    return "nothing"
-
-
-def test_another_strategy_is_refused() -> None:
-    assert "needs strategy=DeepSpeedStrategy" in _under_ddp(0)
+        assert "does not work with OnCPU: " in found["other plugin"]
+        assert "FixedPointDeepSpeedPrecision works with DeepSpeedStrategy" in found["other plugin"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Which strategy a Lightning run uses, and the refusal of those that a precision plugin cannot work under.
+
+FSDP1 and XLA refuse foreign precision plugins themselves, with the plugin's own words (``__str__``) on what to use.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+
+#: What takes the place of a plugin under a strategy that it does not work under.
+ELSEWHERE = (
+    'FixedPointPrecision works on one device, with strategy="ddp", and with ModelParallelStrategy where '
+    "configure_model calls fully_shard (FSDP2); lowprec_plugin.deepspeed.FixedPointDeepSpeedPrecision works with "
+    "DeepSpeedStrategy"
+)
+
+
+def check_strategy(module: nn.Module, *, deepspeed: bool) -> None:
+    """Refuse DeepSpeed for a plugin that is not made for it, and anything else for one that is.
+
+    Args:
+        module: what the plugin is given; passed over if no Trainer has it.
+        deepspeed: whether the plugin is made for DeepSpeed.
+
+    Raises:
+        ValueError: with the plugin to use.
+    """
+    if not isinstance(module, LightningModule):
+        return
+    try:
+        strategy = module.trainer.strategy
+    except RuntimeError:  # no Trainer has it
+        return
+    if isinstance(strategy, DeepSpeedStrategy) != deepspeed:
+        raise ValueError(f"this precision plugin does not work with {type(strategy).__name__}: {ELSEWHERE}")
