@@ -83,11 +83,11 @@ class Space:
             }
         return options
 
-    def _formats(self, kind: str, setting: Setting) -> str | dict[str, str] | None:
-        if setting.get(kind, FLOAT32) == FLOAT32:
+    def _formats(self, kind: str, setting: Setting) -> str | dict[str, str | None] | None:
+        if kind not in setting:
             return None
-        layers = {layer: setting[f"{kind}@{layer}"] for layer in self.layers}
-        return {**layers, "*": setting[kind]} if layers else setting[kind]
+        layers = {layer: _or_none(setting[f"{kind}@{layer}"]) for layer in self.layers}
+        return {**layers, "*": _or_none(setting[kind])} if layers else _or_none(setting[kind])
 
 
 def make_space(
@@ -122,8 +122,6 @@ def make_space(
         raise ValueError(f"layers={list(layers)} have nothing of their own: tune {', '.join(_PER_LAYER)}")
     for layer, kind in itertools.product(layers, _PER_LAYER):
         if kind in found:
-            if FLOAT32 in found[kind]:
-                raise ValueError(f"{kind} has the rung float32, which an emulation by layers cannot say: leave it out")
             found[f"{kind}@{layer}"] = (STORED, FLOAT32) if kind == "weights" else found[kind]
     space = Space({**found, "rounding": tuple(dict.fromkeys(rounding))}, tuple(layers))
     for name, ladder in space.ladders.items():  # what the plugin refuses, it refuses now
@@ -178,3 +176,7 @@ def _text(kind: str, rung: int | str | None) -> str:
     if format.squared or (not KINDS[kind] and str(format) != f"fixed{format.word_length}"):
         raise ValueError(f"{kind}={rung!r}: give a word length here, such as {format.word_length}")
     return str(format)
+
+
+def _or_none(rung: str) -> str | None:
+    return None if rung == FLOAT32 else rung

@@ -26,11 +26,11 @@ def test_ladders_rise_whatever_their_order() -> None:
 
 def test_options_say_what_the_setting_says() -> None:
     space = space_of(
-        ("head", "body.*"), ("nearest",), weights=["<2,10>"], state=[8], activations=[8, 12], errors=[12], kept=[8],
-        wire=[8],
+        ("head", "body.*"), ("nearest",), weights=["<2,10>"], state=[8], activations=[8, 12], errors=[12, None],
+        kept=[8], wire=[8],
     )  # fmt: skip
     setting = {
-        **space.at(0.0, "nearest"), "weights@head": "float32", "activations@head": "fixed12",
+        **space.at(0.0, "nearest"), "weights@head": "float32", "activations@head": "fixed12", "errors@head": "float32",
     }  # fmt: skip
     options = space.options(setting, {"keep_float": "*.bias", "nonfinite": "skip"}, seed=3)
     assert options == {
@@ -38,7 +38,7 @@ def test_options_say_what_the_setting_says() -> None:
         "keep_float": ["*.bias", "head.*"], "activation_word_length": 8, "comm_word_length": 8, "nonfinite": "skip",
         "emulation": {
             "activations": {"head": "fixed12", "body.*": "fixed8", "*": "fixed8"},
-            "errors": {"head": "fixed12", "body.*": "fixed12", "*": "fixed12"},
+            "errors": {"head": None, "body.*": "fixed12", "*": "fixed12"},
             "rounding": "nearest",
         },
         "seed": 3,
@@ -48,6 +48,7 @@ def test_options_say_what_the_setting_says() -> None:
     assert plugin.inside is not None
     assert plugin.inside.emulator is not None
     assert str(plugin.inside.emulator.emulation.activation_format("head")) == "fixed12"
+    assert plugin.inside.emulator.emulation.error_format("head") is None
     assert str(plugin.inside.emulator.emulation.activation_format("body.1")) == "fixed8"
 
 
@@ -97,7 +98,6 @@ def test_a_format_is_narrower_than_one_that_holds_it(one: str, other: str, expec
         ({"weights": [8], "rounding": ()}, "names no rounding"),
         ({"weights": [8], "rounding": ("up",)}, "rounding='up'"),
         ({"state": [8], "layers": ("head",)}, "nothing of their own"),
-        ({"errors": [8, None], "layers": ("head",)}, "float32, which an emulation by layers cannot say"),
     ],
 )
 def test_bad_ladders(arguments: dict[str, Any], message: str) -> None:

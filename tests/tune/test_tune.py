@@ -186,7 +186,7 @@ def test_by_import_path_with_formats_by_layer(tmp_path: Path, capsys: pytest.Cap
     """From the command line, one setting per kind: layers have formats of their own, and no setting passes."""
     arguments = [
         "tune", "--model=tests.tune.users.Regression", "--data=tests.tune.users.Factors", "--metric=val_error",
-        "--mode=min", "--tolerance=20%", "--weights=[4]", "--state=[]", "--activations=[4]", "--errors=[4]",
+        "--mode=min", "--tolerance=20%", "--weights=[4]", "--state=[]", "--activations=[4]", "--errors=[4,null]",
         '--layers=["layer"]', "--rounding=[nearest]", "--runs=1", "--epochs=1", f"--output={tmp_path}",
         "--progress=false",
     ]  # fmt: skip
@@ -195,10 +195,10 @@ def test_by_import_path_with_formats_by_layer(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "tuned.yaml").exists()
     (trial,) = json.loads((tmp_path / "trials.json").read_text())["trials"]
     assert trial["run"]["setting"] == {
-        "weights": "fixed4", "activations": "fixed4", "errors": "fixed4", "weights@layer": "float32",
-        "activations@layer": "fixed4", "errors@layer": "fixed4", "rounding": "nearest",
+        "weights": "fixed4", "activations": "fixed4", "errors": "float32", "weights@layer": "float32",
+        "activations@layer": "fixed4", "errors@layer": "float32", "rounding": "nearest",
     }  # fmt: skip
-    assert trial["bits"]["per_activation"] == 4
+    assert trial["bits"]["per_activation"] == (4 + 32) / 2
 
 
 @pytest.mark.parametrize(
