@@ -143,7 +143,7 @@ def tune(
         searching = Search(space, costs, baseline, run, runs=runs, seed=seed)
         best = searching.result()
     tuned = None if best is None else with_plugin(complete, space.options(best.setting, base, seed), seed)
-    found = Found(metric, baseline.tolerance, baseline, searching.trials, best, tuned)
+    found = Found(metric, baseline.tolerance, baseline, searching.trials, best, searching.closed, tuned)
     seconds = sum(each.seconds for each in records.runs.values())
     print("\n" + save(Path(output), found, costs, search, seconds))
     return found

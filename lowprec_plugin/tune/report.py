@@ -37,6 +37,7 @@ class Found:
         baseline: float32.
         trials: every setting that was run, in order.
         best: the cheapest that was confirmed; ``None``: none was.
+        closed: whether no cheaper setting was left untried.
         config: a LightningCLI configuration of ``best``.
     """
 
@@ -45,6 +46,7 @@ class Found:
     baseline: Baseline
     trials: list[Trial]
     best: Trial | None
+    closed: bool
     config: Config | None
 
 
@@ -85,6 +87,7 @@ def _summary(found: Found, seconds: float) -> str:
         [
             *lines,
             f"Found: {written(found.best.setting)}, {100 * found.best.bits.cost:.1f} % of float32's bits",
+            "No cheaper setting is open" if found.closed else "Cheaper settings are left untried: give more --runs",
             f"Confirmed with seeds {baseline.runs[1].seed} to {baseline.runs[-1].seed}: "
             f"worse than float32 by {_comparison(found.best, baseline)}; with seed {found.best.run.seed}, the "
             f"file's, {found.metric} is {found.best.run.value}",

@@ -114,6 +114,11 @@ class Search:
                 return trial
             self._failed.append(trial.setting)
 
+    @property
+    def closed(self) -> bool:
+        """Whether no setting is left that is cheaper than the best and of which nothing is known."""
+        return self._space.size <= _LOOKED_THROUGH and not self._open()
+
     def _explore(self) -> None:
         known = 0
         while len(self.trials) < self._runs:
@@ -171,13 +176,15 @@ class Search:
                 return self._score(trial)
         if any(narrower(setting, failed) for failed in self._failed):
             return 1.0 + _WORST
-        if any(trial.passed and trial.confirmed is None and narrower(trial.setting, setting) for trial in self.trials):
+        if any(
+            trial.passed and trial.confirmed is not False and narrower(trial.setting, setting) for trial in self.trials
+        ):
             return self._costs.of(setting).cost
         return None
 
     def _open(self) -> list[Setting]:
         """Settings of which nothing is known that are cheaper than the best, by rising cost."""
-        best = min((t.bits.cost for t in self.trials if t.passed and t.confirmed is None), default=math.inf)
+        best = min((t.bits.cost for t in self.trials if t.passed and t.confirmed is not False), default=math.inf)
         if self._space.size <= _LOOKED_THROUGH:
             settings = list(self._space.settings())
         else:

@@ -74,6 +74,7 @@ def test_the_cheapest_that_passes_is_found(weights: int, state: int) -> None:
     assert best is not None
     assert best.bits.cost == min(costs.of(setting).cost for setting in passing)
     assert best.confirmed
+    assert search.closed
     assert len(search.trials) < space.size / 2
     assert train.epochs < EPOCHS * len(train.asked)
     assert all(trial.run.stopped in (2, 4) for trial in search.trials if trial.run.stopped is not None)
@@ -134,6 +135,7 @@ def test_runs_are_a_limit() -> None:
     train = Trained(lambda setting, seed: 0.01)
     search = searched(space_of(weights=RUNGS, state=RUNGS), train, runs=1)
     assert search.result() is not None
+    assert not search.closed
     assert len(search.trials) == 1
     assert len(train.asked) == 1 + (SEEDS - 1)
 
