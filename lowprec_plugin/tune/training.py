@@ -156,10 +156,10 @@ def check_processes(config: Config, *, wire: bool) -> None:
     strategy = str(config["trainer"].get("strategy", "auto"))
     if wire and processes == 1:
         raise ValueError("wire: one process sends nothing: set trainer.strategy='ddp_spawn' and trainer.devices")
-    if processes > 1 and not any(word in strategy for word in ("spawn", "fork", "notebook")):
+    if processes > 1 and "spawn" not in strategy:  # a fork would inherit the threads of the rehearsal
         raise ValueError(
-            f"trainer.strategy={strategy!r} starts {processes} processes once, and every trial needs its own: tune "
-            "with strategy='ddp_spawn', or with devices=1"
+            f"trainer.strategy={strategy!r} with {processes} processes: every trial has to start its own anew: "
+            "tune with strategy='ddp_spawn', or with devices=1"
         )
 
 

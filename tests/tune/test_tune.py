@@ -237,7 +237,8 @@ def test_bad_arguments_are_refused_before_anything_is_trained(
     ("change", "message"),
     [
         ({"precision": "bf16-mixed"}, "trainer.precision='bf16-mixed'"),
-        ({"devices": 2, "strategy": "ddp"}, "strategy='ddp' starts 2 processes once"),
+        ({"devices": 2, "strategy": "ddp"}, "strategy='ddp' with 2 processes"),
+        ({"devices": 2, "strategy": "ddp_fork"}, "strategy='ddp_fork' with 2 processes"),
         ({"max_epoch": 3}, "max_epoch"),
         ({"plugins": {"class_path": "lowprec_plugin.FixedPointPrecision",
                       "init_args": {"ramp": {"class_path": "lowprec_plugin.WordLengthRamp"}}}}, "ramp"),
@@ -270,7 +271,10 @@ def test_digits(tmp_path: Path) -> None:
 def test_the_wire_is_tuned_between_real_processes(tmp_path: Path) -> None:
     path = tmp_path / "user.yaml"
     spawned = {"devices": 2, "strategy": "ddp_spawn", "max_epochs": 2}
-    path.write_text(yaml.safe_dump({**CONFIG, "trainer": {**CONFIG["trainer"], **spawned}}))
+    model = {**CONFIG["model"], "init_args": {"outputs": 64}}  # small gradients travel as float32
+    data = {**CONFIG["data"], "init_args": {"outputs": 64}}
+    config = {"trainer": {**CONFIG["trainer"], **spawned}, "model": model, "data": data}
+    path.write_text(yaml.safe_dump(config))
     found = tune(
         str(path), output=str(tmp_path), **{**ARGUMENTS, "weights": [], "wire": [4, 16], "runs": 2, "tolerance": 0.05}
     )

@@ -13,12 +13,13 @@ class Regression(LightningModule):
 
     Args:
         lr: of SGD; 1000 diverges.
+        outputs: of the layer.
         explode_below: below so many bits per weight the loss is infinite; 0: never.
     """
 
-    def __init__(self, lr: float = 0.3, explode_below: int = 0) -> None:
+    def __init__(self, lr: float = 0.3, outputs: int = 4, explode_below: int = 0) -> None:
         super().__init__()
-        self.layer = nn.Linear(16, 4, bias=False)
+        self.layer = nn.Linear(16, outputs, bias=False)
         self.lr, self.explode_below = lr, explode_below
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -41,11 +42,15 @@ class Regression(LightningModule):
 class Factors(LightningDataModule):
     """Targets made by factors that no narrow format holds, and shuffled anew in every epoch."""
 
+    def __init__(self, outputs: int = 4) -> None:
+        super().__init__()
+        self.outputs = outputs
+
     def setup(self, stage: str) -> None:
         """Always the same."""
         generator = torch.Generator().manual_seed(7)
         x = torch.randn(256, 16, generator=generator)
-        self.examples = TensorDataset(x, x @ torch.randn(16, 4, generator=generator))
+        self.examples = TensorDataset(x, x @ torch.randn(16, self.outputs, generator=generator))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Sixteen batches."""
