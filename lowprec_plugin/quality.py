@@ -48,6 +48,19 @@ class Comparison:
         """The one that ``equal`` goes by."""
         return max(self.twins_error, self.own_error)
 
+    def worse(self, *, higher_is_better: bool) -> float:
+        """How much worse than float32 the setting is; negative: better."""
+        return -self.difference if higher_is_better else self.difference
+
+    def within(self, tolerance: float, *, higher_is_better: bool) -> bool | None:
+        """Whether the setting is worse than float32 by ``tolerance`` at most even if two standard errors are added.
+
+        For those who may lose a little: *equal* asks for no difference at all. ``None`` with fewer than ``MIN_SEEDS``.
+        """
+        if self.equal is None:
+            return None
+        return self.worse(higher_is_better=higher_is_better) + 2 * self.standard_error <= tolerance
+
 
 def compare(
     baseline: Sequence[float], twins: Sequence[float], setting: Sequence[float], *, limit: float = 0.003

@@ -20,6 +20,7 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # this package's doing. Everything else that warns fails the test.
 _HOST_WARNINGS = (
     "ignore:.*does not have many workers.*",
+    "ignore:The `srun` command is available on your system.*",
     "ignore:.*number of training batches.*is smaller than the logging interval.*",
     "ignore:.*isinstance\\(treespec, LeafSpec\\).*",
     "ignore:.*Checkpoint directory .* exists and is not empty.*",

@@ -49,3 +49,17 @@ def test_too_few_seeds_give_no_verdict() -> None:
 def test_one_run_of_each_per_seed() -> None:
     with pytest.raises(ValueError, match="4 float32 runs, 3 twins and 4 runs"):
         compare([1.0] * 4, [1.0] * 3, [1.0] * 4)
+
+
+def test_within_a_tolerance_two_standard_errors_included() -> None:
+    """Worse is what the metric calls worse; too few seeds show nothing."""
+    baseline, twins = [1.0] * 4, [1.001, 0.999, 1.001, 0.999]  # standard error 0.0005
+    higher = compare(baseline, twins, [1.004] * 4)
+    assert higher.worse(higher_is_better=False) == pytest.approx(0.004)
+    assert higher.worse(higher_is_better=True) == pytest.approx(-0.004)
+    assert higher.within(0.0051, higher_is_better=False) is True
+    assert higher.within(0.0049, higher_is_better=False) is False
+    assert higher.within(1e-9, higher_is_better=True) is True
+    scattered = compare(baseline, twins, [1.0, 1.008, 1.0, 1.008])  # the same mean, its own standard error 0.0023
+    assert scattered.within(0.0051, higher_is_better=False) is False
+    assert compare([1.0] * 3, [1.0] * 3, [1.0] * 3).within(1.0, higher_is_better=True) is None

@@ -1,4 +1,4 @@
-"""``lowprec``: the proof of concept, the benchmark, export, and LightningCLI's own commands."""
+"""``lowprec``: the proof of concept, the search for formats, the benchmark, export, and LightningCLI's own commands."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from lightning.pytorch.cli import LightningCLI
 from lowprec_plugin.bench import run_allreduce, run_bench
 from lowprec_plugin.export import run_cost, run_export
 from lowprec_plugin.poc import run_poc
+from lowprec_plugin.tune import tune
 from lowprec_plugin.version import __version__
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 OWN: dict[str, tuple[Callable[..., object], str]] = {
     "poc": (run_poc, "Compare fixed-point formats with float32, side by side."),
+    "tune": (tune, "Find the narrowest formats that keep a metric of your own network, and write a configuration."),
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
     "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
     "export": (run_export, "Write a checkpoint's weights for hardware or another tool."),
@@ -24,6 +26,7 @@ OWN: dict[str, tuple[Callable[..., object], str]] = {
 USAGE = """usage: lowprec COMMAND [options]
 
   poc                             train handwritten digits in float32 and in fixed-point, print one table
+  tune                            find the narrowest formats for your own network, write a configuration
   bench                           time the fused step and a training step against float32's
   bench allreduce                 time gradients on your own network; run it with torchrun for several hosts
   export                          write weights as safetensors, C, HLS, ONNX or a plain float state_dict

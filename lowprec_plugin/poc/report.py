@@ -19,8 +19,8 @@ def save(folder: Path, title: str, runs: Sequence[RunRecord]) -> str:
     """Write ``table.md`` and ``runs.json`` into ``folder``, each whole or not at all. Returns the text to print."""
     text = f"{title}\n\n{table(runs)}\n\n{LEGEND}\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "table.md", text)
-    _write(folder / "runs.json", json.dumps({"title": title, "runs": list(runs)}, indent=1) + "\n")
+    write_whole(folder / "table.md", text)
+    write_whole(folder / "runs.json", json.dumps({"title": title, "runs": list(runs)}, indent=1) + "\n")
     return f"{text}\nSaved to {folder / 'table.md'} and {folder / 'runs.json'}"
 
 
@@ -55,7 +55,12 @@ def table(runs: Sequence[RunRecord]) -> str:
                 f"{_median(runs, name, 'step_ms'):.2f}",
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of the rows, the first being the header, in columns that line up as text too."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
@@ -89,7 +94,8 @@ def _verdict(comparison: Comparison, name: str) -> str:
     return "yes" if comparison.equal else "no, better" if comparison.difference > 0 else "no, worse"
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)

@@ -75,9 +75,7 @@ def run_variant(
     if variant.twin:
         perturb_last_bit_(module)
     plugin = variant.plugin(seed)
-    with warnings.catch_warnings(), _quiet(logging.getLogger("lightning.pytorch")):
-        # Lightning's advice on loader workers and logging intervals, and its own deprecations, are no news here.
-        warnings.filterwarnings("ignore", module="lightning")
+    with quietly():
         trainer = Trainer(
             max_epochs=epochs,
             accelerator="cpu",
@@ -103,13 +101,19 @@ def run_variant(
 
 
 @contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quietly() -> Iterator[None]:
+    """Without Lightning's advice on loader workers and logging intervals, and its own deprecations: no news here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @torch.no_grad()

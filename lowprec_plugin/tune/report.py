@@ -1,0 +1,208 @@
+"""What a search found: a configuration to train with, a table, every trial as JSON, and the frontier as a plot."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowprec_plugin.poc.report import markdown, write_whole
+from lowprec_plugin.tune.baseline import Baseline
+from lowprec_plugin.tune.cost import Bits, Costs
+from lowprec_plugin.tune.frontier import frontier
+from lowprec_plugin.tune.search import Trial
+from lowprec_plugin.tune.space import written
+from lowprec_plugin.tune.training import Config
+
+LEGEND = (
+    "Cost: bits as a share of float32's, the mean of the parts that are tuned. Bits per parameter: codes and exponents "
+    "of weights and optimizer state; bytes: what memory holds for them. Worse: than float32 with the same seed, in the "
+    "metric's units; below 0: better. Confirmed: mean over other seeds, with the standard error of the rule for equal "
+    "quality; it holds if two standard errors fit within the tolerance too. *: on the frontier, no other run being "
+    "cheaper and better."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The end of a search.
+
+    Attributes:
+        metric, tolerance: what was kept, and how much worse it may be, in its units.
+        baseline: float32.
+        trials: every setting that was run, in order.
+        best: the cheapest that was confirmed; ``None``: none was.
+        closed: whether no cheaper setting was left untried.
+        config: a LightningCLI configuration of ``best``.
+    """
+
+    metric: str
+    tolerance: float
+    baseline: Baseline
+    trials: list[Trial]
+    best: Trial | None
+    closed: bool
+    config: Config | None
+
+
+def save(folder: Path, found: Found, costs: Costs, search: Mapping[str, Any], seconds: float) -> str:
+    """Write ``tuned.yaml`` (if a setting is confirmed), ``table.md``, ``trials.json`` and ``frontier.svg``.
+
+    Returns:
+        the text to print.
+    """
+    summary = _summary(found, seconds)
+    text = f"{summary}\n\n{_table(found, costs)}\n\n{LEGEND}\n"
+    (folder / "tuned.yaml").unlink(missing_ok=True)  # of a search that ended otherwise
+    if found.config is not None:
+        comment = "".join(f"# {line}\n" for line in ["lowprec fit --config tuned.yaml", *summary.splitlines()])
+        write_whole(folder / "tuned.yaml", comment + yaml.safe_dump(found.config, sort_keys=False))
+    write_whole(folder / "table.md", text)
+    write_whole(folder / "trials.json", json.dumps(_as_json(found, costs, search), indent=1) + "\n")
+    write_whole(folder / "frontier.svg", _plot(found))
+    names = ["table.md", "trials.json", "frontier.svg", *(["tuned.yaml"] if found.config else [])]
+    return f"{text}\nSaved to {folder}: {', '.join(names)}"
+
+
+def _summary(found: Found, seconds: float) -> str:
+    baseline = found.baseline
+    float32 = baseline.confirmed(baseline.values(baseline.runs[1:]))
+    lines = [
+        f"{found.metric}: float32 {float32.baseline:.6g}, mean of {len(baseline.runs) - 1} seeds; twins that start one "
+        f"last bit away differ by {float32.noise:.2g} per seed; allowed: {found.tolerance:.3g} worse",
+        f"{len(found.trials)} settings tried with seed {baseline.runs[0].seed}, {seconds:.0f} s of training in all",
+    ]
+    for trial in found.trials:
+        if trial.confirmed is False:
+            why = _comparison(trial, baseline) or "a run diverged"
+            lines.append(f"not confirmed: {written(trial.setting)} (worse by {why})")
+    if found.best is None:
+        return "\n".join([*lines, "No setting was confirmed: allow more, give wider rungs, or stay with float32."])
+    return "\n".join(
+        [
+            *lines,
+            f"Found: {written(found.best.setting)}, {100 * found.best.bits.cost:.1f} % of float32's bits",
+            "No cheaper setting is open" if found.closed else "Cheaper settings are left untried: give more --runs",
+            f"Confirmed with seeds {baseline.runs[1].seed} to {baseline.runs[-1].seed}: "
+            f"worse than float32 by {_comparison(found.best, baseline)}; with seed {found.best.run.seed}, the "
+            f"file's, {found.metric} is {found.best.run.value}",
+        ]
+    )
+
+
+def _table(found: Found, costs: Costs) -> str:
+    parts = costs.parts
+    rows = [
+        [
+            "setting",
+            *(["bits/param", "bytes/param"] if "parameters" in parts else []),
+            *(["bits/activation"] if "activations" in parts else []),
+            *(["wire bits"] if "wire" in parts else []),
+            "cost", found.metric, "worse", "outcome", "confirmed",
+        ]
+    ]  # fmt: skip
+
+    def figures(bits: Bits) -> list[str]:
+        return [
+            *([f"{bits.per_parameter:.2f}", f"{bits.bytes_per_parameter:.2f}"] if "parameters" in parts else []),
+            *([f"{bits.per_activation:.2f}"] if "activations" in parts else []),
+            *([f"{bits.wire:.0f}"] if "wire" in parts else []),
+            f"{100 * bits.cost:.1f} %",
+        ]
+
+    best = set(frontier([trial.point for trial in found.trials]))
+    order = sorted(range(len(found.trials)), key=lambda index: found.trials[index].point)
+    rows.append(["float32", *figures(costs.of(None)), f"{found.baseline.runs[0].value:.6g}", "-", "-", "-"])
+    for index in order:
+        trial = found.trials[index]
+        mark = " *" if index in best and trial.worse is not None else ""
+        value = "-" if trial.run.value is None else f"{trial.run.value:.6g}"
+        worse = "-" if trial.worse is None else f"{trial.worse:+.3g}"
+        held = {None: "", True: "yes", False: "no"}[trial.confirmed]
+        confirmed = ", ".join(filter(None, [held, _comparison(trial, found.baseline)])) or "-"
+        rows.append([written(trial.setting) + mark, *figures(trial.bits), value, worse, outcome(trial), confirmed])
+    return markdown(rows)
+
+
+def outcome(trial: Trial) -> str:
+    """How the run on the search's seed ended."""
+    if trial.run.diverged is not None:
+        return "diverged"
+    if trial.run.stopped is not None:
+        return f"stopped after epoch {trial.run.stopped}"
+    return "passed" if trial.passed else "too much worse"
+
+
+def _comparison(trial: Trial, baseline: Baseline) -> str:
+    if trial.confirmation is None:
+        return ""
+    worse = trial.confirmation.worse(higher_is_better=baseline.higher_is_better)
+    return f"{worse:+.3g} ± {trial.confirmation.standard_error:.2g}"
+
+
+def _as_json(found: Found, costs: Costs, search: Mapping[str, Any]) -> dict[str, Any]:
+    best = set(frontier([trial.point for trial in found.trials]))
+    return {
+        "search": dict(search),
+        "tolerance": found.tolerance,
+        "float32": {
+            "bits": asdict(costs.of(None)),
+            "runs": [asdict(run) for run in found.baseline.runs],
+            "twins": [asdict(run) for run in found.baseline.twins],
+        },
+        "trials": [
+            {
+                **asdict(trial),
+                "outcome": outcome(trial),
+                "frontier": index in best and trial.worse is not None,
+                "best": trial is found.best,
+            }
+            for index, trial in enumerate(found.trials)
+        ],
+    }
+
+
+def _plot(found: Found) -> str:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    ended = [trial for trial in found.trials if trial.worse is not None]
+    line = [ended[index].point for index in frontier([trial.point for trial in ended])]
+    limit = max([2 * found.tolerance, *(abs(worse) for _, worse in line if worse < 10 * found.tolerance)])
+    with mpl.rc_context({"svg.hashsalt": "lowprec tune", "svg.fonttype": "none"}):  # the same file for the same trials
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhspan(-2 * limit, found.tolerance, color="0.93", label="allowed")
+        axes.axhline(0, color="0.4", linewidth=0.8)
+        if line:
+            axes.step(*zip(*((100 * cost, worse) for cost, worse in line), strict=True), where="post", label="frontier")
+        for label, marker, chosen in (
+            ("passed", "o", [trial for trial in ended if trial.passed]),
+            ("too much worse", "x", [trial for trial in ended if not trial.passed]),
+        ):
+            heights = [min(trial.point[1], 1.4 * limit) for trial in chosen]  # those far off stand at the rim
+            axes.plot([100 * trial.bits.cost for trial in chosen], heights, marker, label=label)
+        lost = [100 * trial.bits.cost for trial in found.trials if trial.worse is None]
+        axes.plot(lost, [1.4 * limit] * len(lost), "v", color="0.6", label="stopped or diverged")
+        for trial in found.trials:
+            if trial.confirmation is not None:
+                comparison = trial.confirmation
+                axes.errorbar(
+                    100 * trial.bits.cost, comparison.worse(higher_is_better=found.baseline.higher_is_better),
+                    2 * comparison.standard_error, fmt="*" if trial.confirmed else "s", markersize=11, capsize=4,
+                    label="confirmed" if trial.confirmed else "not confirmed",
+                )  # fmt: skip
+        axes.set(
+            xlabel="bits, % of float32's",
+            ylabel=f"{found.metric}: worse than float32",
+            ylim=(-limit, 1.5 * limit),
+        )
+        axes.legend(fontsize="small", loc="best")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "\n".join(text.rstrip() for text in buffer.getvalue().splitlines()) + "\n"
