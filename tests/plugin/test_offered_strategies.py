@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.pytorch import Trainer, strategies
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -30,6 +34,15 @@ OFFERED = {
     "HPUParallelStrategy": "Lightning has none any more",
     "SingleHPUStrategy": "Lightning has none any more",
 }
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """What a strategy that was tried leaves behind, a group of processes and variables, is not the next test's."""
+    with patch.dict(os.environ):
+        yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def test_none_is_left_out() -> None:
