@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lowprec_plugin import comm, memory, optim
 from lowprec_plugin.emulation import Emulation, emulate
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.kept import keep_activations
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Emulation", "FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp", "__version__", "comm",
-    "emulate", "memory", "optim",
+    "emulate", "keep_activations", "memory", "optim",
 ]  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -15,7 +16,7 @@ from lowprec_plugin import ops
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.random_bits import key_of, stream_of, substream
-from lowprec_plugin.running import Running
+from lowprec_plugin.running import Running, in_backward
 
 #: A tensor of fewer elements stays float: its codes save less than what holds them costs.
 SMALLEST = 1024
@@ -73,12 +74,55 @@ class KeptActivations:
         self.bytes = KeptBytes()
 
     def enter(self, inside: ExitStack, running: Running, step: int) -> None:
-        """Pack what is saved inside one outermost module, until ``inside`` is unwound."""
-        inside.enter_context(_Packing(self, running, step))
+        """Pack what is saved inside one outermost module, until ``inside`` is unwound.
+
+        What activation checkpointing computes again is not packed: it is needed at once, and checkpointing's own hooks
+        have to see it.
+        """
+        if not in_backward():
+            inside.enter_context(_Packing(self, running, step))
 
     def key(self, place: str, step: int) -> int:
         """Of the random bits of what is kept at ``place``."""
         return key_of(substream(self._stream, place), step)
+
+
+@contextmanager
+def keep_activations(
+    module: nn.Module,
+    word_length: int,
+    *,
+    rounding: str = "stochastic",
+    step: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+) -> Iterator[KeptActivations]:
+    """Within the context, what the forwards of ``module`` keep for the backward pass is kept in codes.
+
+    Forwards compute as ever; only backwards see rounded activations::
+
+        with keep_activations(model, 8, step=step) as kept:
+            loss = loss_of(model(x), y)
+        loss.backward()
+        print(kept.bytes)
+
+    Args:
+        module: the network; its parameters in any format.
+        word_length: bits of a kept number: 2 to 24.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        step, seed, rank: key the random bits, with the place in the network.
+
+    Yields:
+        what counts the bytes.
+
+    Raises:
+        ValueError: for a word length or a rounding outside these, and for compiled modules. A backward pass with
+            ``create_graph=True`` raises it too: what is kept has no history.
+    """
+    kept = KeptActivations(word_length, rounding=rounding, seed=seed, rank=rank)
+    running = Running(module, lambda inside: kept.enter(inside, running, step))
+    with running.followed():
+        yield kept
 
 
 class _Packing(saved_tensors_hooks):
@@ -88,16 +132,27 @@ class _Packing(saved_tensors_hooks):
         self._known: dict[Any, tuple[StorageWeakRef, Blocks]] = {}
         self._last = 0  # elements of the operand that was kept last
 
+    def __exit__(self, *args: object) -> None:
+        super().__exit__(*args)
+        # The hooks outlive the forward; backwards must be able to free codes one by one.
+        self._known.clear()
+
     def _pack(self, tensor: Tensor) -> Tensor | _Packed:
+        with torch._C.DisableTorchFunction():  # this is not the network's arithmetic
+            return self._packed(tensor)
+
+    def _packed(self, tensor: Tensor) -> Tensor | _Packed:
         if type(tensor) is not Tensor or not tensor.is_floating_point() or _is_weight(tensor):
             return tensor
         operand = tensor.requires_grad
         statistic = not operand and tensor.numel() * STATISTIC <= self._last
         if operand:
             self._last = tensor.numel()
-        if tensor.numel() < SMALLEST or statistic or tensor.dtype == torch.float64:
-            self._kept.bytes.left += tensor.nbytes
+        expanded = tensor.nbytes > tensor.untyped_storage().nbytes()
+        if tensor.numel() < SMALLEST or statistic or expanded or tensor.dtype == torch.float64:
+            self._kept.bytes.left += min(tensor.nbytes, tensor.untyped_storage().nbytes())
             return tensor
+        given = tensor
         if not _dense(tensor):
             tensor = tensor.contiguous()
         # Views of one tensor (a linear layer keeps a matrix of a batch of sequences) are one.
@@ -107,7 +162,7 @@ class _Packing(saved_tensors_hooks):
             blocks = self._quantized(tensor)
             if blocks is None:
                 self._kept.bytes.left += tensor.nbytes
-                return tensor
+                return given
             # The reference keeps the storage's address from being another's, not the storage.
             self._known[where] = (storage, blocks)
         blocks = self._known[where][1]
@@ -117,7 +172,7 @@ class _Packing(saved_tensors_hooks):
         """The elements in the order of memory, as one row; ``None`` if some are not finite."""
         kept = self._kept
         row = tensor.detach().as_strided((1, tensor.numel()), (tensor.numel(), 1))
-        if not bool(row.isfinite().all()):
+        if ops.first_nonfinite([row]) is not None:
             return None
         key = kept.key(self._running.next_place(), self._step)
         blocks, _ = ops.quantize(row, kept.format, rounding=kept.rounding, key=key)
@@ -127,12 +182,25 @@ class _Packing(saved_tensors_hooks):
 
     @staticmethod
     def _unpack(packed: Tensor | _Packed) -> Tensor:
-        return packed if isinstance(packed, Tensor) else packed.unpacked()
+        if isinstance(packed, Tensor):
+            return packed
+        if in_backward() and torch.is_grad_enabled():
+            raise ValueError(
+                "activations kept in codes have no history, and a backward pass with create_graph=True would "
+                "differentiate wrongly: keep activations in float (activation_word_length=None) for second derivatives"
+            )
+        return packed.unpacked()
 
 
 def _is_weight(tensor: Tensor) -> bool:
     base = tensor if tensor._base is None else tensor._base
-    return base.is_leaf and base.requires_grad
+    if base.is_leaf:
+        return base.requires_grad
+    # Autocast's copy of a weight is no leaf.
+    node = base.grad_fn
+    if node is None or type(node).__name__ != "ToCopyBackward0":
+        return False
+    return hasattr(node.next_functions[0][0], "variable")
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -18,8 +18,9 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
 
-_ABI = 4
+_ABI = 5
 FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FLOAT64 = 3
 
 
 class Store(ctypes.Structure):
@@ -154,10 +155,14 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
 def rounded(
     x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
 ) -> int:
-    """Write to ``out`` the numbers of ``format`` that ``x`` is rounded to; both float32. Returns the saturated ones."""
+    """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones.
+
+    ``x`` is float32, or float64 if the format is static.
+    """
     items = (Item * 1)()
     item = items[0]
-    item.grad, item.grad_type, item.bits = x.data_ptr(), FLOAT_TYPES[x.dtype], _pointer(bits)
+    item.grad, item.bits = x.data_ptr(), _pointer(bits)
+    item.grad_type = _FLOAT64 if x.dtype == torch.float64 else FLOAT_TYPES[x.dtype]
     item.out, item.out_type = out.data_ptr(), FLOAT_TYPES[out.dtype]
     item.rows, item.row_length = rows_of(x.shape)
     item.key = key

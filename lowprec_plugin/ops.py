@@ -190,7 +190,7 @@ def rounded(
     if x.numel() == 0:
         return x.float()
     stochastic = rounding == "stochastic"
-    backend = "reference" if x.dtype == torch.float64 else backend_for(x.device)
+    backend = backend_for(x.device)
     out = torch.empty_like(x, dtype=torch.float32)
     if backend == "native":
         count: int | Tensor = native.rounded(

@@ -23,6 +23,7 @@ class _Frame:
     name: str
     call: int
     operations: int = 0
+    inputs: int = 0
 
 
 class Running:
@@ -34,7 +35,7 @@ class Running:
             ends, by an exception too.
 
     Raises:
-        ValueError: if a module is compiled.
+        ValueError: if a module's operations cannot be seen: compiled, TorchScript, or DataParallel.
     """
 
     def __init__(self, root: nn.Module, enter: Callable[[ExitStack], None]) -> None:
@@ -45,20 +46,38 @@ class Running:
                     f"module {name!r} is compiled, and operations inside compiled code cannot be seen one by one: "
                     "leave torch.compile out, or emulation and activation_word_length"
                 )
+            if isinstance(each, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"module {name!r} is TorchScript, whose operations cannot be seen one by one: use the module that "
+                    "it was made from, or leave out emulation and activation_word_length"
+                )
+            if isinstance(each, nn.DataParallel) and len(each.device_ids) > 1:
+                raise ValueError(
+                    f"module {name!r} is a DataParallel, whose copies run in threads of their own: use "
+                    'DistributedDataParallel (strategy="ddp"), or leave out emulation and activation_word_length'
+                )
         self._enter = enter
         self._calls: Counter[str] = Counter()
         self._again: dict[int, Counter[str]] = {}  # calls within a backward pass, which is activation checkpointing
         self._stack: list[_Frame] = []
         self._inside = ExitStack()
+        self._followers = 0
 
     @property
     def module(self) -> str:
         """The name of the innermost running module; empty for the network itself."""
         return self._stack[-1].name
 
-    def next_place(self) -> str:
-        """A name for the next operation of the innermost module, the same in every step and when it is recomputed."""
+    def next_place(self, *, entering: bool = False) -> str:
+        """A name for the next operation of the innermost module, the same in every step and when it is recomputed.
+
+        ``entering``: for the next number that comes from outside. These are counted apart, for to a recomputed module
+        more may come from outside.
+        """
         frame = self._stack[-1]
+        if entering:
+            frame.inputs += 1
+            return f"{frame.name}/{frame.call}/input {frame.inputs}"
         frame.operations += 1
         return f"{frame.name}/{frame.call}/{frame.operations}"
 
@@ -81,8 +100,7 @@ class Running:
                 self._inside.close()
 
     def _count(self, name: str) -> int:
-        backward = torch._C._current_graph_task_id()
-        if backward == -1:
+        if not in_backward():
             self._calls[name] += 1
             return self._calls[name]
         if self._calls[name] > 1:
@@ -91,7 +109,7 @@ class Running:
                 "checkpointing: which of the calls is repeated cannot be told, and it would be rounded otherwise. "
                 "Checkpoint modules that run once per step"
             )
-        again = self._again.setdefault(backward, Counter())
+        again = self._again.setdefault(torch._C._current_graph_task_id(), Counter())
         again[name] += 1
         return again[name]
 
@@ -102,11 +120,25 @@ class Running:
         Raises:
             ValueError: from a module's call, if it is recomputed and was called more than once.
         """
-        hooks = ExitStack()
-        hooks.callback(register_module_forward_pre_hook(self.begin).remove)
-        hooks.callback(register_module_forward_hook(self.end, always_call=True).remove)
-        with hooks:
+        if self._followers:  # a backward pass inside the training step
             yield
+            return
+        with ExitStack() as hooks:
+            hooks.callback(register_module_forward_pre_hook(self.begin).remove)
+            hooks.callback(register_module_forward_hook(self.end, always_call=True).remove)
+            self._followers += 1
+            try:
+                yield
+            finally:
+                self._followers -= 1
+                # An interrupt, which is no Exception, ends modules without a hook.
+                self._stack.clear()
+                self._inside.close()
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass on this thread."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _holds_parameters(module: nn.Module) -> bool:

@@ -12,13 +12,14 @@ import json
 import platform
 import sysconfig
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lowprec_plugin import memory, optim
+from lowprec_plugin import keep_activations, memory, optim
 
 # word length of weights and state, and rounding; None: float32. bf16: weights and state are bfloat16 tensors.
 VARIANTS = {
@@ -31,6 +32,8 @@ VARIANTS = {
     "12 nearest": (12, 12, "nearest"),
     "8 nearest": (8, 8, "nearest"),
 }
+KEPT = {"float32, kept 8": 8, "float32, kept 16": 16, "16/8, kept 8": 8}  # bits of activations kept for backward
+VARIANTS |= {name: VARIANTS[name.split(",")[0]] for name in KEPT}
 CONTEXT, BATCH, WIDTH, LAYERS, HEADS = 128, 8, 128, 3, 4
 
 
@@ -64,8 +67,8 @@ class Transformer(nn.Module):
 
 def text():
     """Eight million bytes of the standard library's modules, the last tenth for validation."""
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    files += sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-r]*/*.py"))
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    files = [*sorted(folder.glob("*.py")), *sorted(folder.glob("[a-r]*/*.py"))]
     data = b"".join(path.read_bytes() for path in files)[:8_000_000]
     data = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
     return data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
@@ -89,8 +92,7 @@ def train(variant, seed, steps, lr):
         with torch.no_grad():
             for param in model.parameters():
                 param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
-    options = {"lr": lr, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    how = VARIANTS[variant]
+    options, how = {"lr": lr, "betas": (0.9, 0.95), "weight_decay": 0.1}, VARIANTS[variant]
     if how is None:
         optimizer = torch.optim.AdamW(model.parameters(), **options)
     elif how == "bf16":
@@ -104,17 +106,18 @@ def train(variant, seed, steps, lr):
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [100])
 
     training, validation = text()
-    order = torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
-    for _ in range(steps):
+    order, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    for step in range(steps):
         optimizer.zero_grad()
-        loss_of(model, batch_of(training, order)).backward()
+        with keep_activations(model, KEPT[variant], step=step, seed=seed) if variant in KEPT else nullcontext():
+            loss = loss_of(model, batch_of(training, order))
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     seconds = time.perf_counter() - start
-    fixed = torch.Generator().manual_seed(1)
     with torch.no_grad():
+        fixed = torch.Generator().manual_seed(1)
         losses = [loss_of(model, batch_of(validation, fixed)).item() for _ in range(100)]
     held = memory.report(model, optimizer)
     return {
@@ -134,10 +137,10 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate; 1e-3 and 4e-3 end worse in float32")
     parser.add_argument("--out", type=Path, default=Path("bytes.jsonl"))
     given = parser.parse_args()
-    runs = [(variant, seed) for seed in range(given.seeds) for variant in VARIANTS]
-    done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    done = {(run["variant"], run["seed"], run["steps"], run["lr"]) for run in done}
-    for variant, seed in runs if given.all else [(given.variant, given.seed)]:
+    runs = [(v, s) for s in range(given.seeds) for v in VARIANTS] if given.all else [(given.variant, given.seed)]
+    lines = given.out.read_text().splitlines() if given.out.exists() else []
+    done = {(run["variant"], run["seed"], run["steps"], run["lr"]) for run in map(json.loads, lines)}
+    for variant, seed in runs:
         if (variant, seed, given.steps, given.lr) not in done:
             result = json.dumps(train(variant, seed, given.steps, given.lr))
             print(result, flush=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lowprec_plugin import FixedPointFormat, native, ops
+from lowprec_plugin.formats import rows_of
 from lowprec_plugin.random_bits import key_of
 from lowprec_plugin.updates import Algorithm
 from tests import cases
@@ -52,6 +53,20 @@ def test_conversions(instruction_set: str, shape: tuple[int, ...], rounding: str
                     floats = [ops.dequantize(blocks, format, dtype) for dtype in (torch.float32, torch.bfloat16)]
                     results += [*blocks.planes, *floats, torch.tensor(saturated)]
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), format
+
+
+@pytest.mark.parametrize("rounding", ops.ROUNDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_roundings_that_are_not_stored(instruction_set: str, dtype: torch.dtype, rounding: str) -> None:
+    formats = [format for format in cases.formats() if not format.squared]
+    for shape in cases.SHAPES:
+        x = cases.unusual(shape, dtype)
+        given = torch.randint(65536, rows_of(shape), dtype=torch.int32)
+        for index, format in enumerate(formats):
+            if dtype == torch.float64 and format.dynamic:
+                continue
+            found, expected = cases.rounded_by_both(x, format, rounding, given if index % 2 else None, "native")
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (shape, format)
 
 
 @pytest.mark.parametrize("rounding", ops.ROUNDINGS)

@@ -51,10 +51,10 @@ def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None
         "backend": ops.backend_for(where),
     }
     print(", ".join(f"{name} {value}" for name, value in record.items()))
-    record["adamw"] = _report(
+    record["adamw"] = report(
         "AdamW step, ns per element", optimizer_steps(elements, where), rounds, 1e9 / elements, where
     )
-    record["transformer"] = _report("training step, 10 M transformer, ms", training_steps(where), rounds, 1e3, where)
+    record["transformer"] = report("training step, 10 M transformer, ms", training_steps(where), rounds, 1e3, where)
     if output:
         Path(output).write_text(json.dumps(record, indent=1) + "\n")
     return record
@@ -99,9 +99,10 @@ def training_steps(device: torch.device) -> dict[str, Callable[[], Any]]:
     return {FLOAT32: side(None)} | {name: side(setting) for name, setting in SETTINGS.items()}
 
 
-def _report(
+def report(
     title: str, sides: dict[str, Callable[[], Any]], rounds: int, scale: float, device: torch.device
 ) -> dict[str, dict[str, float]]:
+    """Let the sides take turns, print the medians of their times, and return these, times ``scale``."""
     for side in sides.values():  # state is made in the first step
         side()
         side()
@@ -115,11 +116,12 @@ def _report(
             seconds[name].append(time.perf_counter() - start)
     base = statistics.median(seconds[FLOAT32])
     print(f"\n{title}")
+    width = max(map(len, sides))
     result = {}
     for name, times in seconds.items():
         median = statistics.median(times)
         result[name] = {"median": median * scale, "ratio": median / base, "min": min(times) * scale}
-        print(f"  {name:12} {median * scale:9.3f}   {median / base:.2f} x float32")
+        print(f"  {name:{width}} {median * scale:9.3f}   {median / base:.2f} x float32")
     return result
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
-from lowprec_plugin.bench import run_allreduce, run_bench
+from lowprec_plugin.bench import run_allreduce, run_bench, run_emulation
 from lowprec_plugin.export import run_cost, run_export
 from lowprec_plugin.poc import run_poc
 from lowprec_plugin.tune import tune
@@ -20,6 +20,7 @@ OWN: dict[str, tuple[Callable[..., object], str]] = {
     "tune": (tune, "Find the narrowest formats that keep a metric of your own network, and write a configuration."),
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
     "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
+    "bench emulation": (run_emulation, "Time a training step of emulated arithmetic against float32's."),
     "export": (run_export, "Write a checkpoint's weights for hardware or another tool."),
     "cost": (run_cost, "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
@@ -29,6 +30,7 @@ USAGE = """usage: lowprec COMMAND [options]
   tune                            find the narrowest formats for your own network, write a configuration
   bench                           time the fused step and a training step against float32's
   bench allreduce                 time gradients on your own network; run it with torchrun for several hosts
+  bench emulation                 time a training step of emulated arithmetic against float32's
   export                          write weights as safetensors, C, HLS, ONNX or a plain float state_dict
   cost                            estimate DSPs, cycles and G-ops/s on the array of Gupta et al. 2015
   fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml

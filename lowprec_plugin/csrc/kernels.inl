@@ -828,9 +828,69 @@ static void dequantize_chunks(lowprec_item &item, int64_t begin, int64_t end) {
     }
 }
 
+// The random bits of one block, each by itself; `out` has room for whole groups.
+static void draw(const randomness &random, int64_t n, int32_t *__restrict out) {
+    if (random.given || !one_key(random.counter, n)) {
+        for (int64_t j = 0; j < n; j++) out[j] = (int32_t)random.at(j);
+        return;
+    }
+    alignas(64) uint32_t mixed[MAX / 2];
+    mix_words(random.key, random.counter, n, mixed);
+    const u8 multiplier = u8{} + ROLES[random.role].multiplier;
+    for (int64_t j = 0; j < n; j += GROUP) {
+        u8 word;
+        memcpy(&word, mixed + j / 2, 32);
+        word = word_of(word, ROLES[random.role].shift, multiplier);
+        const u8 low = word & 0xFFFFu, high = word >> 16;
+        memcpy(out + j, &low, 32);
+        memcpy(out + j + 8, &high, 32);
+    }
+}
+
+// Float64 to a static format of any width and to float32, as round_chunks; sums whose bits no float32 would hold.
+template <bool STOCHASTIC>
+static void round_doubles(lowprec_item &item, int64_t begin, int64_t end) {
+    const lowprec_store &s = item.stores[0];
+    // Added to a double of at most 2**51, this leaves an integer, ties to even.
+    const double magic = 6755399441055744.0, infinity = __builtin_inf();
+    const double unit = (double)power_of_two(s.exponent), scale = 1 / unit;
+    const double low = -(double)(1 << (s.word_length - 1)), high = -low - 1;
+    alignas(64) int32_t drawn[MAX + GROUP];
+    int64_t saturated = 0;
+    const chunks all_chunks(item);
+    for (int64_t index = begin; index < end; index++) {
+        const chunk c = all_chunks.at(index);
+        const double *__restrict in = (const double *)item.grad + c.at;
+        float *__restrict out = (float *)item.out + c.at;
+        if (STOCHASTIC) {
+            uint64_t counter = c.counter;
+            for (int64_t j = 0; j < c.n; j += c.block_length, counter += (uint64_t)padded(c.block_length) / 2)
+                draw({item.bits ? item.bits + c.at + j : nullptr, nullptr, item.key, counter, 0, true}, c.block_length,
+                     drawn + j);
+        }
+        int32_t outside = 0;
+        for (int64_t j = 0; j < c.n; j++) {
+            const double given = in[j], size = given < 0 ? -given : given;
+            double x = size < infinity ? given * scale : 0;
+            outside += (int32_t)(x > high) | (int32_t)(x < low);
+            x = x > high ? high : x < low ? low : x;
+            double code;
+            if (STOCHASTIC)
+                code = __builtin_floor(((x * 65536.0 + magic) - magic + (double)drawn[j]) * (1 / 65536.0));
+            else
+                code = (x + magic) - magic;
+            out[j] = (float)(size < infinity ? code * unit : given);
+        }
+        saturated += outside;
+    }
+    __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
+}
+
 // Floats to the format's nearest numbers and back to floats, chunk by chunk; of the store only its format is used, and
 // that `exponents` is null for a static one. What is not finite passes through.
 static void round_chunks(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    if (item.grad_type == LOWPREC_FLOAT64)
+        return stochastic ? round_doubles<true>(item, begin, end) : round_doubles<false>(item, begin, end);
     alignas(64) float x[MAX];
     alignas(64) int16_t codes[MAX];
     alignas(64) uint8_t low[MAX];

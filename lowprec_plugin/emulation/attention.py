@@ -44,11 +44,11 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~seen, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = rounded_function(rounded(scores, site), "softmax", -1, next_site("attention weights"))
+    weights = rounded_function(rounded(scores, site, query.dtype), "softmax", -1, next_site("attention weights"))
     if dropout_p > 0.0:
         weights = rounded(functional.dropout(weights, dropout_p), next_site("attention dropout"))
     site = next_site("attention")
-    return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site)
+    return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site, query.dtype)
 
 
 def multi_head_attention(

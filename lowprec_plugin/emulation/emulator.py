@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from torch import nn
+from torch.backends import mha
 
 from lowprec_plugin.emulation.mode import EmulationMode
 from lowprec_plugin.emulation.settings import Emulation
@@ -36,8 +37,12 @@ class Emulator:
         """Enter the emulation for one outermost module, until ``inside`` is unwound."""
 
         def next_site(operation: str) -> Site:
-            return Site(operation, running.next_place(), step, *self._kinds_of(running.module, training))
+            place = running.next_place(entering=operation == "input")
+            return Site(operation, place, step, *self._kinds_of(running.module, training))
 
+        # Attention's and the encoder layer's one-piece kernels round nothing in between.
+        inside.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
         inside.enter_context(EmulationMode(next_site, self.emulation.accumulate == "exact"))
 
     def saturated(self) -> dict[str, dict[str, float]]:

@@ -4,7 +4,8 @@ Two numbers of formats with word lengths ``a`` and ``b`` and ``f`` and ``g`` bit
 most ``2**(a - 1)`` and ``2**(b - 1)`` in magnitude, times ``2**-f`` and ``2**-g``. A sum of ``d`` of their products is
 an integer of at most ``d * 2**(a + b - 2)``, times ``2**-(f + g)``; so is every partial sum, in whatever order.
 float64 holds every integer up to ``2**53``: while ``a + b - 2 + log2(d) <= 53`` no addition rounds, and the result is
-the sum. A bias of word length ``b`` is ``2**f`` times an integer, one more term of at most ``2**(b - 1 + f)``.
+the sum. A bias of word length ``c`` and ``h`` bits behind the point is an integer of at most ``2**(c - 1)`` times
+``2**-h``: one more term, both in units of the finer of the two steps.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lowprec_plugin import ops
 from lowprec_plugin.emulation.sites import Site, format_of
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
@@ -32,14 +34,14 @@ class _InFloat64(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: Site, operand: int, is_weight: bool) -> Tensor:
-        ctx.site, ctx.operand, ctx.is_weight = site, operand, is_weight
+        ctx.site, ctx.operand, ctx.is_weight, ctx.dtype = site, operand, is_weight, x.dtype
         return (x.dequantize() if isinstance(x, FixedPointTensor) else x).double()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None]:
-        rounded = error.float() if ctx.is_weight else ctx.site.round_error(error, ctx.operand)
-        return rounded, None, None, None
+        rounded = error if ctx.is_weight else ctx.site.round_error(error, ctx.operand)
+        return rounded.to(ctx.dtype), None, None, None
 
 
 def in_float64(x: Tensor, site: Site, operand: int) -> Tensor:
@@ -50,14 +52,13 @@ def in_float64(x: Tensor, site: Site, operand: int) -> Tensor:
     """
     format = exact_format(x, site)
     is_weight = isinstance(x, (FixedPointTensor, nn.Parameter))
-    value: Tensor = _InFloat64.apply(x, site, operand, is_weight)  # type: ignore[no-untyped-call]
-    codes = value.detach() * 2.0**-format.static_exponent
-    inside = bool(((codes == codes.round()) & (codes >= format.min_code) & (codes <= format.max_code)).all())
+    inside = isinstance(x, FixedPointTensor) or torch.equal(ops.rounded(x, format), x)
     if not inside:
         raise ValueError(
             f"an operand of {site.operation!r} in module {site.place.split('/')[0]!r} holds numbers that are not "
             f"{format}'s: something set them aside from the network's arithmetic; use accumulate='float32'"
         )
+    value: Tensor = _InFloat64.apply(x, site, operand, is_weight)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -91,11 +92,11 @@ def check_bits(operands: list[FixedPointFormat], terms: int, site: Site) -> None
     words = first + second
     if site.errors.format is not None:  # each gradient is a sum of errors times the other factor
         words = max(words, site.errors.format.word_length + max(first, second))
-    terms += len(operands) - 2
-    bits = words - 2 + math.log2(terms)
-    if len(operands) > 2:  # a bias counts in units of the other factor's step
-        fraction = -operands[0].static_exponent
-        bits = max(bits, operands[2].word_length - 1 + fraction + 1)
+    largest = terms * 2 ** (words - 2)
+    for bias in operands[2:]:  # in units of the products' step, or the products in its
+        shift = operands[0].static_exponent + operands[1].static_exponent - bias.static_exponent
+        largest = largest * 2 ** max(shift, 0) + 2 ** (bias.word_length - 1 + max(-shift, 0))
+    bits = math.log2(largest)
     if bits > _BITS:
         raise ValueError(
             f"{site.operation!r} in module {site.place.split('/')[0]!r} sums {terms} products of {words - 2} bits: "

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-#: They select, move, compare or bound numbers and make no new ones: what goes in rounded comes out rounded.
+#: They select, move or compare numbers and make no new ones: what goes in rounded comes out rounded. (The opposite of
+#: two's complement's smallest number is a new one.)
 EXACT = frozenset(
     """
-    abs absolute adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d alias all amax amin any argmax argmin
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d alias all amax amin any argmax argmin
     argsort as_strided atleast_1d atleast_2d atleast_3d backward broadcast_tensors broadcast_to bucketize cat
     channel_shuffle chunk clone concat concatenate contiguous copy cpu cuda data_ptr detach detach_ diag diag_embed
     diagonal dim dsplit element_size empty_like eq expand expand_as flatten flip fliplr flipud float
     fractional_max_pool2d gather ge gt hsplit hstack index index_select isfinite isinf isnan is_contiguous
     is_floating_point item kthvalue le lt masked_fill masked_fill_ masked_scatter masked_select max max_pool1d
     max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_unpool1d
-    max_unpool2d max_unpool3d maximum median meshgrid min minimum moveaxis movedim narrow ndimension ne neg negative
+    max_unpool2d max_unpool3d maximum median meshgrid min minimum moveaxis movedim narrow ndimension ne
     new_empty new_zeros nonzero numel numpy one_hot pad permute pixel_shuffle
     pixel_unshuffle positive ravel register_hook relu relu_ repeat repeat_interleave requires_grad_ reshape reshape_as
-    resolve_conj resolve_neg retain_grad roll rot90 scatter searchsorted select set_ shape sign size sort split
+    resolve_conj resolve_neg retain_grad roll rot90 scatter searchsorted select set_ shape size sort split
     split_with_sizes squeeze squeeze_ stack storage_offset stride swapaxes swapdims t tensor_split tile to
     tolist topk transpose transpose_ tril triu type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze
     unsqueeze_ untyped_storage view view_as vsplit vstack where zeros_like
     __bool__ __contains__ __eq__ __float__ __format__ __ge__ __get__ __getitem__ __gt__ __hash__ __index__ __int__
-    __iter__ __le__ __len__ __lt__ __ne__ __neg__ __repr__ __reversed__ __set__ __str__
+    __iter__ __le__ __len__ __lt__ __ne__ __repr__ __reversed__ __set__ __str__
     """.split()  # noqa: SIM905
 )
 
@@ -37,7 +38,10 @@ PRODUCTS = {
 
 #: As these, but summed in float32 only: their terms cannot be counted from the shapes alone, or they scale the sum.
 OTHER_PRODUCTS = frozenset(
-    "addbmm addmm addmv baddbmm bilinear dot einsum inner mv outer tensordot vdot __rmatmul__".split()  # noqa: SIM905
+    """
+    addbmm addbmm_ addmm addmm_ addmv addmv_ addr addr_ baddbmm baddbmm_ bilinear cdist chain_matmul conv_tbc dot einsum
+    ger inner kron linalg_matmul linalg_multi_dot linalg_vecdot mv outer tensordot vdot __rmatmul__
+    """.split()  # noqa: SIM905
 )
 
 #: Their derivative is one of their result.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +17,10 @@ from lowprec_plugin.emulation.exact import check_bits, exact_format, in_float64
 from lowprec_plugin.emulation.functions import EXACT, FROM_OUTPUT, OTHER_PRODUCTS, PRODUCTS, REFUSED
 from lowprec_plugin.emulation.sites import Site, format_of, mark, rounded, rounded_function
 from lowprec_plugin.emulation.terms import longest_sum
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
+
+_AUGMENTED = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))
 
 
 class EmulationMode(TorchFunctionMode):
@@ -46,11 +51,15 @@ class EmulationMode(TorchFunctionMode):
                 return multi_head_attention(*args, **kwargs)
         if name in PRODUCTS or name in OTHER_PRODUCTS:
             site = self._next_site(name)
-            return self._all_rounded(self.product(func, name, args, kwargs, site), site)
+            return self._results_rounded(self.product(func, name, args, kwargs, site), name, args, kwargs, site)
         if name in FROM_OUTPUT and _is_float(args[0]) and "dtype" not in kwargs and "out" not in kwargs:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if name != "softmax" or dim is not None:
                 return rounded_function(args[0], name, dim, self._next_site(name))
+        if name not in EXACT and args and _is_written(args[0]) and _in_place(func, name, args, kwargs):
+            # On a copy: autograd may keep what the function writes, before it is rounded.
+            value = func(args[0].clone(), *args[1:], **kwargs)
+            return _written(args[0], rounded(value, self._next_site(name)))
         result = func(*args, **kwargs)
         if name == "__setitem__":
             if not isinstance(args[2], Tensor) or format_of(args[2]) != format_of(args[0]):
@@ -58,7 +67,7 @@ class EmulationMode(TorchFunctionMode):
             return result
         if name in EXACT:
             return _passed_on(result, args, kwargs)
-        return self._all_rounded(result, None, name, args)
+        return self._results_rounded(result, name, args, kwargs)
 
     def product(self, func: Any, name: str, args: Any, kwargs: Any, site: Site) -> Any:
         """A sum of products of rounded numbers, not rounded itself yet: float32, or float64 if exact."""
@@ -80,12 +89,14 @@ class EmulationMode(TorchFunctionMode):
             return func(*args, **kwargs)
         given = [args[p] if p < len(args) else kwargs.get(k) for p, k in operands]
         tensors = [x for x in given if isinstance(x, Tensor)]
-        check_bits([exact_format(x, site) for x in tensors], longest_sum(name, args, kwargs), site)
+        formats = [exact_format(x, site) for x in tensors]
         wide = {id(x): in_float64(x, site, index) for index, x in enumerate(tensors)}
         with torch.backends.cudnn.flags(enabled=False):  # whose algorithms may transform before they add
-            return func(
+            result = func(
                 *(wide.get(id(x), x) for x in args), **{keyword: wide.get(id(x), x) for keyword, x in kwargs.items()}
             )
+        check_bits(formats, longest_sum(name, tensors[0], tensors[1], result), site)
+        return result
 
     def _entering(self, x: Any) -> Any:
         """A factor: numbers of no known format, a network's input, are rounded as they enter the arithmetic."""
@@ -93,35 +104,69 @@ class EmulationMode(TorchFunctionMode):
             return x
         return rounded(x, self._next_site("input"))
 
-    def _all_rounded(self, result: Any, site: Site | None, name: str = "", args: Any = ()) -> Any:
+    def _results_rounded(self, result: Any, name: str, args: Any, kwargs: Any, site: Site | None = None) -> Any:
+        """``result`` rounded, unless it is an operand handed through; written to an ``out=`` if there is one.
+
+        ``site``: of a sum of products, which has one already.
+        """
+        outs = tree_flatten(kwargs.get("out"))[0]
+
         def one(x: Any) -> Any:
-            if not _is_float(x) or x.dim() == 0 or isinstance(x, FixedPointTensor):
+            if not _is_float(x) or x.dim() == 0 or isinstance(x, FixedPointTensor) or any(x is arg for arg in args):
                 return x
-            if any(x is arg for arg in args):  # changed in place, or handed through
-                return (
-                    _rounded_in_place(x, self._next_site(name)) if name.endswith("_") or name.startswith("__i") else x
-                )
-            return rounded(x, site or self._next_site(name))
+            y = rounded(x, site or self._next_site(name), torch.float32 if site is not None and self._exact else None)
+            return _written(x, y) if any(x is out for out in outs) else y
 
         return tree_map(one, result)
 
 
-def _rounded_in_place(x: Tensor, site: Site) -> Tensor:
-    """What an in-place operation has made of ``x``: rounded where it is the network's, left where it is a statistic."""
-    if torch.is_grad_enabled() and not x.requires_grad:
-        return mark(x, None)
-    return mark(x.copy_(rounded(x.clone(), site)), site.activations.format)
+def _is_written(x: Any) -> bool:
+    """Whether ``x``, if a function writes to it, is the network's; statistics are not, and are left in float."""
+    return _is_float(x) and (format_of(x) is not None or (torch.is_grad_enabled() and x.requires_grad))
+
+
+def _written(x: Tensor, value: Tensor) -> Tensor:
+    return mark(x.copy_(value), format_of(value))
+
+
+def _in_place(func: Any, name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a function changes its first operand."""
+    if (name.endswith("_") and not name.endswith("__")) or name in _AUGMENTED:
+        return True
+    position = _place_of_inplace(func)
+    return position is not None and bool(args[position] if position < len(args) else kwargs.get("inplace"))
+
+
+@cache
+def _place_of_inplace(func: Any) -> int | None:
+    """The position of the argument called ``inplace``."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):  # not written in Python
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _passed_on(result: Any, args: Any, kwargs: Any) -> Any:
     """``result`` of a function that makes no new numbers: of its operands' format, if they have one in common."""
-    found = {format_of(x) for x in tree_flatten((args, kwargs))[0] if _is_float(x)}
+    given = tree_flatten((args, kwargs))[0]
+    found = {format_of(x) for x in given if _is_float(x)}
     format = found.pop() if len(found) == 1 else None
     if format is not None:
+        if not all(_holds(format, x) for x in given if isinstance(x, float)):
+            format = None
         for x in tree_flatten(result)[0]:
             if _is_float(x) and not isinstance(x, FixedPointTensor):
                 mark(x, format)
     return result
+
+
+def _holds(format: FixedPointFormat, value: float) -> bool:
+    """Whether a constant, such as one that is filled in, is a number of ``format`` wherever it lands."""
+    if format.dynamic:
+        return value == 0
+    code = value * 2.0**-format.static_exponent
+    return code.is_integer() and format.min_code <= code <= format.max_code
 
 
 def _is_float(x: Any) -> bool:

@@ -13,7 +13,7 @@ from lowprec_plugin import ops
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
-#: The attribute of a tensor that says which format its numbers are in.
+#: The attribute of a tensor that says which format its numbers are in, as text: it is saved with the tensor.
 _FORMAT = "_lowprec_format"
 
 
@@ -72,7 +72,7 @@ class Site:
 
     def _rounded(self, x: Tensor, kind: Kind, role: str) -> Tensor:
         if kind.format is None:
-            return x.float()
+            return x
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"emulation works on float32, and {self.operation!r} in module {self.place.split('/')[0]!r} gave "
@@ -98,15 +98,15 @@ def stream_of_kind(seed: int, kind: str, rank: int) -> int:
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, site: Site) -> Tensor:
+    def forward(ctx: Any, x: Tensor, site: Site, dtype: torch.dtype | None) -> Tensor:
         ctx.site, ctx.dtype = site, x.dtype
-        rounded = site.round_activation(x)
+        rounded = site.round_activation(x).to(x.dtype if dtype is None else dtype)
         return x.view_as(x) if rounded is x else rounded
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None]:
-        return ctx.site.round_error(error).to(ctx.dtype), None
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.site.round_error(error).to(ctx.dtype), None, None
 
 
 class _RoundedFromOutput(torch.autograd.Function):
@@ -115,8 +115,8 @@ class _RoundedFromOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str, dim: int, site: Site) -> Tensor:
         value = torch.softmax(x, dim) if name == "softmax" else getattr(torch, name)(x)
-        rounded = site.round_activation(value)
-        ctx.site, ctx.name, ctx.dim = site, name, dim
+        rounded = site.round_activation(value).to(x.dtype)
+        ctx.site, ctx.function, ctx.dim = site, name, dim
         ctx.save_for_backward(rounded)
         return rounded
 
@@ -125,18 +125,21 @@ class _RoundedFromOutput(torch.autograd.Function):
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None]:
         (y,) = ctx.saved_tensors
         error = ctx.site.round_error(error)
-        if ctx.name == "softmax":
+        if ctx.function == "softmax":
             slope = y * (error - (error * y).sum(ctx.dim, keepdim=True))
-        elif ctx.name == "sigmoid":
+        elif ctx.function == "sigmoid":
             slope = error * y * (1 - y)
         else:  # tanh
             slope = error * (1 - y * y)
         return slope, None, None, None
 
 
-def rounded(x: Tensor, site: Site) -> Tensor:
-    """``x`` rounded to the site's activations; the error that comes back is rounded to its errors."""
-    return mark(_Rounded.apply(x, site), site.activations.format)  # type: ignore[no-untyped-call]
+def rounded(x: Tensor, site: Site, dtype: torch.dtype | None = None) -> Tensor:
+    """``x`` rounded to the site's activations; the error that comes back is rounded to its errors.
+
+    Of ``dtype``; ``None``: of ``x``'s own.
+    """
+    return mark(_Rounded.apply(x, site, dtype), site.activations.format)  # type: ignore[no-untyped-call]
 
 
 def rounded_function(x: Tensor, name: str, dim: int, site: Site) -> Tensor:
@@ -147,10 +150,14 @@ def rounded_function(x: Tensor, name: str, dim: int, site: Site) -> Tensor:
 
 def mark(x: Tensor, format: FixedPointFormat | None) -> Tensor:
     """Note on ``x`` that its numbers are ``format``'s; ``None``: of no known one."""
-    setattr(x, _FORMAT, format)
+    if format is not None:
+        setattr(x, _FORMAT, str(format))
+    elif hasattr(x, _FORMAT):
+        delattr(x, _FORMAT)
     return x
 
 
 def format_of(x: Tensor) -> FixedPointFormat | None:
     """The format that the numbers of ``x`` are known to be in."""
-    return getattr(x, _FORMAT, None)
+    text = getattr(x, _FORMAT, None)
+    return None if text is None else FixedPointFormat.parse(text)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from torch import Tensor
 
 
-def longest_sum(name: str, args: Any, kwargs: Any) -> int:
+def longest_sum(name: str, first: Tensor, second: Tensor, result: Tensor) -> int:
     """The terms of the longest sum in a product of two tensors or in the gradient of either.
 
     Args:
         name: of :data:`lowprec_plugin.emulation.functions.PRODUCTS`.
-        args, kwargs: the function's.
+        first, second: its factors; of a convolution and a linear layer the second is the weight.
+        result: what it gave.
     """
-    first, second = (args[position] if position < len(args) else _named(kwargs, position) for position in (0, 1))
     if name.startswith("conv"):
-        # Each output sums over a kernel and its channels, an input's error likewise, a weight's gradient over all
-        # outputs; which are at most the inputs times the stride's inverse, or in a transpose times the kernel.
-        per_weight = first.numel() // first.shape[1] * (math.prod(second.shape[2:]) if "transpose" in name else 1)
-        padded = _padding_factor(first, second)
-        return int(max(math.prod(second.shape[1:]), second.numel() // second.shape[1], per_weight * padded))
+        # An output sums over a kernel and its channels, an input's error likewise; a weight's gradient over all places
+        # that the kernel is put to, of all images: in a transpose those are the inputs.
+        places = first if "transpose" in name else result
+        dimensions = second.dim() - 2
+        images = places.shape[0] if places.dim() == second.dim() else 1
+        per_weight = images * math.prod(places.shape[-dimensions:])
+        return int(max(math.prod(second.shape[1:]), second.numel() // second.shape[1], per_weight))
     if name == "linear":
         return int(max(second.shape[-1], second.shape[0], first.numel() // first.shape[-1]))
     # Both may be broadcast over the other's batches, and their gradients then sum over those.
@@ -27,16 +30,3 @@ def longest_sum(name: str, args: Any, kwargs: Any) -> int:
     rows = first.shape[-2] if first.dim() > 1 else 1
     batches = max(math.prod(first.shape[:-2]), math.prod(second.shape[:-2]))
     return int(max(first.shape[-1], columns * batches, rows * batches))
-
-
-def _named(kwargs: Any, position: int) -> Any:
-    return (
-        kwargs["input"]
-        if position == 0
-        else next(kwargs[name] for name in ("weight", "other", "mat2") if name in kwargs)
-    )
-
-
-def _padding_factor(first: Any, second: Any) -> float:
-    """Outputs per input at most: padding adds up to a kernel less one on either side, in any sane convolution."""
-    return float(math.prod((n + 2 * (k - 1)) / n for n, k in zip(first.shape[2:], second.shape[2:], strict=True)))

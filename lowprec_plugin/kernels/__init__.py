@@ -52,7 +52,7 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
 def rounded(
     x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
 ) -> Tensor:
-    """Write to ``out`` the numbers of ``format`` that ``x`` is rounded to; both float32. Returns the saturated ones."""
+    """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones."""
     from lowprec_plugin.kernels import convert
 
     return convert.rounded(x, format, out, stochastic=stochastic, key=key, bits=bits)

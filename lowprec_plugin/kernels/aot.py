@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.kernels.convert import dequantize_kernel, quantize_kernel
+from lowprec_plugin.kernels import convert
 from lowprec_plugin.kernels.rounding import compiled as for_format
 from lowprec_plugin.kernels.step import update_kernel
 from lowprec_plugin.kernels.tables import BFLOAT16, FLOAT32
@@ -44,6 +44,7 @@ _TILINGS = {
     "vector": Tiling(1, 1, flat=True, aligned=True, wide=False),
 }
 _FORMATS = ("fixed8", "fixed16", "fixed24", "fixed16^2", "<4,12>")
+_ROUNDED = (("fixed16", "*fp32"), ("<4,12>", "*fp32"), ("<4,16>", "*fp32"), ("<4,12>", "*fp64"))  # not stored
 
 _PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)\b")
 _AMD_ACCESS = re.compile(r"\b(?:global|buffer)_(load|store)_dwordx(\d)\b")
@@ -101,6 +102,8 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
         yield _quantize("fixed16", "flat", stochastic=True)
         yield _quantize("<4,16>", "flat", stochastic=True)
         yield _dequantize("fixed8", "flat", "*i16")
+        for name, type in _ROUNDED:
+            yield _rounded(name, "flat", type, stochastic=True)
         for algorithm in Algorithm:
             yield _update(algorithm, ["fixed16", *["fixed8"] * algorithm.states], "flat", FLOAT32.value)
         yield _update(Algorithm.ADAM, ["fixed24", "fixed16", "fixed16^2"], "flat", BFLOAT16.value)
@@ -112,6 +115,8 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
         yield _quantize(name, tiling, stochastic)
     for name, tiling, out in product(_FORMATS, _TILINGS, ("*fp32", "*i16")):
         yield _dequantize(name, tiling, out)
+    for (name, type), tiling, stochastic in product(_ROUNDED, _TILINGS, (True, False)):
+        yield _rounded(name, tiling, type, stochastic)
     pairs = (("fixed16", "fixed8", FLOAT32), ("fixed24", "fixed16^2", BFLOAT16), ("<4,12>", "fixed24", FLOAT32))
     for algorithm, tiling, (weight, state, gradient) in product(Algorithm, _TILINGS, pairs):
         yield _update(algorithm, [weight, *[state] * algorithm.states], tiling, gradient.value)
@@ -133,7 +138,7 @@ def _quantize(name: str, tiling: str, stochastic: bool) -> Kernel:
     types |= {"exponent": "i32"}
     values |= {"bits": None, "FORMAT": for_format(format), "STOCHASTIC": stochastic}
     title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {tiling}"
-    return Kernel(title, quantize_kernel, types, values, tiling, 4, 4, format.container_bytes)
+    return Kernel(title, convert.quantize_kernel, types, values, tiling, 4, 4, format.container_bytes)
 
 
 def _dequantize(name: str, tiling: str, out: str) -> Kernel:
@@ -143,7 +148,16 @@ def _dequantize(name: str, tiling: str, out: str) -> Kernel:
     values |= {"FORMAT": for_format(format)}
     size = 4 if out == "*fp32" else 2
     title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {tiling}"
-    return Kernel(title, dequantize_kernel, types, values, tiling, 4, format.container_bytes, size)
+    return Kernel(title, convert.dequantize_kernel, types, values, tiling, 4, format.container_bytes, size)
+
+
+def _rounded(name: str, tiling: str, type: str, stochastic: bool) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types = {"x": type, "out": "*fp32", "saturated": "*i64", "exponent": "i32"}
+    types |= dict.fromkeys(("rows", "row_length", "first_row", "key"), "i64")
+    values = {"bits": None, "FORMAT": for_format(format), "STOCHASTIC": stochastic}
+    title = f"rounded {name} {type[1:]} {'stochastic' if stochastic else 'nearest'} {tiling}"
+    return Kernel(title, convert.round_kernel, types, values, tiling, 4, int(type[3:]) // 8, 4)
 
 
 def _update(algorithm: Algorithm, names: list[str], tiling: str, gradient: int) -> Kernel:

@@ -14,15 +14,16 @@ from lowprec_plugin.kernels.random import ALONE, random_bits
 from lowprec_plugin.kernels.rounding import (
     FLOAT32_MAX,
     HUGE,
-    INFINITE,
     bfloat16_bits,
     compiled,
+    count_of,
     count_saturated,
     encode,
     largest_bits,
     load_codes,
     power_of_two,
     radix,
+    round_double,
     store_codes,
 )
 from lowprec_plugin.kernels.tiles import locate, signed, tiling_of
@@ -111,11 +112,14 @@ def round_kernel(
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Write to ``out`` what float32 ``x`` would be read back as once stored; what is not finite passes through."""
+    """Write to ``out`` what ``x`` would be read back as once stored; what is not finite passes through.
+
+    ``x`` is float32, or float64 if the format is static.
+    """
     place = locate(tl.program_id(0), rows.to(tl.int64), row_length.to(tl.int64), first_row.to(tl.int64), TILING)
     at, mask, _, _, counter = place
     given = tl.load(x + at, mask=mask, other=0.0)
-    finite = (given.to(tl.int32, bitcast=True) & 0x7FFFFFFF) < INFINITE
+    finite = tl.abs(given) < float("inf")
     value = tl.where(finite, given, 0.0)
     drawn = 0
     if STOCHASTIC:
@@ -123,10 +127,15 @@ def round_kernel(
             drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
         else:
             drawn = tl.load(bits + at, mask=mask, other=0)
-    largest = largest_bits(value)
-    code, chosen = encode(value, largest, drawn, exponent, FORMAT, STOCHASTIC)
-    tl.store(out + at, tl.where(finite, code.to(tl.float32) * power_of_two(chosen), given), mask=mask)
-    count = count_saturated(value, tl.max(largest) >= HUGE, exponent, mask, FORMAT)
+    if x.dtype.element_ty == tl.float64:
+        result, outside = round_double(value, drawn, exponent, FORMAT, STOCHASTIC)
+        count = count_of(outside)
+    else:
+        largest = largest_bits(value)
+        code, chosen = encode(value, largest, drawn, exponent, FORMAT, STOCHASTIC)
+        result = code.to(tl.float32) * power_of_two(chosen)
+        count = count_saturated(value, tl.max(largest) >= HUGE, exponent, mask, FORMAT)
+    tl.store(out + at, tl.where(finite, result, given.to(tl.float32)), mask=mask)
     tl.atomic_add(saturated + tl.zeros_like(count), count.to(tl.int64), mask=count > 0, sem="relaxed")
 
 
@@ -172,7 +181,7 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
 def rounded(
     x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
 ) -> Tensor:
-    """Write to ``out`` the numbers of ``format`` that ``x`` is rounded to; both float32. Returns the saturated ones."""
+    """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones."""
     tiling, programs = tiling_of(x.shape, format.block_size, 0, _WARPS)
     saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.cuda.device_of(x):

@@ -27,6 +27,8 @@ HUGE = tl.constexpr(0x7E800000)
 #: Added to a float of at most 2**22, this makes it an integer, and ``bits(sum) - MAGIC_BITS`` is that integer.
 MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
+#: Likewise of a double of at most 2**51.
+DOUBLE_MAGIC = tl.constexpr(6755399441055744.0)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,29 @@ def round_to_code(x, scale, bits, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr
 
 
 @triton.jit
+def round_double(x, bits, exponent, FORMAT: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Float64 rounded to a static format of any width, not by way of float32, which would round it first.
+
+    Returns:
+        the numbers, float32, and which elements were out of range.
+    """
+    scaled = x * double_power_of_two(-exponent)
+    outside = (scaled < FORMAT.min_code) | (scaled > FORMAT.max_code)
+    scaled = tl.minimum(tl.maximum(scaled, FORMAT.min_code), FORMAT.max_code)
+    if STOCHASTIC:
+        code = tl.floor(((scaled * 65536.0 + DOUBLE_MAGIC) - DOUBLE_MAGIC + bits.to(tl.float64)) * 2.0**-16)
+    else:
+        code = (scaled + DOUBLE_MAGIC) - DOUBLE_MAGIC
+    return (code * double_power_of_two(exponent)).to(tl.float32), outside
+
+
+@triton.jit
+def double_power_of_two(exponent):
+    """``2**exponent`` in float64, for int32 exponents."""
+    return ((exponent + 1023).to(tl.int64) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
 def range_of(exponent, FORMAT: tl.constexpr):
     """The smallest and the largest number of a static format, or of a dynamic block with the largest exponent.
 
@@ -143,6 +168,12 @@ def range_of(exponent, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def count_of(mask):
+    """How many hold, per block, int32. Summed as floats: of booleans LLVM makes a bit field, and that on the stack."""
+    return tl.sum(mask.to(tl.float32), axis=1, keep_dims=True).to(tl.int32)
+
+
+@triton.jit
 def count_saturated(x, huge, exponent, mask, FORMAT: tl.constexpr):
     """How many elements of every block are out of range; ``huge`` says whether any is at least ``HUGE``."""
     lowest, highest = range_of(exponent, FORMAT)
@@ -150,9 +181,9 @@ def count_saturated(x, huge, exponent, mask, FORMAT: tl.constexpr):
     count = tl.zeros((x.shape[0], 1), tl.int32)
     if FORMAT.dynamic:
         if huge:
-            count = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
+            count = count_of(outside)
     else:
-        count = tl.sum(outside.to(tl.int32), axis=1, keep_dims=True)
+        count = count_of(outside)
     return count
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lowprec_plugin.bench import allreduce
+from lowprec_plugin.bench import allreduce, emulation
 from lowprec_plugin.bench import run as bench
 from lowprec_plugin.bench.models import Transformer
 from lowprec_plugin.cli.main import main
@@ -26,6 +27,27 @@ def test_reports_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         for side in sides.values():
             assert side["ratio"] == pytest.approx(side["median"] / sides["float32"]["median"])
     assert "ns per element" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_emulation_is_timed_beside_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], installed: bool
+) -> None:
+    def qpytorch(batch: emulation.Batch, rounding: str) -> Callable[[], None]:
+        if not installed:
+            raise ImportError("No module named 'qtorch'")
+        return lambda: None
+
+    monkeypatch.setattr(emulation, "_qpytorch", qpytorch)
+    path, threads = tmp_path / "emulation.json", torch.get_num_threads()
+    assert main(["bench", "emulation", "--rounds=1", "--batch_size=4", "--threads=1", f"--output={path}"]) == 0
+    assert torch.get_num_threads() == threads
+    record = json.loads(path.read_text())
+    expected = {f"{rounding}, sums {sums}" for rounding in ("stochastic", "nearest") for sums in ("float32", "exact")}
+    others = {"QPyTorch, stochastic", "QPyTorch, nearest"} if installed else set()
+    assert set(record["steps"]) == {"float32"} | expected | others
+    assert ("missing" in record) != installed
+    assert ("QPyTorch is not measured: No module named 'qtorch'" in capsys.readouterr().out) != installed
 
 
 def _small(rank: int, path: str) -> None:

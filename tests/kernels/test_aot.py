@@ -36,7 +36,9 @@ def test_usual_kernels(target: str) -> None:
     from lowprec_plugin.kernels import aot
 
     for kernel in aot.kernels():
-        if target == "sm_90" or kernel.name.startswith(("quantize <", "dequantize", "adam", "sum 12", "read 8")):
+        if target == "sm_90" or kernel.name.startswith(
+            ("quantize <", "dequantize", "rounded", "adam", "sum 12", "read 8")
+        ):
             check(kernel, target)
 
 

@@ -77,6 +77,20 @@ def test_given_bits(name: str) -> None:
             assert equal(*both(x, format, rounding="stochastic", bits=bits.int())), (format, shape)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fixed16", torch.float32), ("<4,12>", torch.float32), ("<4,20>", torch.float32)]
+    + [(name, torch.float64) for name in ("<1,1>", "<4,12>", "<20,4>")],
+)
+def test_roundings_that_are_not_stored(name: str, dtype: torch.dtype) -> None:
+    format = FixedPointFormat.parse(name)
+    for index, shape in enumerate([(), (300,), (40, 37), (3, 700)]):
+        for rounding in ops.ROUNDINGS:
+            given: Tensor | None = torch.randint(65536, rows_of(shape)).int()
+            x, bits = cases.unusual(shape, dtype), given if index % 2 else None
+            assert equal(*cases.rounded_by_both(x, format, rounding, bits, "triton", DEVICE)), (shape, rounding)
+
+
 @pytest.mark.parametrize("row_length", [1, 37, 256])
 @pytest.mark.parametrize("first_row", [0, 3, 2**31, 2**45])
 def test_a_shard_is_a_slice_of_the_whole(first_row: int, row_length: int) -> None:
