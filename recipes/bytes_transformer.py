@@ -3,8 +3,7 @@
     python recipes/bytes_transformer.py --variant 16/8 --seed 0
     python recipes/bytes_transformer.py --all --seeds 4 --out docs/results/bytes.jsonl
 
-Each run adds one line to --out: runs that are in it already are skipped, so an interrupted --all goes on where it was.
-recipes/compare.py makes the table. A run of 1,500 steps takes about three minutes on one core.
+Runs that --out has are skipped; recipes/compare.py makes the table. Expect three minutes a run of 1,500 steps on one core.
 """
 
 import argparse
@@ -75,8 +74,8 @@ def text():
 
 
 def batch_of(data, generator, processes=1):
-    rows = processes * -(-BATCH // processes)  # a few more where processes would not share them evenly
-    starts = torch.randint(len(data) - CONTEXT - 1, (rows,), generator=generator)
+    count = processes * -(-BATCH // processes)  # a few more where processes would not share them evenly
+    starts = torch.randint(len(data) - CONTEXT - 1, (count,), generator=generator)
     rows = torch.stack([data[start : start + CONTEXT + 1] for start in starts.tolist()])
     return rows[:, :-1], rows[:, 1:]
 
@@ -104,7 +103,6 @@ def train(variant, seed, steps, lr):
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - 100)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [100])
-
     training, validation = text()
     order, start = torch.Generator().manual_seed(seed), time.perf_counter()
     for step in range(steps):
