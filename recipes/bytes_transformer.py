@@ -3,7 +3,7 @@
     python recipes/bytes_transformer.py --variant 16/8 --seed 0
     python recipes/bytes_transformer.py --all --seeds 4 --out docs/results/bytes.jsonl
 
-Runs that --out has are skipped; recipes/compare.py makes the table. Expect three minutes a run of 1,500 steps on one core.
+Runs that --out has are skipped; recipes/compare.py makes the table. A run of 1,500 steps takes three minutes on a core.
 """
 
 import argparse
