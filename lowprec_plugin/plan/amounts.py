@@ -138,10 +138,16 @@ def under_fsdp2(storage: Storage, inventory: Inventory, activations: int, ranks:
     """``fully_shard`` of each unit and of the whole, which stays gathered from the forward pass to the backward pass.
 
     What is gathered is the root, the unit at work and the one that is fetched ahead.
+
+    Raises:
+        ValueError: for a scalar parameter.
     """
+    scalar = next((param.name for param in inventory.parameters if not param.shape), None)
+    if scalar is not None:
+        raise ValueError(f"parameter {scalar!r} is a scalar, which fully_shard refuses: give it the shape (1,)")
 
     def shard(param: Parameter, of: int = rank) -> Shape:
-        rows, *rest = param.shape or (1,)
+        rows, *rest = param.shape
         return (share_of(rows, ranks, of)[1], *rest)
 
     def numel(shape: Shape) -> int:
@@ -181,7 +187,7 @@ def gathered_bytes(storage: Storage, params: Sequence[Parameter], ranks: int) ->
     """What FSDP2 holds of parameters that it has gathered: every rank's rows, as many as the first has."""
     total = 0.0
     for param in params:
-        rows, *rest = param.shape or (1,)
+        rows, *rest = param.shape
         total += storage.gathered(param, (ranks * share_of(rows, ranks, 0)[1], *rest))
     return total
 

@@ -29,6 +29,14 @@ class Odd(nn.Module):
         return self.head(self.scale * self.back(self.narrow(self.norm(x))))
 
 
+class Shardable(Odd):
+    """The same without a scalar, which FSDP2 refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+
 def small_transformer() -> nn.Module:
     """The bench's, two layers narrower than it comes."""
     return Transformer(width=96, layers=2, heads=4)
