@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 from typing import Any
 
@@ -115,6 +116,7 @@ def test_ddp() -> None:
 
 def _buckets(rank: int, views: bool) -> int:
     """Bytes that DDP and a backward pass leave behind in float32, the gradients aside."""
+    gc.collect()  # what went before is not to go in between
     module, x = small_transformer(), torch.randint(256, (2, 16))
     module(x).square().mean().backward()
     module.zero_grad()
