@@ -68,10 +68,17 @@ def place_of(tensor: DTensor) -> int:
                 "rows, so it can be sharded along dimension 0 only, and not by FSDP2 over tensor parallelism. Use "
                 "Shard(0) and Replicate(), or keep_float for it"
             )
-        share = -(-rows // tensor.device_mesh.size(dim))
-        first = min(rows, share * tensor.device_mesh.get_local_rank(dim))
-        start, rows = start + first, min(share, rows - first)
+        mesh = tensor.device_mesh
+        first, rows = share_of(rows, mesh.size(dim), mesh.get_local_rank(dim))
+        start += first
     return start
+
+
+def share_of(rows: int, ranks: int, rank: int) -> tuple[int, int]:
+    """The first row of a rank's share, and how many it has: equal shares, of which the last are shorter or empty."""
+    share = -(-rows // ranks)
+    first = min(rows, share * rank)
+    return first, min(share, rows - first)
 
 
 def on_any_rank(here: bool, tensors: Iterable[Tensor]) -> bool:

@@ -91,6 +91,8 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
     written = [named.get(argument.name) for argument in func._schema.arguments if _is_written(argument)]
     targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, FixedPointTensor)]
+    if not targets:  # batch norm writes to its statistics, and reads its weights in their own dtype
+        return _read(func, args, kwargs)
     replaced: dict[int, tuple[FixedPointTensor, Tensor, Tensor]] = {}
     for target in targets:
         replaced.setdefault(id(target), (target, *target._floats(torch.float32)))

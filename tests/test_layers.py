@@ -20,6 +20,7 @@ LAYERS = {
     "optim": 4, "memory": 4, "describe": 4, "running": 4, "emulation": 4, "kept": 4, "inside": 4,
     "plugin": 5, "ramping": 5, "computing": 5, "wiring": 5, "strategies": 5, "deepspeed": 5,
     "tasks": 6, "poc": 6, "bench": 6, "tune": 6, "cli": 6, "export": 6,
+    "plan": 6, "inspection": 6, "sources": 6,
     "__init__": 6,
 }  # fmt: skip
 #: Third-party packages and the lowest layer (or the only folders) that may import them.

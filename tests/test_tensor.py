@@ -403,3 +403,14 @@ def test_what_cannot_be_stored(bad: Tensor) -> None:
 def test_negative_numbers_have_no_root() -> None:
     with pytest.raises(ValueError, match="negative elements"):
         FixedPointTensor.quantize(torch.tensor([-1.0]), "fixed8^2")
+
+
+def test_batch_norm_of_bfloat16() -> None:
+    """Its statistics are bfloat16 too, and are written: its weights must not be read as float32 for that."""
+    module = nn.BatchNorm1d(12)
+    x = torch.randn(4, 12).bfloat16()
+    plain = copy.deepcopy(module).bfloat16()
+    optim.quantize_(module, dtype=torch.bfloat16)
+    module.to(torch.bfloat16)
+    assert torch.equal(module(x), plain(x))
+    assert torch.equal(module.running_mean, plain.running_mean)

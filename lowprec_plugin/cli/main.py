@@ -10,6 +10,8 @@ from lightning.pytorch.cli import LightningCLI
 
 from lowprec_plugin.bench import run_allreduce, run_bench, run_emulation
 from lowprec_plugin.export import run_cost, run_export
+from lowprec_plugin.inspection import run_inspect
+from lowprec_plugin.plan import run_plan
 from lowprec_plugin.poc import run_poc
 from lowprec_plugin.tune import tune
 from lowprec_plugin.version import __version__
@@ -21,9 +23,13 @@ OWN: dict[str, tuple[Callable[..., object], str]] = {
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
     "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
     "bench emulation": (run_emulation, "Time a training step of emulated arithmetic against float32's."),
+    "plan": (run_plan, "Predict the bytes that each GPU holds and sends, before anything is bought or run."),
+    "inspect": (run_inspect, "Show what a checkpoint stores how."),
     "export": (run_export, "Write a checkpoint's weights for hardware or another tool."),
     "cost": (run_cost, "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
+#: Commands whose arguments without a default are given by place.
+BY_PLACE = ("inspect",)
 USAGE = """usage: lowprec COMMAND [options]
 
   poc                             train handwritten digits in float32 and in fixed-point, print one table
@@ -31,6 +37,8 @@ USAGE = """usage: lowprec COMMAND [options]
   bench                           time the fused step and a training step against float32's
   bench allreduce                 time gradients on your own network; run it with torchrun for several hosts
   bench emulation                 time a training step of emulated arithmetic against float32's
+  plan                            predict bytes per GPU, by kind, beside float32 and others
+  inspect CHECKPOINT              formats, bytes, saturated codes and exponents of a checkpoint, by tensor
   export                          write weights as safetensors, C, HLS, ONNX or a plain float state_dict
   cost                            estimate DSPs, cycles and G-ops/s on the array of Gupta et al. 2015
   fit, validate, test, predict    LightningCLI: lowprec fit --config configs/digits.yaml
@@ -63,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(command: str, given: Sequence[str]) -> int:
     function, description = OWN[command]
     parser = ArgumentParser(prog=f"lowprec {command}", description=description)
-    parser.add_function_arguments(function)
+    parser.add_function_arguments(function, as_positional=command in BY_PLACE)
     options = parser.parse_args(given)
     try:
         function(**vars(options))

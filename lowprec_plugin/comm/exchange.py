@@ -15,7 +15,7 @@ from the gradients' sizes alone: it is the same on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -101,11 +101,10 @@ class _Part:
         self.exchange, self.ranks = exchange, ranks
         self.pieces, self.plain = pieces, plain
         self.device = (pieces[0].values if pieces else plain[0]).device
-        self.blocks = -(-sum(piece.blocks for piece in pieces) // ranks)  # that each rank sums
+        self.blocks, self.floats, self.packed, self.stride = _sizes(
+            sum(piece.blocks for piece in pieces), sum(tensor.numel() for tensor in plain), ranks, exchange.word_length
+        )
         self.slices = [_slice(pieces, self.blocks * rank, self.blocks * (rank + 1)) for rank in range(ranks)]
-        self.packed = chunk_bytes(self.blocks, exchange.word_length) if pieces else 0
-        self.floats = -(-sum(tensor.numel() for tensor in plain) // ranks)  # that each rank sums
-        self.stride = self.packed + -(-4 * self.floats // _ALIGNMENT) * _ALIGNMENT
 
     def send(self) -> None:
         """Round, and start the first collective."""
@@ -193,6 +192,34 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dis
     collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     work = collective(flat, tensor.reshape(-1), group=group, async_op=True)
     return flat.view(ranks, *tensor.shape), work
+
+
+def message_bytes(gradients: Iterable[int], ranks: int, word_length: int) -> list[int]:
+    """Bytes of each message of one exchange, part by part; two go from every rank to each other rank.
+
+    Args:
+        gradients: elements of each.
+    """
+    sizes = [elements for elements in gradients if elements > 0]
+    blocks = sum(blocks_of(elements) for elements in sizes if not is_plain(elements))
+    floats = sum(elements for elements in sizes if is_plain(elements))
+    parts = [(min(PART, blocks - begin), floats if begin == 0 else 0) for begin in range(0, blocks, PART)]
+    if floats and not parts:
+        parts = [(0, floats)]
+    return [_sizes(*part, ranks, word_length).stride for part in parts]
+
+
+class _Sizes(NamedTuple):
+    blocks: int  # that each rank sums
+    floats: int  # the same of what travels as float32
+    packed: int  # bytes of these blocks
+    stride: int  # bytes of a message
+
+
+def _sizes(blocks: int, floats: int, ranks: int, word_length: int) -> _Sizes:
+    blocks, floats = -(-blocks // ranks), -(-floats // ranks)
+    packed = chunk_bytes(blocks, word_length) if blocks else 0
+    return _Sizes(blocks, floats, packed, packed + -(-4 * floats // _ALIGNMENT) * _ALIGNMENT)
 
 
 def is_plain(elements: int) -> bool:

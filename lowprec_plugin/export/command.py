@@ -12,7 +12,7 @@ from lowprec_plugin.export.float_file import to_float
 from lowprec_plugin.export.hls import to_hls
 from lowprec_plugin.export.onnx_file import to_onnx
 from lowprec_plugin.export.safetensors_file import to_safetensors
-from lowprec_plugin.export.sources import configured_module, make_module, network_with, read_state
+from lowprec_plugin.sources import described_module, network_with, read_state
 
 Kind = Literal["safetensors", "c", "hls", "onnx", "float"]
 
@@ -101,11 +101,8 @@ def run_cost(
     Raises:
         ValueError: as lowprec_plugin.export.estimate.
     """
-    if (module is None) == (config is None):
-        raise ValueError(f"module={module!r} and config={config!r}: give one of them")
-    made = make_module(module) if module is not None else configured_module(str(config))
     result = estimate(
-        made,
+        described_module(module, config),
         input_shape,
         word_length=word_length,
         activation_word_length=activation_word_length,

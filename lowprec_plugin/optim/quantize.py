@@ -61,7 +61,7 @@ def quantize_(
     check_integer(seed, "seed")
     gathered = _put_in_shards(module)
     params = dict(module.named_parameters())
-    kept = _kept(params, keep_float)
+    kept = kept_of(params, keep_float)
     _check_apart(params, kept)
     stored: dict[str, nn.Parameter] = {}
     refused = None
@@ -242,9 +242,14 @@ def patterns_of(keep_float: Iterable[str]) -> list[str]:
     return patterns
 
 
-def _kept(
+def kept_of(
     params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]
 ) -> dict[str, str]:
+    """The parameters that ``keep_float`` leaves in float, and why.
+
+    Raises:
+        ValueError: for a pattern that matches none.
+    """
     if callable(keep_float):
         return {name: "keep_float" for name, param in params.items() if keep_float(name, param)}
     kept = {}

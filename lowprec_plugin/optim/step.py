@@ -194,11 +194,7 @@ class FixedPointStep(torch.optim.Optimizer):
         """The format in which state ``name`` of ``param`` is stored: dynamic, whatever the parameter's."""
         part = fixed_part(param)
         assert part is not None
-        return FixedPointFormat(
-            self.fixed_point.state_word_length or part.format.word_length,
-            block_size=part.format.block_size,
-            squared=name in SQUARED_STATES,
-        )
+        return format_of_state(part.format, self.fixed_point.state_word_length, name)
 
     def _new_state(self, param: Tensor, name: str) -> Tensor:
         format, part = self.state_format(param, name), placed_part(param)
@@ -267,6 +263,12 @@ class FixedPointStep(torch.optim.Optimizer):
         groups = zip(self.param_groups, state_dict["param_groups"], strict=True)
         pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=True)]
         return {param: state_dict["state"][key] for param, key in pairs if key in state_dict["state"]}
+
+
+def format_of_state(weights: FixedPointFormat, word_length: int | None, name: str) -> FixedPointFormat:
+    """The format of state ``name`` of a parameter in format ``weights``; ``word_length=None``: as the weights'."""
+    squared = name in SQUARED_STATES
+    return FixedPointFormat(word_length or weights.word_length, block_size=weights.block_size, squared=squared)
 
 
 def label_of(param: Tensor) -> str:

@@ -15,11 +15,11 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
-    """The ``state_dict`` in a Lightning checkpoint, or a state dict that ``torch.save`` wrote.
+def read_file(path: str | Path) -> Any:
+    """What ``torch.save`` or Lightning wrote to a file, on the CPU.
 
     Raises:
-        ValueError: if the file is not there, holds more than plain data and tensors, or no state dict.
+        ValueError: if the file is not there, is none of torch's, or holds more than plain data and tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -30,12 +30,21 @@ def read_state(path: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # torch's answers to what is no file of its own
         raise ValueError(
-            f"{path} cannot be read as plain data and tensors ({str(error).splitlines()[0]}): save the weights alone, "
-            "torch.save(module.state_dict(), file)"
+            f"{path} cannot be read as plain data and tensors ({(str(error) or 'it is empty').splitlines()[0]}): save "
+            "the weights alone, torch.save(module.state_dict(), file)"
         ) from error
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The ``state_dict`` in a Lightning checkpoint, or a state dict that ``torch.save`` wrote.
+
+    Raises:
+        ValueError: as :func:`read_file`, and if there is no state dict.
+    """
+    content = read_file(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} holds {type(state).__name__} without tensors by name: no checkpoint, no state dict")
@@ -93,18 +102,27 @@ def configured_module(path: str | Path) -> nn.Module:
     return module
 
 
-def network_with(state: Mapping[str, Any], module: str | None, config: str | None) -> nn.Module:
-    """The module that an import path or a configuration gives, holding ``state`` as it is stored.
+def described_module(module: str | None, config: str | None) -> nn.Module:
+    """The module that an import path or a configuration gives: one of them.
 
     Raises:
-        ValueError: if both or neither are given, or the state dict is not that module's.
+        ValueError: if both or neither are given, and as :func:`make_module` and :func:`configured_module`.
     """
     if (module is None) == (config is None):
         raise ValueError(
             f"module={module!r} and config={config!r}: give one of them, an import path or a LightningCLI "
             "configuration, for the network's structure"
         )
-    made = make_module(module) if module is not None else configured_module(str(config))
+    return make_module(module) if module is not None else configured_module(str(config))
+
+
+def network_with(state: Mapping[str, Any], module: str | None, config: str | None) -> nn.Module:
+    """The module that an import path or a configuration gives, holding ``state`` as it is stored.
+
+    Raises:
+        ValueError: if both or neither are given, or the state dict is not that module's.
+    """
+    made = described_module(module, config)
     try:
         made.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:

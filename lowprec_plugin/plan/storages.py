@@ -1,0 +1,127 @@
+"""Ways to store a model: this package's, float32, bfloat16, and two published ones.
+
+The published ones, in bytes of weights and state per parameter under Adam: FlashOptim (arXiv 2602.23349), 5.1, of which
+bfloat16 weights and their 8-bit correction take 3; torchao's 8-bit Adam with stochastic rounding to bfloat16, 4.03, of
+which the weights take 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.fused import STATES
+from lowprec_plugin.optim.step import format_of_state
+from lowprec_plugin.plan.amounts import Shape, Storage
+from lowprec_plugin.plan.inventory import Parameter
+from lowprec_plugin.updates import Algorithm
+
+OPTIMIZERS = {
+    "adamw": Algorithm.ADAM, "adam": Algorithm.ADAM, "sgd": Algorithm.SGD, "sgd-momentum": Algorithm.MOMENTUM,
+    "lion": Algorithm.LION,
+}  # fmt: skip
+#: Bytes of the float32 scalar that counts a parameter's steps.
+STEP = 4
+
+
+def fixed_point(
+    format: FixedPointFormat,
+    state_word_length: int | None,
+    algorithm: Algorithm,
+    itemsize: int,
+    word_length: int | None,
+    feedback: bool,
+) -> Storage:
+    """This package's.
+
+    Args:
+        format: of the weights.
+        itemsize: bytes of a number of the compute dtype.
+        word_length: bits of a gradient between GPUs; ``None``: it travels as a float.
+    """
+    formats = [format_of_state(format, state_word_length, name) for name in STATES[algorithm]]
+
+    def kept_itemsize(param: Parameter) -> int:
+        # The plugin casts what is kept in float only where it computes in another dtype than float32.
+        return param.itemsize if itemsize == 4 else itemsize
+
+    def weights(param: Parameter, shape: Shape) -> int:
+        return _numel(shape) * kept_itemsize(param) if param.kept else format.nbytes(shape)
+
+    def state(param: Parameter, shape: Shape) -> int:
+        if param.kept:
+            return _float_state(algorithm, _numel(shape), kept_itemsize(param))
+        return sum(each.nbytes(shape) for each in formats) + STEP
+
+    def gradient(param: Parameter) -> int:
+        return kept_itemsize(param) if param.kept else itemsize
+
+    def copies(params: Sequence[Parameter], gathered: bool) -> int:
+        return max((itemsize * param.elements for param in params if not param.kept), default=0)
+
+    bits = f"{format.word_length}" if state_word_length is None else f"{format.word_length}/{state_word_length}"
+    return Storage(
+        f"lowprec {bits}", "this package's formats", weights, state, gradient, itemsize, word_length, feedback,
+        gathered=weights, copies=copies,
+    )  # fmt: skip
+
+
+def float32(algorithm: Algorithm) -> Storage:
+    """Everything in float32."""
+    return Storage(
+        "float32", "4 bytes a number", lambda param, shape: 4 * _numel(shape),
+        lambda param, shape: _float_state(algorithm, _numel(shape), 4),
+        gradient=lambda param: 4, sent=4, word_length=None, feedback=False,
+        gathered=lambda param, shape: 4 * _numel(shape), copies=lambda params, gathered: 0,
+    )  # fmt: skip
+
+
+def bf16_mixed(algorithm: Algorithm) -> Storage:
+    """Float32 with bfloat16 copies of the matrices: autocast's, or FSDP2's gathered weights."""
+
+    def casts(params: Sequence[Parameter], gathered: bool) -> int:
+        return 0 if gathered else sum(2 * param.elements for param in params if len(param.shape) > 1)
+
+    return Storage(
+        "bf16 mixed", "float32 weights and state; matrices cast to bfloat16 for each step",
+        lambda param, shape: 4 * _numel(shape), lambda param, shape: _float_state(algorithm, _numel(shape), 4),
+        gradient=lambda param: 4, sent=4, word_length=None, feedback=False,
+        gathered=lambda param, shape: 2 * _numel(shape), copies=casts,
+    )  # fmt: skip
+
+
+def bf16(algorithm: Algorithm, name: str, source: str, weights: float, state: float) -> Storage:
+    """Operations see bfloat16, and gradients are; a weight takes so many bytes, and its state so many."""
+
+    def weight(param: Parameter, shape: Shape) -> float:
+        return (weights if param.trainable else 2) * _numel(shape)
+
+    return Storage(
+        name, source, weight, lambda param, shape: state * _numel(shape), gradient=lambda param: 2, sent=2,
+        word_length=None, feedback=False, gathered=lambda param, shape: 2 * _numel(shape),
+        copies=lambda params, gathered: 0,
+    )  # fmt: skip
+
+
+def others(algorithm: Algorithm) -> list[Storage]:
+    """What to compare with. The published figures are of Adam, and given for it alone."""
+    found = [
+        float32(algorithm),
+        bf16_mixed(algorithm),
+        bf16(algorithm, "bf16 + SR", "bfloat16 throughout (arXiv 2502.20566)", 2, 2 * algorithm.states),
+    ]
+    if algorithm == Algorithm.ADAM:
+        found += [
+            bf16(algorithm, "FlashOptim", "5.1 bytes of weights, correction and moments (arXiv 2602.23349)", 3, 2.1),
+            bf16(algorithm, "8-bit Adam", "4.03 bytes with bf16 stochastic rounding (torchao)", 2, 2.03),
+        ]
+    return found
+
+
+def _float_state(algorithm: Algorithm, elements: int, itemsize: int) -> int:
+    """Bytes that torch.optim's own state takes."""
+    return algorithm.states * itemsize * elements + (STEP if algorithm == Algorithm.ADAM else 0)
+
+
+def _numel(shape: Shape) -> int:
+    return Parameter("", shape).elements

@@ -1,0 +1,62 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowprec_plugin.plan.amounts import Amounts
+from lowprec_plugin.plan.planning import Plan
+
+#: Memory of GPUs in GiB, as they are sold (a driver keeps a little of it), and cards that are known to have it.
+SIZES = {
+    8: "", 12: "", 16: "T4", 24: "RTX 3090, RTX 4090", 32: "", 40: "A100", 48: "", 64: "", 80: "A100, H100", 96: "",
+    128: "", 192: "MI300X",
+}  # fmt: skip
+KINDS = ("weights", "state", "gradients", "working", "wire", "buffers", "activations")
+
+
+def as_text(plan: Plan) -> str:
+    """Bytes by kind, what is sent, what it fits in, where the figures are from, and what was assumed."""
+    every = [plan.ours, *plan.others]
+    kinds = [kind for kind in KINDS if any(getattr(each, kind) for each in every)]
+    unit, name = _unit(max(each.held for each in every))
+    where = "1 GPU" if plan.ranks == 1 else f"each of {plan.ranks} GPUs, {plan.sharding}"
+    header = [name, *kinds, "held", "of float32", "sent per step", "of float32"]
+    rows = []
+    for each in every:
+        sent = [f"{each.sent / unit:.3f}", _share(each.sent, plan.float32.sent)] if plan.ranks > 1 else ["-", "-"]
+        held = [f"{getattr(each, kind) / unit:.3f}" for kind in kinds] + [f"{each.held / unit:.3f}"]
+        rows.append([each.name, *held, _share(each.held, plan.float32.held), *sent])
+    lines = [f"{plan.parameters:,} parameters, {plan.optimizer}, {where}", *_columns([header, *rows]), ""]
+    lines += [f"{each.name}: {each.source}" for each in every]
+    lines += ["", "what is left of a GPU's memory, in GiB", *_fits(every), ""]
+    return "\n".join([*lines, *(f"assumed: {each}" for each in plan.assumptions)])
+
+
+def _fits(every: Sequence[Amounts]) -> list[str]:
+    rows = [["GiB", *(each.name for each in every), "such as"]]
+    for size, cards in SIZES.items():
+        if len(rows) > 1 and all(cell != "no" for cell in rows[-1]):
+            break  # everything fits in the size before
+        left = [size - each.held / 2**30 for each in every]
+        rows.append([str(size), *(f"{each:.1f}" if each >= 0 else "no" for each in left), cards])
+    return _columns(rows)
+
+
+def _unit(most: int) -> tuple[int, str]:
+    return (2**30, "GiB") if most >= 2**30 else (2**20, "MiB") if most >= 2**20 else (2**10, "KiB")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

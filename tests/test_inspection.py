@@ -1,0 +1,135 @@
+"""``lowprec inspect``: what is said of a checkpoint is what is in it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lowprec_plugin import FixedPointPrecision, FixedPointTensor, memory, optim
+from lowprec_plugin.cli.main import main
+from lowprec_plugin.formats import MIN_EXPONENT
+from lowprec_plugin.inspection import Stored, inspect_checkpoint
+from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
+
+
+def look(x: torch.Tensor, format: str) -> Stored:
+    (stored,) = inspect_checkpoint({"x": FixedPointTensor.quantize(x, format, rounding="nearest")})
+    return stored
+
+
+def by_hand(x: torch.Tensor, format: str) -> tuple[float, float, list[int]]:
+    """Shares of saturated codes and of zeros, and exponents of the blocks that are used, number by number."""
+    tensor = FixedPointTensor.quantize(x, format, rounding="nearest")
+    own, values = tensor.format, tensor.dequantize().reshape(x.shape[0], -1).double()
+    saturated, zeros, exponents = 0, 0, []
+    for row, numbers in enumerate(values.tolist()):
+        for begin in range(0, len(numbers), own.block_size):
+            block = numbers[begin : begin + own.block_size]
+            exponent = (
+                own.static_exponent if tensor.exponents is None else int(tensor.exponents[row, begin // own.block_size])
+            )
+            if any(block):
+                exponents.append(exponent)
+            for value in block:
+                code = value * 2.0**-exponent
+                at_limit = code in (own.max_code, own.min_code)
+                saturated += at_limit and (not own.dynamic or exponent == own.max_exponent)
+                zeros += value == 0
+    return saturated / x.numel(), zeros / x.numel(), exponents
+
+
+@pytest.mark.parametrize("format", ["fixed16", "fixed8:32", "fixed24", "fixed12:16", "<2,6>", "<2,14>", "<4,16>"])
+def test_figures_are_those_counted_by_hand(format: str) -> None:
+    x = torch.randn(7, 300) * torch.exp2(torch.arange(7.0) * 3 - 10).unsqueeze(1)
+    x[2, :200], x[3] = 0, 0
+    x[5, :100] = torch.finfo(torch.float32).max if format.startswith("fixed") else 100.0
+    stored, (saturated, zeros, exponents) = look(x, format), by_hand(x, format)
+    assert stored.saturated == saturated
+    assert stored.saturated > 0
+    assert stored.zero == zeros > 0
+    assert stored.exponents == (min(exponents), statistics.median_low(exponents), max(exponents))
+    assert stored.nbytes == FixedPointTensor.quantize(x, format).nbytes
+    assert (stored.elements, stored.float32_nbytes) == (2100, 8400)
+
+
+def test_nothing_saturates_in_a_dynamic_format_of_ordinary_numbers() -> None:
+    assert look(torch.randn(40, 300), "fixed8").saturated == 0
+    assert look(torch.zeros(3, 4), "fixed8") == Stored("x", "weights", "fixed8", 12, 15, 48, 0.0, 1.0, None)
+    assert look(torch.zeros(3, 0), "fixed8").zero == 0
+    assert MIN_EXPONENT not in (look(torch.randn(5), "fixed16").exponents or ())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, memory.MemoryReport]:
+    """Of Lightning, and what the run held."""
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    plugin = FixedPointPrecision(state_word_length=8, keep_float=["network.5.bias"])
+    trainer = Trainer(
+        max_steps=3, plugins=plugin, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    module = Classifier(MLP())
+    trainer.fit(module, DigitsDataModule())
+    trainer.save_checkpoint(path)
+    return path, memory.report(module, trainer.optimizers)
+
+
+def test_a_lightning_checkpoint(checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, report = checkpoint
+    assert main(["inspect", str(path), f"--json_file={tmp_path / 'stored.json'}"]) == 0
+    printed = capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "stored.json").read_text())}
+    assert len(rows) == 6 + 12
+    assert rows["network.1.weight"]["format"] == "fixed16"
+    assert rows["network.1.weight.exp_avg"]["format"] == "fixed8"
+    assert rows["network.1.weight.exp_avg_sq"]["format"] == "fixed8^2"
+    assert rows["network.5.bias"]["format"] == "float32"
+    assert rows["network.5.bias"]["saturated"] is None
+    weights = sum(row["nbytes"] for row in rows.values() if row["kind"] == "weights")
+    state = sum(row["nbytes"] for row in rows.values() if row["kind"] == "state")
+    assert weights == report.weights
+    assert state == report.state - 4 * 6  # the scalars that count steps
+    assert f"{weights + state:,}" in printed.splitlines()[-2]
+    assert f"{100 * (weights + state) / (12 * report.elements):.1f} %" in printed.splitlines()[-2]
+
+
+def test_state_dicts(tmp_path: Path) -> None:
+    module = nn.Linear(8, 4)
+    optim.quantize_(module)
+    optimizer = optim.AdamW(module.parameters())
+    module(torch.randn(2, 8)).sum().backward()
+    optimizer.step()
+    assert [each.name for each in inspect_checkpoint(module.state_dict())] == ["weight", "bias"]
+    assert {each.kind for each in inspect_checkpoint(optimizer.state_dict())} == {"state"}
+    both = inspect_checkpoint({"net": module.state_dict(), "opt": [optimizer.state_dict()]})
+    assert [each.kind for each in both] == ["weights"] * 2 + ["state"] * 4
+    plain = inspect_checkpoint(torch.nn.Linear(8, 4).bfloat16().state_dict())
+    assert [(each.format, each.nbytes, each.float32_nbytes) for each in plain] == [
+        ("bfloat16", 64, 128),
+        ("bfloat16", 8, 16),
+    ]
+
+
+def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text("not a checkpoint\n")
+    (tmp_path / "nothing.pt").write_bytes(b"")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "array.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}")
+    torch.save({"step": torch.tensor(3), "name": "x"}, tmp_path / "none.pt")
+    torch.save({"code": Path}, tmp_path / "code.pt")
+    expected = {
+        "text.txt": "cannot be read as plain data", "nothing.pt": "cannot be read as plain data",
+        "cut.pt": "cannot be read as plain data", "array.npy": "cannot be read as plain data",
+        "code.pt": "cannot be read as plain data", "none.pt": "dict holds no tensors of numbers", "": "is a folder",
+        "missing.pt": "there is no checkpoint",
+    }  # fmt: skip
+    for name, message in expected.items():
+        assert main(["inspect", str(tmp_path / name)]) == 2, name
+        assert message in capsys.readouterr().err, name
