@@ -128,7 +128,8 @@ def _buckets(rank: int, views: bool) -> int:
 
 
 def _both(rank: int) -> dict[bool, int]:
-    return {views: _buckets(rank, views) for views in (False, True)}
+    # The least of several: what torch's other threads have not let go of yet only adds.
+    return {views: min(_buckets(rank, views) for _ in range(5)) for views in (False, True)}
 
 
 def test_buckets_of_ddp_are_a_second_copy_of_the_gradients() -> None:
