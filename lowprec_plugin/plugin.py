@@ -108,6 +108,8 @@ class FixedPointPrecision(Precision):
         self.comm_error_feedback = comm_error_feedback
         if ramp is not None and ramp.at is None and word_length not in ramp.ladder:
             raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
+        if ramp is not None and ramp.at is not None and min(ramp.at.values()) < word_length:
+            raise ValueError(f"the ramp's at={ramp.at} narrows word_length={word_length}: words are only ever widened")
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
         self.ramping = None if ramp is None else Ramping(ramp)
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
@@ -174,6 +176,8 @@ class FixedPointPrecision(Precision):
         between_processes = fitting and dist.is_initialized() and dist.get_world_size() > 1
         if between_processes:  # first of all: what only one rank refuses, the others would wait for
             shake_hands(self._terms(), None)
+        if fitting and self.ramping is not None:
+            self.ramping.begin(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
             adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
@@ -282,7 +286,15 @@ class FixedPointPrecision(Precision):
         with self.forward_context(), self._within(training=False):
             yield
 
-    val_step_context = test_step_context = predict_step_context = _evaluation_context
+    test_step_context = predict_step_context = _evaluation_context
+
+    @contextmanager
+    def val_step_context(self) -> Generator[None, None, None]:
+        """Around a validation step's forward."""
+        if self.ramping is not None:
+            self.ramping.validated()
+        with self._evaluation_context():
+            yield
 
     def _within(self, *, training: bool) -> AbstractContextManager[None]:
         if self.inside is None or self._network is None:
@@ -319,7 +331,7 @@ class FixedPointPrecision(Precision):
             "wire": None if self.wire is None else self.wire.state_dict(),
             "emulation": str(self._inside_settings[0]),
             "activation_word_length": self._inside_settings[1],
-            "ramp": None if self.ramping is None else self.ramping.state_dict(),
+            "ramp": None if self.ramping is None else self.ramping.state_dict(getattr(self._network, "_trainer", None)),
             "inside": None if self.inside is None else self.inside.state_dict(),
             # In-place roundings so far: they key the random bits of optimizers without a fused update.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
