@@ -106,12 +106,8 @@ class FixedPointPrecision(Precision):
             check_feedback(bits, comm_error_feedback, "comm_")
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
-        if ramp is not None and ramp.at is None and word_length not in ramp.ladder:
-            raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
-        if ramp is not None and ramp.at is not None and min(ramp.at.values()) < word_length:
-            raise ValueError(f"the ramp's at={ramp.at} narrows word_length={word_length}: words are only ever widened")
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
-        self.ramping = None if ramp is None else Ramping(ramp)
+        self.ramping = None if ramp is None else Ramping(ramp, word_length)
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
@@ -283,18 +279,12 @@ class FixedPointPrecision(Precision):
 
     @contextmanager
     def _evaluation_context(self) -> Generator[None, None, None]:
+        if self.ramping is not None:
+            self.ramping.validated()
         with self.forward_context(), self._within(training=False):
             yield
 
-    test_step_context = predict_step_context = _evaluation_context
-
-    @contextmanager
-    def val_step_context(self) -> Generator[None, None, None]:
-        """Around a validation step's forward."""
-        if self.ramping is not None:
-            self.ramping.validated()
-        with self._evaluation_context():
-            yield
+    val_step_context = test_step_context = predict_step_context = _evaluation_context
 
     def _within(self, *, training: bool) -> AbstractContextManager[None]:
         if self.inside is None or self._network is None:

@@ -24,11 +24,22 @@ STEPS_PER_LOOK = 10
 class Ramping:
     """Carries a ramp through a run. Every rank holds one, and all decide alike: they share what they look at.
 
+    Args:
+        ramp: what to do.
+        word_length: of the weights at the start.
+
     Attributes:
         history: every widening: ``step``, ``word_length`` and ``reason``.
+
+    Raises:
+        ValueError: if ``word_length`` is no rung of the ladder, or more than a schedule's first.
     """
 
-    def __init__(self, ramp: WordLengthRamp) -> None:
+    def __init__(self, ramp: WordLengthRamp, word_length: int) -> None:
+        if ramp.at is None and word_length not in ramp.ladder:
+            raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
+        if ramp.at is not None and min(ramp.at.values()) < word_length:
+            raise ValueError(f"the ramp's at={ramp.at} narrows word_length={word_length}: words are only ever widened")
         self.ramp = ramp
         self.history: list[dict[str, Any]] = []
         self._state = RampState()
@@ -58,7 +69,7 @@ class Ramping:
             )
 
     def validated(self) -> None:
-        """A step of validation was run."""
+        """A step of evaluation was run: while fitting, of validation."""
         self._validated = self._ever_validated = True
 
     def format_to_resume(self, module: nn.Module, format: FixedPointFormat) -> FixedPointFormat:
