@@ -181,7 +181,6 @@ class FixedPointPrecision(Precision):
         self._wire_before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
         wiring = Wiring(
             self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed,
-            ramped=self.ramping is not None,
         )  # fmt: skip
         between_processes = between_processes and bool(optimizers)
         self.wire, said = connect_wire(model, wiring, self._wire_before) if between_processes else (None, "")

@@ -9,11 +9,13 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import RampState, WordLengthRamp, decide, observe
+from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.widening import widened
 from lowprec_plugin.wire_reference import WORD_LENGTHS
 
@@ -58,9 +60,13 @@ class Ramping:
         """A fit of ``module`` begins, and what one before it has logged is gone.
 
         Raises:
-            ValueError: if the ramp is to watch a loss that nobody shows it.
+            ValueError: if the ramp is to watch a loss that nobody shows it, or to widen what is sharded.
         """
         self._forget_metrics()
+        if any(isinstance(param, DTensor) and fixed_part(param) is not None for param in module.parameters()):
+            raise ValueError(
+                "a ramp cannot widen what FSDP2 or tensor parallelism has sharded: leave it out, or use DDP"
+            )
         watches_loss = self.ramp.at is None and self.ramp.monitor is None
         if watches_loss and not getattr(module, "automatic_optimization", True):
             raise ValueError(
