@@ -106,10 +106,8 @@ class FixedPointPrecision(Precision):
             check_feedback(bits, comm_error_feedback, "comm_")
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
-        if ramp is not None and ramp.at is None and word_length not in ramp.ladder:
-            raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
-        self.ramping = None if ramp is None else Ramping(ramp)
+        self.ramping = None if ramp is None else Ramping(ramp, word_length)
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
@@ -174,6 +172,8 @@ class FixedPointPrecision(Precision):
         between_processes = fitting and dist.is_initialized() and dist.get_world_size() > 1
         if between_processes:  # first of all: what only one rank refuses, the others would wait for
             shake_hands(self._terms(), None)
+        if fitting and self.ramping is not None:
+            self.ramping.begin(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
             adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
@@ -181,7 +181,6 @@ class FixedPointPrecision(Precision):
         self._wire_before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
         wiring = Wiring(
             self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed,
-            ramped=self.ramping is not None,
         )  # fmt: skip
         between_processes = between_processes and bool(optimizers)
         self.wire, said = connect_wire(model, wiring, self._wire_before) if between_processes else (None, "")
@@ -279,6 +278,8 @@ class FixedPointPrecision(Precision):
 
     @contextmanager
     def _evaluation_context(self) -> Generator[None, None, None]:
+        if self.ramping is not None:
+            self.ramping.validated()
         with self.forward_context(), self._within(training=False):
             yield
 
@@ -319,7 +320,7 @@ class FixedPointPrecision(Precision):
             "wire": None if self.wire is None else self.wire.state_dict(),
             "emulation": str(self._inside_settings[0]),
             "activation_word_length": self._inside_settings[1],
-            "ramp": None if self.ramping is None else self.ramping.state_dict(),
+            "ramp": None if self.ramping is None else self.ramping.state_dict(getattr(self._network, "_trainer", None)),
             "inside": None if self.inside is None else self.inside.state_dict(),
             # In-place roundings so far: they key the random bits of optimizers without a fused update.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},

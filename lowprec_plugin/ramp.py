@@ -24,8 +24,8 @@ class WordLengthRamp:
 
     Args:
         ladder: word lengths, each wider than the one before.
-        monitor: the name of a logged metric, looked at after every validation (or epoch of training); ``None``: the
-            training loss, looked at after every step.
+        monitor: the name of a logged metric, looked at after every validation or epoch that has logged it anew;
+            ``None``: the training loss, every ten steps' mean being one look.
         patience: looks without an improvement that make a stall.
         min_delta: an improvement is at least this share of the best value so far.
         cooldown: looks after a widening before the next stall can begin.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import ArgumentError
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +32,7 @@ def read_file(path: str | Path) -> Any:
         raise ValueError(f"there is no checkpoint {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # torch's answers to what is no file of its own
+    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:  # torch's answers to no file of its own
         raise ValueError(
             f"{path} cannot be read as plain data and tensors ({(str(error) or 'it is empty').splitlines()[0]}): save "
             "the weights alone, torch.save(module.state_dict(), file)"
@@ -81,13 +82,13 @@ def configured_module(path: str | Path) -> nn.Module:
     """The ``model:`` of a LightningCLI configuration, made as LightningCLI makes it; nothing else of the file is used.
 
     Raises:
-        ValueError: if the file is not there or no YAML, or has no model with a ``class_path``.
+        ValueError: if the file is not there or no YAML, has no model with a ``class_path``, or one that cannot be made.
     """
     if not Path(path).exists():
         raise ValueError(f"there is no configuration {path}")
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or "class_path" not in model:
@@ -97,7 +98,10 @@ def configured_module(path: str | Path) -> nn.Module:
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
-    made = parser.instantiate_classes(parser.parse_object({"model": dict(model)}))
+    try:
+        made = parser.instantiate_classes(parser.parse_object({"model": dict(model)}))
+    except ArgumentError as error:
+        raise ValueError(f"the model: of {path} is refused: {error}") from error
     module: nn.Module = made.model
     return module
 

@@ -22,7 +22,6 @@ class Wiring:
         word_length: bits; ``"auto"``; ``None``: as floats.
         auto: what ``"auto"`` comes to.
         error_feedback, rounding, seed: as the plugin's.
-        ramped: whether a ramp will widen the weights.
     """
 
     word_length: int | Literal["auto"] | None
@@ -30,7 +29,6 @@ class Wiring:
     error_feedback: bool
     rounding: str
     seed: int
-    ramped: bool
 
 
 def connect_wire(
@@ -49,8 +47,6 @@ def connect_wire(
     word_length = wiring.auto if wiring.word_length == "auto" else wiring.word_length
     step = before.step if before else 0
     sharded = any(isinstance(part, FSDPModule) for part in model.modules())
-    if sharded and wiring.ramped:
-        raise ValueError("a ramp cannot widen what FSDP2 has sharded: leave it out, or use DDP")
     if word_length is None:
         release(model)
         return None, "as the strategy sends them (comm_word_length=None)"

@@ -75,7 +75,7 @@ def _call(command: str, given: Sequence[str]) -> int:
     options = parser.parse_args(given)
     try:
         function(**vars(options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a path that cannot be read or written, which it names
         print(f"lowprec {command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -35,9 +35,12 @@ def names_in_c(prefix: str, names: Iterable[str]) -> dict[str, str]:
             )
         found[name] = f"{prefix}_{re.sub(r'[^A-Za-z0-9]', '_', name)}"
     for name, made in found.items():
-        twins = [other for other, also in found.items() if also == made]
+        twins = [other for other, also in found.items() if also.upper() == made.upper()]  # as constants are written
         if len(twins) > 1:
-            raise ValueError(f"{twins[0]!r} and {twins[1]!r} are both {made!r} in C: rename one, or leave_out={[name]}")
+            raise ValueError(
+                f"{twins[0]!r} and {twins[1]!r} are both {made!r} in C, where constants are in capitals: rename one, "
+                f"or leave_out={[name]}"
+            )
     return found
 
 

@@ -35,6 +35,10 @@ class SystolicArray:
     multiplier: tuple[int, int] = (18, 18)
     accumulator: int = 48
 
+    def __post_init__(self) -> None:
+        if not self.clock_hz > 0:
+            raise ValueError(f"clock_hz={self.clock_hz:g} must be above 0")
+
     def multipliers(self, weights: int, activations: int) -> int:
         """DSPs that multiply two words.
 
@@ -205,9 +209,11 @@ def estimate(
         array: the hardware; ``None``: the paper's.
 
     Raises:
-        ValueError: for a word length outside 2 to 24, if there is none, if the module does not run on such an input,
-            or has no linear layer or convolution.
+        ValueError: for a word length outside 2 to 24, if there is none, for a shape without a number in every place, if
+            the module does not run on such an input, or has no linear layer or convolution.
     """
+    if len(input_shape) < 1 or min(input_shape) < 1:
+        raise ValueError(f"input_shape={tuple(input_shape)} is no batch: write its size and one example's, all above 0")
     array = array or SystolicArray()
     stored = [param.format.word_length for param in module.parameters() if isinstance(param, FixedPointTensor)]
     if word_length is None and not stored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from lowprec_plugin.tensor import FixedPointTensor
 
 
 @torch.no_grad()
-def evidence_of(optimizer: FixedPointStep) -> Evidence:
+def evidence_of(optimizer: FixedPointStep) -> Evidence | None:
     """Measure the step that ``optimizer`` would make with the gradients that are there. Nothing is changed.
 
     Each update is computed in float32 by the optimizer's own formula, one parameter at a time, and held against the
@@ -22,14 +24,16 @@ def evidence_of(optimizer: FixedPointStep) -> Evidence:
     distance.
 
     Returns:
-        see :class:`~lowprec_plugin.ramp.Evidence`; zeros if no fixed-point parameter has a gradient.
+        see :class:`~lowprec_plugin.ramp.Evidence`; ``None`` if no fixed-point parameter has a gradient, or an update is
+        not finite.
     """
+    measured = False
     moved = lost = updates = errors = 0.0
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is None or not isinstance(param, FixedPointTensor):
                 continue
-            part = placed_part(param)
+            measured, part = True, placed_part(param)
             before = part.dequantize(torch.float32)
             update = (update_as_float(optimizer, group, param) - before).double()
             code = code_size(part)
@@ -42,6 +46,8 @@ def evidence_of(optimizer: FixedPointStep) -> Evidence:
             lost += float(((update != 0) & (update.abs() < code / 2)).sum())
             updates += float(update.square().sum())
             errors += float((error * code.square()).sum())
+    if not measured or not math.isfinite(updates):
+        return None
     return Evidence(lost / max(moved, 1.0), (errors / updates) ** 0.5 if updates > 0 else 0.0)
 
 

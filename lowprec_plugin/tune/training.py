@@ -56,7 +56,7 @@ def read_config(config: str | None, model: str | None, data: str | None, epochs:
     else:
         try:
             found = yaml.safe_load(Path(config).read_text())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"config={config!r} cannot be read: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"config={config!r} is not a LightningCLI configuration: a mapping with trainer and model")

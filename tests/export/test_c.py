@@ -204,6 +204,8 @@ def test_names_refused(tmp_path: Path) -> None:
     x = FixedPointTensor.quantize(torch.ones(2), "<4,4>")
     with pytest.raises(ValueError, match=r"'a.b' and 'a_b' are both 'net_a_b' in C"):
         to_c({"a.b": x, "a_b": x}, tmp_path / "net.h")
+    with pytest.raises(ValueError, match=r"'a' and 'A' are both 'net_a' in C, where constants are in capitals"):
+        to_c({"a": FixedPointTensor.quantize(torch.ones(2), "<2,6>"), "A": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'a\*/' is not of letters"):
         to_c({"a*/": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'1' is no C identifier"):

@@ -117,13 +117,37 @@ def test_refused(
 def test_files_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"a": 1}}, tmp_path / "empty.pt")
     torch.save({"callbacks": Path}, tmp_path / "code.pt")
+    torch.save({"a": torch.ones(9)}, tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:400])
+    (tmp_path / "nothing.pt").touch()
+    (tmp_path / "text.pt").write_text("hello\n")
     expected = {
         "none.pt": "there is no checkpoint", "empty.pt": "without tensors by name", "": "is a folder, as distributed",
         "code.pt": "cannot be read as plain data and tensors",
+        **{name: f"{name} cannot be read" for name in ("cut.pt", "nothing.pt", "text.pt")},
     }  # fmt: skip
     for name, message in expected.items():
         assert export("float", tmp_path / name, tmp_path / "out.pt") == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for out in ("file/out.safetensors", "folder"):
+        assert export("safetensors", checkpoint, tmp_path / out) == 2
+        assert re.search(r"^lowprec export: .*(exists|directory).*tmp", capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_configurations_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "class.yaml").write_text("model:\n  class_path: no.such.Class\n")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    expected = {"class.yaml": "class.yaml is refused: .*No module named 'no'", "bytes.yaml": "bytes.yaml is not YAML"}
+    for name, message in expected.items():
+        assert export("c", checkpoint, tmp_path / "net.h", f"--config={tmp_path / name}") == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error, re.DOTALL), error
 
 
 def test_cost(capsys: pytest.CaptureFixture[str]) -> None:

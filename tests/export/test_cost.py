@@ -133,6 +133,11 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
 def test_refused() -> None:
     with pytest.raises(ValueError, match=r"does not take an input of \(2, 5\)"):
         estimate(nn.Linear(4, 2), (2, 5), word_length=16)
+    for shape in ((), (0, 4), (2, -4)):
+        with pytest.raises(ValueError, match="is no batch: write its size"):
+            estimate(nn.Linear(4, 2), shape, word_length=16)
+    with pytest.raises(ValueError, match="clock_hz=-1 must be above 0"):
+        SystolicArray(clock_hz=-1)
     with pytest.raises(ValueError, match="word_length=30 is not supported"):
         estimate(nn.Linear(4, 2), (2, 4), word_length=30)
     with pytest.raises(ValueError, match="ReLU ran no Linear and no convolution"):

@@ -33,6 +33,7 @@ def test_updates_of_a_known_size() -> None:
         weight.grad = torch.full(weight.shape, codes * code)
         weight.grad[:2] = 0.0  # these do not move, and are no evidence
         evidence = evidence_of(optim.SGD([weight], lr=1.0))
+        assert evidence is not None
         assert evidence.lost == lost
         assert evidence.noise == pytest.approx(noise, rel=1e-5)
 
@@ -40,7 +41,9 @@ def test_updates_of_a_known_size() -> None:
 def test_nearest_loses_the_whole_of_a_small_update() -> None:
     weight = param()
     weight.grad = torch.full(weight.shape, 0.25 * 2.0**-8)
-    assert evidence_of(optim.SGD([weight], lr=1.0, rounding="nearest")).noise == pytest.approx(1.0)
+    evidence = evidence_of(optim.SGD([weight], lr=1.0, rounding="nearest"))
+    assert evidence is not None
+    assert evidence.noise == pytest.approx(1.0)
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -63,6 +66,7 @@ def test_it_predicts_the_rounding_error_and_changes_nothing(name: str) -> None:
     state = {key: value.clone() for key, value in optimizer.state[weight].items()}
     before, size = weight.dequantize(), code_size(weight)
     evidence = evidence_of(optimizer)
+    assert evidence is not None
     assert torch.equal(weight.dequantize(), before)
     for key, value in optimizer.state[weight].items():
         assert torch.equal(value, state[key])
@@ -87,4 +91,17 @@ def dequantized(value: Tensor) -> Tensor:
 
 
 def test_without_gradients_there_is_none() -> None:
-    assert evidence_of(optim.SGD([param()], lr=1.0)) == (0.0, 0.0)
+    assert evidence_of(optim.SGD([param()], lr=1.0)) is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
+def test_of_a_step_that_is_not_finite_there_is_none(value: float) -> None:
+    weight = param()
+    weight.grad = torch.full(weight.shape, value)
+    assert evidence_of(optim.SGD([weight], lr=10.0)) is None
+
+
+def test_of_a_step_that_moves_nothing_none_is_lost() -> None:
+    weight = param()
+    weight.grad = torch.zeros(weight.shape)
+    assert evidence_of(optim.SGD([weight], lr=1.0)) == (0.0, 0.0)

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from lowprec_plugin import FixedPointPrecision
+from lowprec_plugin import FixedPointPrecision, WordLengthRamp
 from lowprec_plugin.sharding import fixed_part
 from tests.comm import ranks
 from tests.plugin import users
@@ -104,7 +104,8 @@ def test_the_flag_shards_codes(tmp_path: Path) -> None:
 
 def _refused(rank: int, folder: str) -> list[str]:
     said = []
-    for options in ({"comm_word_length": 8, "comm_error_feedback": True}, {"seed": rank}):
+    ramp = WordLengthRamp(at={1: 20})
+    for options in ({"comm_word_length": 8, "comm_error_feedback": True}, {"seed": rank}, {"ramp": ramp}):
         with pytest.raises(ValueError) as info:  # noqa: PT011
             fit(rank, 2, folder, **options)
         said.append(str(info.value))
@@ -112,9 +113,10 @@ def _refused(rank: int, folder: str) -> list[str]:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    for feedback, seeds in ranks.run(2, _refused, str(tmp_path)):
+    for feedback, seeds, ramp in ranks.run(2, _refused, str(tmp_path)):
         assert "comm_error_feedback=True needs a byte per parameter on every rank" in feedback
         assert "disagree on seed: rank 0 has 0, rank 1 has 1" in seeds
+        assert "a ramp cannot widen what FSDP2 or tensor parallelism has sharded" in ramp
 
 
 def test_fsdp1_is_refused_and_the_alternative_named() -> None:

@@ -142,14 +142,116 @@ def test_a_metric_by_name() -> None:
         widened(OneWeight(lr=1e-2), epochs=2, steps=3, monitor="hill")
 
 
+def always(**ramp: Any) -> FixedPointPrecision:
+    """A ramp to which nothing is an improvement and every stall one of precision."""
+    eager = {"ladder": (12, 16, 20), "patience": 2, "cooldown": 0, "smoothing": 0.0, "min_delta": 0.9, "min_lost": 0.0}
+    return FixedPointPrecision(12, ramp=WordLengthRamp(**(eager | ramp)))
+
+
+def validating(plugin: FixedPointPrecision, epochs: int = 8, batches: int = 4, **options: Any) -> list[tuple[int, int]]:
+    seed_everything(0, verbose=False)
+    resume = options.pop("resume", None)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        plugins=plugin, **({"enable_checkpointing": "callbacks" in options} | options),
+    )  # fmt: skip
+    trainer.fit(users.Regressor(), users.vectors(16 * batches), users.vectors(), ckpt_path=resume)
+    return [(each["step"], each["word_length"]) for each in plugin.ramping.history]
+
+
+def test_a_metric_that_is_not_there_after_every_epoch() -> None:
+    """Looks at the ends of epochs 2, 4 and 6: what is not logged anew is no look."""
+    assert validating(always(monitor="val_loss"), check_val_every_n_epoch=2) == [(24, 16)]
+
+
+def test_a_metric_that_is_validated_within_an_epoch() -> None:
+    widenings = validating(always(monitor="val_loss"), epochs=1, batches=70, val_check_interval=10)
+    assert widenings == [(30, 16), (60, 20)]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("monitor", ["val_loss", None])
+def test_a_resumed_ramp_looks_as_one_that_went_through(monitor: str | None, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    straight = validating(always(monitor=monitor), callbacks=[saver])
+    assert straight
+    for epoch in (0, 1, 2, 4):
+        assert validating(always(monitor=monitor), resume=str(tmp_path / f"epoch={epoch}.ckpt")) == straight
+
+
+def test_a_second_fit_does_not_ask_for_what_the_first_has_logged() -> None:
+    plugin = always(monitor="val_loss", patience=1)
+    assert validating(plugin, epochs=2) == []
+    assert validating(plugin, epochs=2) == [(4, 16)]
+
+
+class SometimesNaN(users.Regressor):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.global_step % 10 == 3 else loss
+
+
+def test_a_loss_that_is_nan_now_and_then_is_looked_at() -> None:
+    plugin = always()
+    plugin._settings["nonfinite"] = "skip"
+    fit(plugin, SometimesNaN(), epochs=10)
+    assert [each["step"] for each in plugin.ramping.history] == [30]
+
+
+class NoGradients(users.Regressor):
+    """From step 30 to 34, when the stall is seen."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if 30 <= self.global_step < 35:
+            optimizer.zero_grad()
+
+
+def test_a_stall_waits_for_a_step_that_can_be_measured() -> None:
+    plugin = always()
+    fit(plugin, NoGradients(), epochs=10)
+    assert [each["step"] for each in plugin.ramping.history] == [35]
+
+
+class Two(users.Regressor):
+    """Manual optimization: the first optimizer's updates are of many codes, the second's are lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = torch.nn.functional.mse_loss(self(batch[0]), batch[1])
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+        self.log("flat", 1.0, on_step=False, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(self.net[0].parameters(), 0.1), torch.optim.Adam(self.net[2].parameters(), 1e-7)]
+
+
+def test_every_optimizer_of_several_is_measured(caplog: pytest.LogCaptureFixture) -> None:
+    plugin = always(monitor="flat", min_lost=0.5)
+    with caplog.at_level(logging.INFO):
+        fit(plugin, Two(), epochs=5)
+    assert [(each["step"], each["word_length"]) for each in plugin.ramping.history] == [(25, 16)]
+    assert "words stay at 12 bits at step 24, for optimizer 0: the stall is not one of precision" in caplog.text
+
+
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"word_length=14 is not a rung of the ramp's ladder, \(12, 16, 20, 24\)"):
         FixedPointPrecision(14, ramp=WordLengthRamp())
+    with pytest.raises(ValueError, match=r"at=\{1: 12, 2: 20\} narrows word_length=16"):
+        FixedPointPrecision(16, ramp=WordLengthRamp(at={1: 12, 2: 20}))
+    with pytest.raises(ValueError, match=r"under manual optimization.*name it as the ramp's monitor"):
+        fit(FixedPointPrecision(12, ramp=WordLengthRamp()), users.Manual())
 
 
 class Watch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         plugin = trainer.precision_plugin
+        self.state = plugin.ramping._state
         self.history, self.wire = plugin.ramping.history, plugin.wire.word_length
 
 
@@ -167,3 +269,25 @@ def test_all_ranks_widen_at_the_same_step_and_the_wire_follows() -> None:
     assert wire == other_wire == 16
     for one, other in zip(planes, other_planes, strict=True):
         assert torch.equal(one, other)
+
+
+def _resumed(rank: int, folder: str) -> Any:
+    ends = []
+    for resume in (None, f"{folder}/epoch=2.ckpt", f"{folder}/epoch=11.ckpt"):
+        watch = Watch()
+        plugin = always(ladder=(12, 16), patience=1)
+        run = test_distributed.fit(
+            rank, None if resume else folder, resume, epochs=16, plugin=plugin, callbacks=[watch]
+        )
+        ends.append((run["planes"], watch.history, watch.state))
+    return ends
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_two_ranks_resume_between_two_looks_as_if_they_had_gone_through(tmp_path: Path) -> None:
+    """Each has losses of its own since the last look."""
+    for straight, *resumed in ranks.run(2, _resumed, str(tmp_path)):
+        assert [each["word_length"] for each in straight[1]] == [16]
+        for planes, *ramp in resumed:
+            assert ramp == list(straight[1:])
+            assert all(torch.equal(one, other) for one, other in zip(planes, straight[0], strict=True))
