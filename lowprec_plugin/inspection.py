@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lowprec_plugin.blocks import unpack
-from lowprec_plugin.export.files import whole_file
+from lowprec_plugin.files import whole_text
 from lowprec_plugin.formats import rows_of
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.sources import read_file
@@ -171,6 +171,5 @@ def run_inspect(checkpoint: str, json_file: str | None = None) -> list[Stored]:
     stored = inspect_checkpoint(read_file(checkpoint))
     print(as_text(stored))
     if json_file is not None:
-        with whole_file(json_file) as path:
-            path.write_text(json.dumps([asdict(each) for each in stored], indent=1) + "\n")
+        whole_text(json_file, json.dumps([asdict(each) for each in stored], indent=1) + "\n")
     return stored

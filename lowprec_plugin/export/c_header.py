@@ -10,9 +10,9 @@ from torch import nn
 from lowprec_plugin.emulation.settings import Formats
 from lowprec_plugin.export.c_arrays import array, codes, constants, identifier, names_in_c, shape_text
 from lowprec_plugin.export.c_network import program
-from lowprec_plugin.export.files import whole_file
 from lowprec_plugin.export.network import part_of, plan
 from lowprec_plugin.export.words import State, Words, integers_only
+from lowprec_plugin.files import whole_file
 from lowprec_plugin.version import __version__
 
 

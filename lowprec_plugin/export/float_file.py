@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lowprec_plugin.export.files import whole_file
 from lowprec_plugin.export.words import State, split
+from lowprec_plugin.files import whole_file
 from lowprec_plugin.optim import float_state_dict
 
 

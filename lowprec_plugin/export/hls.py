@@ -16,9 +16,9 @@ from torch import nn
 
 from lowprec_plugin.emulation.settings import Formats
 from lowprec_plugin.export.c_arrays import codes, identifier, names_in_c, shape_text
-from lowprec_plugin.export.files import whole_file
 from lowprec_plugin.export.network import Layer, part_of, plan
 from lowprec_plugin.export.words import State, Words, integers_only
+from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.version import __version__
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.emulation.settings import Formats
-from lowprec_plugin.export.files import whole_file
 from lowprec_plugin.export.network import Layer, part_of, plan
 from lowprec_plugin.export.words import Words, split
+from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import float_state_dict
 

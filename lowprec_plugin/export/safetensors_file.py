@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.blocks import Blocks
-from lowprec_plugin.export.files import whole_file
 from lowprec_plugin.export.words import State, split, stored_part
+from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lowprec_plugin.export.files import whole_file
+from lowprec_plugin.files import whole_text
 from lowprec_plugin.plan.planning import Optimizer, Plan, Sharding, plan
 from lowprec_plugin.plan.table import as_text
 from lowprec_plugin.plan.zero import PERSISTENT
@@ -89,8 +89,7 @@ def run_plan(
     )  # fmt: skip
     print(as_text(planned))
     if json_file is not None:
-        with whole_file(json_file) as path:
-            path.write_text(json.dumps(planned.as_dict(), indent=1) + "\n")
+        whole_text(json_file, json.dumps(planned.as_dict(), indent=1) + "\n")
     return planned
 
 

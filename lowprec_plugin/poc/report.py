@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lowprec_plugin.files import whole_text
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
 from lowprec_plugin.quality import Comparison, compare
 
@@ -19,8 +19,8 @@ def save(folder: Path, title: str, runs: Sequence[RunRecord]) -> str:
     """Write ``table.md`` and ``runs.json`` into ``folder``, each whole or not at all. Returns the text to print."""
     text = f"{title}\n\n{table(runs)}\n\n{LEGEND}\n"
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.md", text)
-    write_whole(folder / "runs.json", json.dumps({"title": title, "runs": list(runs)}, indent=1) + "\n")
+    whole_text(folder / "table.md", text)
+    whole_text(folder / "runs.json", json.dumps({"title": title, "runs": list(runs)}, indent=1) + "\n")
     return f"{text}\nSaved to {folder / 'table.md'} and {folder / 'runs.json'}"
 
 
@@ -92,10 +92,3 @@ def _verdict(comparison: Comparison, name: str) -> str:
     if comparison.equal is None:
         return "too few seeds"
     return "yes" if comparison.equal else "no, better" if comparison.difference > 0 else "no, worse"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

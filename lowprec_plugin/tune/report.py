@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from lowprec_plugin.poc.report import markdown, write_whole
+from lowprec_plugin.files import whole_text
+from lowprec_plugin.poc.report import markdown
 from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Bits, Costs
 from lowprec_plugin.tune.frontier import frontier
@@ -61,10 +62,10 @@ def save(folder: Path, found: Found, costs: Costs, search: Mapping[str, Any], se
     (folder / "tuned.yaml").unlink(missing_ok=True)  # of a search that ended otherwise
     if found.config is not None:
         comment = "".join(f"# {line}\n" for line in ["lowprec fit --config tuned.yaml", *summary.splitlines()])
-        write_whole(folder / "tuned.yaml", comment + yaml.safe_dump(found.config, sort_keys=False))
-    write_whole(folder / "table.md", text)
-    write_whole(folder / "trials.json", json.dumps(_as_json(found, costs, search), indent=1) + "\n")
-    write_whole(folder / "frontier.svg", _plot(found))
+        whole_text(folder / "tuned.yaml", comment + yaml.safe_dump(found.config, sort_keys=False))
+    whole_text(folder / "table.md", text)
+    whole_text(folder / "trials.json", json.dumps(_as_json(found, costs, search), indent=1) + "\n")
+    whole_text(folder / "frontier.svg", _plot(found))
     names = ["table.md", "trials.json", "frontier.svg", *(["tuned.yaml"] if found.config else [])]
     return f"{text}\nSaved to {folder}: {', '.join(names)}"
 

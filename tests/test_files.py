@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowprec_plugin.export.files import whole_file
+from lowprec_plugin.files import whole_file
 
 
 def test_whole_or_not_at_all(tmp_path: Path) -> None:
