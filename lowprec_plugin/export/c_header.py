@@ -10,7 +10,7 @@ from torch import nn
 from lowprec_plugin.emulation.settings import Formats
 from lowprec_plugin.export.c_arrays import array, codes, constants, identifier, names_in_c, shape_text
 from lowprec_plugin.export.c_network import program
-from lowprec_plugin.export.network import part_of, plan
+from lowprec_plugin.export.network import part_of, plan_if_asked
 from lowprec_plugin.export.words import State, Words, integers_only
 from lowprec_plugin.files import whole_file
 from lowprec_plugin.version import __version__
@@ -52,13 +52,8 @@ def to_c(
         f"#ifndef {prefix.upper()}_H\n#define {prefix.upper()}_H\n\n#include <stdint.h>",
         *(_tensor(names[name], each) for name, each in words.items()),
     ]
-    if input_shape is not None or activations is not None:
-        if input_shape is None or activations is None or not isinstance(module_or_state, nn.Module):
-            raise ValueError(
-                f"a function that runs the network needs a module, input_shape={input_shape} and "
-                f"activations={activations}: give all three, or neither shape nor formats for arrays alone"
-            )
-        layers = plan(module_or_state, network, input_shape, activations)
+    layers = plan_if_asked(module_or_state, network, input_shape, activations, "a function that runs the network needs")
+    if layers is not None:
         used = {each.name for layer in layers for each in (layer.weight, layer.bias) if each is not None}
         if used - words.keys():
             raise ValueError(f"leave_out names {sorted(used - words.keys())[0]!r}, which the network needs")

@@ -16,7 +16,7 @@ from torch import nn
 
 from lowprec_plugin.emulation.settings import Formats
 from lowprec_plugin.export.c_arrays import codes, identifier, names_in_c, shape_text
-from lowprec_plugin.export.network import Layer, part_of, plan
+from lowprec_plugin.export.network import Layer, part_of, plan_if_asked
 from lowprec_plugin.export.words import State, Words, integers_only
 from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
@@ -69,13 +69,8 @@ def to_hls(
         "    T number;\n    number.range(T::width - 1, 0) = code;\n    return number;\n}",
         *(_tensor(names[name], each) for name, each in words.items()),
     ]
-    if input_shape is not None or activations is not None:
-        if input_shape is None or activations is None or not isinstance(module_or_state, nn.Module):
-            raise ValueError(
-                f"types of layers need a module, input_shape={input_shape} and activations={activations}: give all "
-                "three, or neither shape nor formats for arrays alone"
-            )
-        layers = plan(module_or_state, network, input_shape, activations)
+    layers = plan_if_asked(module_or_state, network, input_shape, activations, "types of layers need")
+    if layers is not None:
         parts.append(f"// What goes in.\ntypedef {ap_fixed(layers[0].input)} {prefix}_input_t;")
         parts += [_layer(layer, prefix) for layer in layers if layer.weight is not None]
     parts.append(f"#endif // {prefix.upper()}_H\n")

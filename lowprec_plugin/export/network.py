@@ -15,7 +15,7 @@ from torch import nn
 
 from lowprec_plugin.emulation import Emulation
 from lowprec_plugin.emulation.settings import Formats
-from lowprec_plugin.export.words import Words, split
+from lowprec_plugin.export.words import State, Words, split
 from lowprec_plugin.formats import FixedPointFormat
 
 #: What a network may consist of, in an nn.Sequential or several within each other.
@@ -112,6 +112,31 @@ def plan(root: nn.Module, network: str, input_shape: Sequence[int], activations:
             format = layer.output
         shape = after
     return planned
+
+
+def plan_if_asked(
+    module_or_state: nn.Module | State,
+    network: str,
+    input_shape: Sequence[int] | None,
+    activations: Formats,
+    purpose: str,
+) -> list[Layer] | None:
+    """:func:`plan`, where a shape and formats are given; ``None`` for arrays alone.
+
+    Args:
+        purpose: what the plan is for, for messages.
+
+    Raises:
+        ValueError: if only some of what it needs are given; and as :func:`plan`.
+    """
+    if input_shape is None and activations is None:
+        return None
+    if input_shape is None or activations is None or not isinstance(module_or_state, nn.Module):
+        raise ValueError(
+            f"{purpose} a module, input_shape={input_shape} and activations={activations}: give all three, or neither "
+            "shape nor formats for arrays alone"
+        )
+    return plan(module_or_state, network, input_shape, activations)
 
 
 def part_of(module: nn.Module, network: str) -> dict[str, Any]:
