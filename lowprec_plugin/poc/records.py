@@ -1,0 +1,124 @@
+"""What one training of the proof of concept came to, as it is written beside the report.
+
+A folder per run holds ``run.json``, this record, written whole when the run has ended; the report is made of these
+files and of nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lowprec_plugin.files import whole_text
+
+Status = Literal["finished", "diverged", "failed"]
+#: Of the layout of ``run.json``.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One parameter, at the end of a run.
+
+    Attributes:
+        name: in the module.
+        elements: numbers in it, on this process.
+        weights, state: formats, as text; a dtype where it is kept in float.
+        nbytes: weights and state held.
+        saturated, lost, unchanged: shares over all counted steps; ``None`` where nothing was counted.
+        noise_to_update: of the counted steps; ``None`` likewise.
+    """
+
+    name: str
+    elements: int
+    weights: str
+    state: str
+    nbytes: int
+    saturated: float | None = None
+    lost: float | None = None
+    unchanged: float | None = None
+    noise_to_update: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        variant: what was trained, by the name that the command line has for it.
+        seed: of weights, data order and rounding.
+        status: ``"finished"``; ``"diverged"``: a loss, metric or gradient was not finite; ``"failed"``: anything else.
+        reason: why, if it is not finished.
+        steps, epochs, devices: optimizer steps and epochs made; processes.
+        examples: examples of a training step of one process.
+        metrics: what the module logged last, by name: after the last validation, and test if there is one.
+        curves: every scalar logged, by name, as (step, value) in the order of steps: the module's own, and the
+            monitor's under ``lowprec/``.
+        held: bytes held by one process: ``weights``, ``state``, ``gradients``, ``buffers``, ``activations`` (kept for
+            the backward pass of one step).
+        float32, bf16: what the same would take in float32 and in bf16 mixed precision, by the same names.
+        parameters: numbers in all parameters.
+        peak: most bytes of device memory (on a CPU: resident memory), of the process that held most.
+        sent, float32_sent: bytes of gradients sent per step and process, and what float32 would; 0 for one process.
+        step_ms: milliseconds of a training step: ``median``, ``fast`` and ``slow`` (10 % of steps are outside each).
+        seconds: of the whole run.
+        layers: every parameter.
+        kept_in_float: parameters left in float though the variant stores in fixed-point, and why.
+        widened: what a ramp widened: ``step``, ``word_length`` and ``reason``.
+        nonfinite: the parameter whose gradient was not finite first, if one was.
+        precision: how the run was stored, in words.
+        environment: versions and the device.
+    """
+
+    variant: str
+    seed: int
+    status: Status
+    reason: str = ""
+    steps: int = 0
+    epochs: int = 0
+    devices: int = 1
+    examples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    float32: dict[str, int] = field(default_factory=dict)
+    bf16: dict[str, int] = field(default_factory=dict)
+    parameters: int = 0
+    peak: int = 0
+    sent: float = 0.0
+    float32_sent: float = 0.0
+    step_ms: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    layers: list[Layer] = field(default_factory=list)
+    kept_in_float: dict[str, str] = field(default_factory=dict)
+    widened: list[dict[str, Any]] = field(default_factory=list)
+    nonfinite: str | None = None
+    precision: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def save(path: Path, record: RunRecord) -> None:
+    """Write ``record`` to ``path``, whole or not at all."""
+    whole_text(path, json.dumps({"version": VERSION, **asdict(record)}, indent=1, allow_nan=False) + "\n")
+
+
+def load(path: Path) -> RunRecord:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        ValueError: if ``path`` is no such file, or of another version.
+    """
+    try:
+        content = json.loads(path.read_text())
+        version = content.pop("version")
+        if version != VERSION:
+            raise ValueError(f"its version is {version}, not {VERSION}")
+        layers = [Layer(**layer) for layer in content.pop("layers")]
+        curves = {
+            name: [(int(step), float(value)) for step, value in curve] for name, curve in content.pop("curves").items()
+        }
+        return RunRecord(**content, layers=layers, curves=curves)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the record of a run ({error}): give another output folder") from error
