@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.emulation import Emulation
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.inside import Inside
+from lowprec_plugin.nonfinite import Aftermath
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep, StepSettings
@@ -36,7 +38,7 @@ from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
-from lowprec_plugin.wiring import Wiring, connect_wire
+from lowprec_plugin.wiring import Wiring, connect_wire, say_traffic
 
 
 class FixedPointPrecision(Precision):
@@ -128,6 +130,7 @@ class FixedPointPrecision(Precision):
         self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []
         self._said_traffic = False
+        self._aftermath = Aftermath()
         self._wire_before: DDPState | FSDPState | None = None
 
     def _make_inside(self, rank: int, step: int) -> Inside | None:
@@ -140,7 +143,7 @@ class FixedPointPrecision(Precision):
     @property
     def skipped_steps(self) -> int:
         """Optimizer steps skipped for a NaN or infinite gradient (``nonfinite="skip"``)."""
-        return sum(optimizer.fixed_point.skipped_steps for optimizer in self._optimizers)
+        return sum(each.fixed_point.skipped_steps for each in self._optimizers)
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Swap the parameters of ``module`` for fixed-point ones, in place. Under DeepSpeed a ``ValueError``."""
@@ -222,19 +225,18 @@ class FixedPointPrecision(Precision):
             self.wire.word_length = self._auto_wire()
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Run the update; after the first one, say what crossed the network."""
-        result = super().optimizer_step(optimizer, model, closure, **kwargs)
+        """Run the update; after the first one, say what crossed the network.
+
+        Raises:
+            NonFiniteGradientError: if it is refused, with what was found out about it.
+        """
+        step = partial(super().optimizer_step, optimizer, model, closure, **kwargs)
+        result = self._aftermath.after(step, model, optimizer, closure, lambda: self.skipped_steps)
         if self.ramping is not None:
             self.ramping.after_update(result)
         if self.wire is not None and not self._said_traffic and self.wire.step > 0:
             self._said_traffic = True
-            traffic = self.wire.report()
-            for what, prefix in (("gradients", ""), ("weights", "weight_")):
-                if f"{prefix}bytes_sent_per_step" in traffic:
-                    rank_zero_info(
-                        f"{what} between processes: {traffic[f'{prefix}bytes_sent_per_step']:,.0f} bytes sent per step "
-                        f"and rank, {traffic[f'float32_{prefix}bytes_per_step']:,.0f} in float32"
-                    )
+            say_traffic(self.wire)
         return result
 
     def _params(self) -> list[FixedPointTensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -92,3 +93,14 @@ def _connect_ddp(
         state.keep_residuals_of(before)
     model.register_comm_hook(state, ddp_hook)
     return state, str(state)
+
+
+def say_traffic(state: DDPState | FSDPState) -> None:
+    """Log what has crossed the network per step so far."""
+    traffic = state.report()
+    for what, prefix in (("gradients", ""), ("weights", "weight_")):
+        if f"{prefix}bytes_sent_per_step" in traffic:
+            rank_zero_info(
+                f"{what} between processes: {traffic[f'{prefix}bytes_sent_per_step']:,.0f} bytes sent per step "
+                f"and rank, {traffic[f'float32_{prefix}bytes_per_step']:,.0f} in float32"
+            )

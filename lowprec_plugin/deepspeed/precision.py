@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from lowprec_plugin import wire
 from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
 from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.nonfinite import Aftermath
 from lowprec_plugin.optim.step import NonFiniteGradientError, StepSettings
 from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 
@@ -80,6 +82,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         self.nonfinite = nonfinite
         #: What is stored how, once training has begun.
         self.adopted: AdoptedEngine | None = None
+        self._aftermath = Aftermath()
         self._module: Any = None
         self._engine: Any = None
 
@@ -130,6 +133,11 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         Raises:
             NonFiniteGradientError: on every process, if the engine skipped the step and ``nonfinite="raise"``.
         """
+        step = partial(self._step_of_engine, optimizer, model, closure, **kwargs)
+        # Not to be run again: the engine would count the backward pass as one of its own steps.
+        return self._aftermath.after(step, model, optimizer, None, lambda: getattr(self._engine, "skipped_steps", 0))
+
+    def _step_of_engine(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:
         result = super().optimizer_step(optimizer, model, closure, **kwargs)
         if self.nonfinite == "raise" and getattr(self._engine.optimizer, "overflow", False):
             raise NonFiniteGradientError(

@@ -68,6 +68,7 @@ def _fit(rank: int, plugin: Any, stage: int = 2, *, epochs: int, poison: bool = 
     trainer = Trainer(
         accelerator="cpu", devices=2, max_epochs=epochs, logger=False, enable_progress_bar=False, plugins=plugin,
         enable_model_summary=False, enable_checkpointing=folder is not None, strategy=OnCPU(stage=stage),
+        default_root_dir=given.pop("root", None),
         callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)] if folder else [],
     )  # fmt: skip
     trainer.fit(User(), data, **given)
@@ -94,8 +95,8 @@ def _fits(rank: int, folder: str, stage: int) -> dict[str, Any]:
     found["resumes"] = engines.same(planes, engines.planes(again.adopted))
     found["control"] = engines.same(planes, engines.planes(other.adopted))
     for name, plugin, given in (
-        ("poison", FixedPointDeepSpeedPrecision(), {"poison": True}),
-        ("skip", FixedPointDeepSpeedPrecision(nonfinite="skip"), {"poison": True}),
+        ("poison", FixedPointDeepSpeedPrecision(), {"poison": True, "root": f"{folder}/refused"}),
+        ("skip", FixedPointDeepSpeedPrecision(nonfinite="skip"), {"poison": True, "root": f"{folder}/skipped"}),
         ("narrow", FixedPointDeepSpeedPrecision(12), {"ckpt_path": f"{folder}/epoch=0.ckpt"}),
         ("other plugin", FixedPointPrecision(comm_word_length=None), {}),
     ):
@@ -116,6 +117,9 @@ def test_fit_resume_and_refuse(tmp_path: Path, stage: int) -> None:
         assert not found["control"]
         assert "a gradient holds a NaN or an infinity" in found["poison"]
         assert found["skip"] == "nothing"
+        for rank in range(2):
+            assert (tmp_path / f"refused/nonfinite-step0-rank{rank}.json").exists()
+            assert (tmp_path / f"skipped/nonfinite-step1-rank{rank}.json").exists()
         assert "stored as fixed16, which fixed12 does not hold exactly" in found["narrow"]
         assert "does not work with OnCPU: " in found["other plugin"]
         assert "FixedPointDeepSpeedPrecision works with DeepSpeedStrategy" in found["other plugin"]

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor
 from lowprec_plugin import plugin as plugin_module
+from lowprec_plugin.optim import NonFiniteGradientError
 from tests.comm import ranks
 from tests.plugin import users
 
@@ -100,6 +101,25 @@ def _resumed(rank: int, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_resume_is_bit_for_bit(tmp_path: Path) -> None:
     for straight, resumed in ranks.run(2, _resumed, str(tmp_path)):
         assert same(straight, resumed)
+
+
+class SickOnOneRank(users.Regressor):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        return super().training_step((x * torch.nan if self.global_rank == 1 else x, y), batch_idx)
+
+
+def _sick(rank: int, folder: str) -> str:
+    with pytest.raises(NonFiniteGradientError) as raised:
+        fit(rank, module=SickOnOneRank(), trainer={"default_root_dir": folder})
+    return str(raised.value)
+
+
+def test_a_rank_whose_data_are_not_finite_says_so(tmp_path: Path) -> None:
+    one, other = ranks.run(2, _sick, str(tmp_path))
+    assert "All was finite on this process when the step was run again" in one
+    assert "what went into module 'net' was not finite: look at the data" in other
+    assert len(list(tmp_path.glob("nonfinite-step0-rank?.json"))) == 2
 
 
 class DiesInTheSecondEpoch(Callback):

@@ -191,10 +191,11 @@ class SometimesNaN(users.Regressor):
         return loss * float("nan") if self.global_step % 10 == 3 else loss
 
 
-def test_a_loss_that_is_nan_now_and_then_is_looked_at() -> None:
+def test_a_loss_that_is_nan_now_and_then_is_looked_at(tmp_path: Path) -> None:
     plugin = always()
     plugin._settings["nonfinite"] = "skip"
-    fit(plugin, SometimesNaN(), epochs=10)
+    with pytest.warns(UserWarning, match="step 3 was skipped"):
+        fit(plugin, SometimesNaN(), epochs=10, default_root_dir=tmp_path)
     assert [each["step"] for each in plugin.ramping.history] == [30]
 
 

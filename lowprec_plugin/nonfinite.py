@@ -1,0 +1,210 @@
+"""What is known of a step whose gradients were not finite: written to a small file, and said in a sentence.
+
+The gradients tell which parameters are concerned, and not where it began: a NaN in the data reaches all of them. So the
+step is run once more, with hooks on every module, before the run ends. A step that is skipped is not run again, for the
+run goes on and its averages and statistics would count the batch twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+
+from lowprec_plugin.files import whole_text
+from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.sharding import local_part
+
+#: Steps whose loss and learning rate are remembered.
+STEPS = 20
+#: Files of skipped steps per run: what skips more has one cause.
+FILES = 10
+
+
+class Aftermath:
+    """Remembers the last steps, and examines one that was refused or skipped.
+
+    Attributes:
+        written: files so far.
+    """
+
+    def __init__(self) -> None:
+        self._last: deque[tuple[int, float, Any]] = deque(maxlen=STEPS)
+        self.written: list[Path] = []
+
+    def after(
+        self,
+        step: Callable[[], Any],
+        module: LightningModule,
+        optimizer: Any,
+        closure: Callable[[], Any] | None,
+        skipped: Callable[[], int],
+    ) -> Any:
+        """Run ``step()``, an optimizer step, and write a file if it was refused or skipped. Called on every rank.
+
+        Args:
+            closure: forward and backward pass of the step; ``None``: they cannot be run again.
+            skipped: steps skipped so far.
+
+        Returns:
+            what ``step()`` returns, the loss.
+
+        Raises:
+            NonFiniteGradientError: if it was refused, with what was found out.
+        """
+        rate, before = float(optimizer.param_groups[0]["lr"]), skipped()
+        try:
+            loss = step()
+        except NonFiniteGradientError as error:
+            raise NonFiniteGradientError(f"{error}. {self._refused(module, rate, closure)}") from error
+        self._last.append((module.global_step, rate, _scalar(loss)))
+        if skipped() > before and len(self.written) < FILES:
+            said = self._write(module, "skipped", rate, _nonfinite_gradients(module), {})
+            if len(self.written) <= 1:
+                rank_zero_warn(f"step {module.global_step} was skipped, its gradients not being finite. {said}")
+        return loss
+
+    def _refused(self, module: LightningModule, rate: float, closure: Callable[[], Any] | None) -> str:
+        gradients, again = _nonfinite_gradients(module), {}
+        if closure is not None and not any(isinstance(part, FSDPModule) for part in module.modules()):
+            again = _run_again(module, module.trainer.strategy.model, closure)
+            gradients = _nonfinite_gradients(module) or gradients  # as they are before any clipping, which spreads them
+        return self._write(module, "refused", rate, gradients, again)
+
+    def _write(
+        self, module: LightningModule, outcome: str, learning_rate: float, gradients: list[dict[str, Any]],
+        again: dict[str, Any],
+    ) -> str:  # fmt: skip
+        trainer = module.trainer
+        first = _first(gradients, again, clipped=bool(trainer.gradient_clip_val))
+        content = {
+            "step": trainer.global_step, "epoch": trainer.current_epoch, "rank": trainer.global_rank,
+            "outcome": outcome, "first": first, "learning_rate": learning_rate, "run_again": again,
+            "gradients": gradients,
+            "last_steps": [
+                {"step": step, "learning_rate": lr, "loss": _plain(loss)} for step, lr, loss in self._last
+            ],
+            "figures": {name: _plain(value) for name, value in trainer.callback_metrics.items()},
+            "precision": repr(trainer.precision_plugin),
+        }  # fmt: skip
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        path = folder / f"nonfinite-step{trainer.global_step}-rank{trainer.global_rank}.json"
+        try:
+            whole_text(path, json.dumps(content, indent=1) + "\n")
+        except OSError as error:  # the disk must not hide what went wrong
+            return f"{first}. ({path} could not be written: {error})"
+        self.written.append(path)
+        return f"{first}. What is known of it: {path}"
+
+
+def _nonfinite_gradients(module: nn.Module) -> list[dict[str, Any]]:
+    """Parameters whose gradient is not finite, in the module's order."""
+    found = []
+    for name, param in module.named_parameters():
+        if param.grad is not None and not param.grad.is_sparse:
+            grad = local_part(param.grad)
+            nan, inf = int(grad.isnan().sum()), int(grad.isinf().sum())
+            if nan or inf:
+                found.append({"parameter": name, "elements": grad.numel(), "nan": nan, "infinite": inf})
+    return found
+
+
+def _first(gradients: list[dict[str, Any]], again: dict[str, Any], *, clipped: bool) -> str:
+    """Where it began, in words."""
+    if again.get("input"):
+        return f"When the step was run again, what went into module {again['input']!r} was not finite: look at the data"
+    if again.get("forward"):
+        return f"When the step was run again, the first output that was not finite was module {again['forward']!r}'s"
+    if again.get("loss") is not None and not math.isfinite(float(again["loss"])):
+        return "When the step was run again, every module's output was finite and the loss was not"
+    if again.get("backward"):
+        return (
+            "When the step was run again, outputs and loss were finite, and in the backward pass the first gradient "
+            f"that was not was that of the output of module {again['backward']!r}"
+        )
+    if again and dist.is_initialized() and dist.get_world_size() > 1:
+        return "All was finite on this process when the step was run again: see what the other processes wrote"
+    if gradients and clipped and not again:
+        return "Which gradient it was first cannot be told, for clipping spreads a NaN to all"
+    if gradients:  # the backward pass goes from the last to the first
+        return f"The last parameter whose gradient is not finite is {gradients[-1]['parameter']!r}"
+    return "Of the gradients that this process still holds all are finite"
+
+
+def _run_again(module: LightningModule, model: Any, closure: Callable[[], Any]) -> dict[str, Any]:
+    """Run forward and backward pass once more with hooks on every module; what was not finite first, by module."""
+    found: dict[str, Any] = {}
+    alone = model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+    try:
+        with torch.enable_grad(), _watched(module, found), alone:
+            found["loss"] = _plain(_scalar(closure()))
+    except Exception as error:  # of the user's code, on a batch that has been trouble already
+        found["error"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+@contextmanager
+def _watched(module: nn.Module, found: dict[str, Any]) -> Iterator[None]:
+    """Within the context, note the first module whose input, output, or output's gradient is not finite."""
+    hooks = []
+
+    def watch(name: str, part: nn.Module) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if not {"input", "forward"} & found.keys() and not _finite((args, kwargs)):
+                found["input"] = name
+
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            if not {"input", "forward"} & found.keys() and not _finite(output):
+                found["forward"] = name
+            for leaf in _floats(output):
+                if leaf.requires_grad:
+                    leaf.register_hook(backward)  # type: ignore[no-untyped-call]
+
+        def backward(grad: Tensor) -> None:
+            if "backward" not in found and not _finite(grad):
+                found["backward"] = name
+
+        hooks.append(part.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(part.register_forward_hook(after))
+
+    for name, part in module.named_modules():
+        if name:  # the LightningModule's own forward is the training step
+            watch(name, part)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _floats(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _finite(tree: Any) -> bool:
+    return all(bool(torch.isfinite(leaf).all()) for leaf in _floats(tree))
+
+
+def _scalar(loss: Any) -> Any:
+    return loss.detach().float().mean() if isinstance(loss, Tensor) else None
+
+
+def _plain(value: Any) -> float | str | None:
+    """For JSON, which has no word for NaN."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
