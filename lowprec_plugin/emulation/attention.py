@@ -13,7 +13,7 @@ from torch.nn import functional
 from lowprec_plugin.emulation.sites import Site, rounded, rounded_function
 
 
-def scaled_dot_product_attention(
+def attention(
     product: Callable[..., Any],
     next_site: Callable[[str], Site],
     query: Tensor,
@@ -24,10 +24,10 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention``, each of its steps rounded once.
+) -> tuple[Tensor, Tensor]:
+    """``torch.nn.functional.scaled_dot_product_attention``, each of its steps rounded once, and its weights.
 
-    The scores (scaled and masked), the softmax, what dropout leaves of it, and the result.
+    The scores (scaled and masked), the softmax, what dropout leaves of it (the weights), and the result.
 
     Args:
         product: a sum of products that is not rounded yet.
@@ -48,10 +48,11 @@ def scaled_dot_product_attention(
     if dropout_p > 0.0:
         weights = rounded(functional.dropout(weights, dropout_p), next_site("attention dropout"))
     site = next_site("attention")
-    return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site, query.dtype)
+    return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site, query.dtype), weights
 
 
 def multi_head_attention(
+    attend: Callable[..., tuple[Tensor, Tensor]],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -80,6 +81,9 @@ def multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """``torch.nn.functional.multi_head_attention_forward`` in terms of functions that are rounded one by one.
 
+    Args:
+        attend: :func:`attention`, of queries and what follows them.
+
     Raises:
         ValueError: for the options that nobody needs with emulation yet.
     """
@@ -87,7 +91,6 @@ def multi_head_attention(
         "bias_k and bias_v (add_bias_kv)": bias_k is not None,
         "add_zero_attn": add_zero_attn,
         "static_k and static_v": static_k is not None or static_v is not None,
-        "need_weights": need_weights,
     }
     for option, used in refused.items():
         if used:
@@ -112,10 +115,15 @@ def multi_head_attention(
     )
     mask = _mask(attn_mask, key_padding_mask, batch, num_heads, query)
     dropped = dropout_p if training else 0.0
-    out = functional.scaled_dot_product_attention(q, k, v, mask, dropped, is_causal and mask is None)
+    with torch._C.DisableTorchFunction():  # it rounds by itself
+        out, attended = attend(q, k, v, mask, dropped, is_causal and mask is None)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
     out = functional.linear(out, out_proj_weight, out_proj_bias)
-    return (out if batched else out.squeeze(1)), None
+    shown = None
+    if need_weights:
+        shown = attended.mean(1) if average_attn_weights else attended
+        shown = shown if batched else shown.squeeze(0)
+    return (out if batched else out.squeeze(1)), shown
 
 
 def _mask(

@@ -121,8 +121,9 @@ def test_what_is_around_the_network_is_not_emulated() -> None:
     assert not any(on_grid(x) for x in (loss, outside, stranger))
 
 
-def test_errors_alone_and_activations_alone() -> None:
-    net = Rounds(functional.gelu)
+@pytest.mark.parametrize("operation", [functional.gelu, nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True))])
+def test_errors_alone_and_activations_alone(operation: Any) -> None:
+    net = Rounds(operation)
     x = torch.randn(5, 4, 9, 8)
     for activations, errors in ((None, "<4,4>"), ("<4,4>", None)):
         with emulate(net, Emulation(activations, errors, rounding="nearest")):
@@ -218,7 +219,8 @@ def test_checkpointed_modules_are_rounded_again_alike() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_attention(masked: bool) -> None:
+@pytest.mark.parametrize("shown", [{"need_weights": False}, {}, {"average_attn_weights": False}], ids=str)
+def test_multi_head_attention_is_attention(shown: dict[str, bool], masked: bool) -> None:
     torch.manual_seed(1)
     layer = nn.MultiheadAttention(16, 4, batch_first=True)
     x, memory = torch.randn(3, 7, 16), torch.randn(3, 9, 16)
@@ -228,12 +230,18 @@ def test_attention_is_attention(masked: bool) -> None:
             "attn_mask": torch.rand(7, 9) > 0.7,
             "key_padding_mask": torch.arange(9).expand(3, 9) > torch.tensor([[8], [5], [6]]),
         }
-    expected, _ = layer(x, memory, memory, need_weights=False, **masks)
-    with emulate(layer, FINE):
-        out, _ = layer(x, memory, memory, need_weights=False, **masks)
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
-    with emulate(layer, FINE), pytest.raises(ValueError, match="does not cover need_weights of multi-head attention"):
-        layer(x, x, x)
+    for given in ((x, memory, memory, masks), (x[0], memory[0], memory[0], {})):
+        expected = layer(*given[:3], **given[3], **shown)
+        with emulate(layer, FINE):
+            found = layer(*given[:3], **given[3], **shown)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with emulate(layer, COARSE):
+        out, weights = layer(x, memory, memory, **masks, **shown)
+    assert on_grid(out)
+    assert weights is None or on_grid(weights)
+
+
+def test_attention_is_attention() -> None:
     q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
     for options in ({"is_causal": True}, {"scale": 0.2}, {"attn_mask": torch.randn(5, 6)}):
         net = Rounds(lambda _: functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options))  # noqa: B023
@@ -278,6 +286,8 @@ def test_what_cannot_be_emulated_is_refused() -> None:
     x = torch.randn(3, 5, 8)
     with emulate(net := nn.LSTM(8, 4), COARSE), pytest.raises(ValueError, match="'lstm' computes in one piece"):
         net(x)
+    with emulate(net, Emulation(None)):
+        assert torch.equal(net(x)[0], nn.LSTM.forward(net, x)[0])  # left in float
     (inside := nn.Linear(8, 8)).compile()
     for compiled in (torch.compile(nn.Linear(8, 8)), nn.Sequential(inside)):
         with pytest.raises(ValueError, match=r"is compiled, and .* leave torch.compile out"):
@@ -303,6 +313,16 @@ def test_what_cannot_be_emulated_is_refused() -> None:
 def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Emulation(**arguments)
+
+
+def test_settings_that_would_do_nothing_are_refused() -> None:
+    net = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    typed = {"haed": None, "*": "<4,4>"}
+    for emulation, kind in ((Emulation(typed, None), "activations"), (Emulation("<4,4>", typed), "errors")):
+        with pytest.raises(ValueError, match=rf"{kind}=\{{'haed': ...\}} matches no module; there are body, head"):
+            emulate(net, emulation).__enter__()
+    with pytest.raises(ValueError, match=r"emulation='<4,4>' is not an Emulation: write Emulation\('<4,4>'\)"):
+        emulate(net, "<4,4>").__enter__()  # type: ignore[arg-type]
 
 
 def test_an_error_inside_leaves_nothing_behind() -> None:
