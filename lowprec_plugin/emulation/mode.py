@@ -52,10 +52,10 @@ class EmulationMode(TorchFunctionMode):
         if name in PRODUCTS or name in OTHER_PRODUCTS:
             site = self._next_site(name)
             return self._results_rounded(self.product(func, name, args, kwargs, site), name, args, kwargs, site)
-        if name in FROM_OUTPUT and _is_float(args[0]) and "dtype" not in kwargs and "out" not in kwargs:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if name != "softmax" or dim is not None:
-                return rounded_function(args[0], name, dim, self._next_site(name))
+        if name in FROM_OUTPUT and len(args) < 3 and "dtype" not in kwargs and "out" not in kwargs:
+            x, dim = args[0] if args else kwargs["input"], kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if _is_float(x) and (name != "softmax" or dim is not None):
+                return rounded_function(x, name, dim, self._next_site(name))
         if name not in EXACT and args and _is_written(args[0]) and _in_place(func, name, args, kwargs):
             # On a copy: autograd may keep what the function writes, before it is rounded.
             value = func(args[0].clone(), *args[1:], **kwargs)
