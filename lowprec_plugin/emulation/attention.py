@@ -13,6 +13,10 @@ from torch.nn import functional
 from lowprec_plugin.emulation.sites import Site, rounded, rounded_function
 
 
+#: What is added to a score and is no larger hides it, in float32 as in any format: it is no number of the network.
+HIDES = -1e4
+
+
 def attention(
     product: Callable[..., Any],
     next_site: Callable[[str], Site],
@@ -27,7 +31,9 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """``torch.nn.functional.scaled_dot_product_attention``, each of its steps rounded once, and its weights.
 
-    The scores (scaled and masked), the softmax, what dropout leaves of it (the weights), and the result.
+    The scores (scaled, with what is added to them), the softmax, what dropout leaves of it (the weights), and the
+    result. Masks are not rounded: a large negative number would take the other scores' bits in a dynamic format, and
+    saturate to one that shows what it hides in a static one.
 
     Args:
         product: a sum of products that is not rounded yet.
@@ -42,9 +48,14 @@ def attention(
     if is_causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores, attn_mask = scores.masked_fill(~attn_mask, -math.inf), None
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = rounded_function(rounded(scores, site, query.dtype), "softmax", -1, next_site("attention weights"))
+        scores = scores + attn_mask.masked_fill(attn_mask <= HIDES, 0.0)
+    scores = rounded(scores, site, query.dtype)
+    if attn_mask is not None:
+        scores = torch.where(attn_mask <= HIDES, attn_mask, scores)
+    weights = rounded_function(scores, "softmax", -1, next_site("attention weights"))
     if dropout_p > 0.0:
         weights = rounded(functional.dropout(weights, dropout_p), next_site("attention dropout"))
     site = next_site("attention")

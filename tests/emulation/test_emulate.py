@@ -253,6 +253,26 @@ def test_attention_is_attention() -> None:
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("format", ["<4,8>", "fixed12"])
+@pytest.mark.parametrize("hides", [-1e4, torch.finfo(torch.float32).min])
+def test_masks_are_no_numbers_of_the_network(format: str, hides: float) -> None:
+    q, k, v = (torch.randn(2, 6, 8, requires_grad=True) for _ in range(3))
+    seen = torch.ones(6, 6, dtype=torch.bool).tril()
+    bias = torch.randn(6, 6)
+    results = []
+    for value in (-torch.inf, hides):
+        mask = bias.masked_fill(~seen, value)
+        net = Rounds(lambda _, mask=mask: functional.scaled_dot_product_attention(q, k, v, mask))
+        with emulate(net, Emulation(format)):
+            out = net(torch.zeros(1, 4, 2, 2))
+        results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    net = Rounds(lambda _: functional.scaled_dot_product_attention(q, k, v, torch.full((6, 6), hides)))
+    with emulate(net, Emulation(None)):
+        torch.testing.assert_close(net(torch.zeros(1, 4, 2, 2)), v.mean(1, keepdim=True).expand(2, 6, 8))
+
+
 def test_a_transformer_layer_trains_as_in_float32_with_fine_formats() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True, activation="gelu")
     x, weight = torch.randn(3, 7, 16), torch.randn(3, 7, 16)
