@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from lowprec_plugin.emulation.sites import Site, rounded, rounded_function
 
-
 #: What is added to a score and is no larger hides it, in float32 as in any format: it is no number of the network.
 HIDES = -1e4
 
