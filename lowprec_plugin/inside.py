@@ -25,6 +25,10 @@ class Inside:
     Attributes:
         step: training steps begun, which key the random bits.
         emulator, kept: at work, or ``None``.
+
+    Raises:
+        ValueError: for an emulation or a word length that is none; in the first step, for a pattern of module names
+            that matches none.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Inside:
         self.step = 0
         self._evaluations = 0
         self._running: Running | None = None
+        self._checked = False
 
     @contextmanager
     def training(self, network: nn.Module) -> Iterator[None]:
@@ -71,6 +76,10 @@ class Inside:
             yield
 
     def _follow(self, network: nn.Module, step: int, *, training: bool) -> Running:
+        if self.emulator is not None and not self._checked:
+            self.emulator.emulation.check_modules(name for name, _ in network.named_modules())
+            self._checked = True
+
         def enter(inside: ExitStack) -> None:
             if self.emulator is not None:
                 self.emulator.enter(inside, running, step, training)

@@ -34,10 +34,14 @@ class Ramping:
         history: every widening: ``step``, ``word_length`` and ``reason``.
 
     Raises:
-        ValueError: if ``word_length`` is no rung of the ladder, or more than a schedule's first.
+        ValueError: if ``ramp`` is something else, such as a ladder, or if ``word_length`` is no rung of the ladder, or
+            more than a schedule's first.
     """
 
     def __init__(self, ramp: WordLengthRamp, word_length: int) -> None:
+        if not isinstance(ramp, WordLengthRamp):
+            argument = "at" if isinstance(ramp, dict) else "ladder"
+            raise ValueError(f"ramp={ramp!r} is not a WordLengthRamp: write WordLengthRamp({argument}={ramp!r})")
         if ramp.at is None and word_length not in ramp.ladder:
             raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
         if ramp.at is not None and min(ramp.at.values()) < word_length:

@@ -1,9 +1,10 @@
 """Tables and curves of Gupta et al. 2015 from the runs of recipes/paper.py, the paper's own figures beside them.
 
-    python recipes/paper_table.py docs/results/paper_mnist_fc.jsonl
+    python recipes/paper_table.py docs/results/paper_mnist_fc.jsonl [more runs of the same table ...]
 
-Prints Markdown, and writes a .csv of the table and a .png of the curves (test error over epochs, as the paper's figures
-1 to 3) next to the runs. Needs matplotlib. Only seeds that have a float32 run, its twin and the row's run count.
+Prints the table and writes it as .md and .csv, and a .png of the curves (test error and training loss over epochs, for
+each rounding, as the paper's figures 1 to 3 are arranged), next to the first file. Needs matplotlib. Only seeds that
+have a float32 run, its twin and the row's run count, and of runs of several lengths the longest.
 """
 
 import csv
@@ -40,56 +41,78 @@ HEAD = [
 ]  # fmt: skip
 
 
+ORDER = ["float32", "float32 twin", *(f"{how}_{fl}" for how in ("stochastic", "nearest") for fl in (14, 12, 10, 8))]
+
+
+def complete(paths):
+    """The runs in the files, without those of fewer epochs than others have (pilots)."""
+    runs = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    if len({run["table"] for run in runs}) != 1:
+        sys.exit("the files must hold runs of one table, and at least one")
+    epochs = max(run["epochs"] for run in runs)
+    long = {(run["row"], run["seed"]): run for run in runs if run["epochs"] == epochs}
+    short = [run for run in runs if run["epochs"] < epochs]
+    if short:
+        print(f"left out: {len(short)} runs of fewer than {epochs} epochs", file=sys.stderr)
+    return list(long.values())
+
+
 def table(runs, name):
     error = {(run["row"], run["seed"]): run["test_error"] for run in runs}
-    for row in dict.fromkeys(run["row"] for run in runs):
+    for row in ORDER:
         sides = ("float32", "float32 twin", row)
-        seeds = [seed for r, seed in error if r == row and all((side, seed) in error for side in sides)]
+        seeds = sorted(seed for r, seed in error if r == row and all((side, seed) in error for side in sides))
         if not seeds:
             continue
         # The rule's limit of 0.3 % is one of the accuracy: of an error of 1 % it would be a third of one image.
         result = compare(*([100 - error[side, seed] for seed in seeds] for side in sides))
         errors = [error[row, seed] for seed in seeds]
-        spread = statistics.stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else float("nan")
+        spread, own = "-", "-"  # of one seed there is none
+        if len(seeds) > 1:
+            spread, own = f"{statistics.stdev(errors) / len(errors) ** 0.5:.3f}", f"{result.own_error:.3f}"
         words = {None: "too few seeds", True: "yes", False: "no"}
         verdicts = ["-", "-"] if row.startswith("float32") else [words[result.equal], words[result.equal_by_twins]]
         yield [
-            row.replace("_", ", FL "), len(seeds), f"{statistics.mean(errors):.2f}", f"{spread:.3f}",
-            f"{0.0 - result.difference:+.3f}", f"{result.twins_error:.3f}", f"{result.own_error:.3f}", *verdicts,
-            PAPER[name].get(row, "-"),
+            row.replace("_", ", FL "), len(seeds), f"{statistics.mean(errors):.2f}", spread,
+            f"{0.0 - result.difference:+.3f}", f"{result.twins_error:.3f}", own, *verdicts, PAPER[name].get(row, "-"),
         ]  # fmt: skip
 
 
 def plot(runs, path):
-    """Test error over epochs: the mean over the seeds as a line, their range as a band."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for panel, how in zip(panels, ("nearest", "stochastic"), strict=True):
-        for row in ("float32", *(f"{how}_{fl}" for fl in (14, 12, 10, 8))):
-            curves = [run["errors"] for run in runs if run["row"] == row]
-            if curves:
-                epochs = range(1, len(curves[0]) + 1)
-                mean = [statistics.mean(each) for each in zip(*curves, strict=True)]
-                color = "black" if row == "float32" else None
-                (line,) = panel.plot(epochs, mean, label=row.replace("_", ", FL "), color=color)
-                low, high = ([f(each) for each in zip(*curves, strict=True)] for f in (min, max))
-                panel.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        panel.set(title=f"{how} rounding, 16 bits", xlabel="epoch", ylabel="test error, %", yscale="log")
-        panel.grid(alpha=0.3, which="both")
-        panel.legend()
+    """Over epochs, the mean over the seeds as a line and their range as a band."""
+    figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True, sharey="row")
+    for line, (curve, what) in enumerate((("errors", "test error, %"), ("train_losses", "training loss"))):
+        for panel, how in zip(panels[line], ("nearest", "stochastic"), strict=True):
+            for row in (row for row in ORDER if row == "float32" or row.startswith(how)):
+                curves = [run[curve] for run in runs if run["row"] == row]
+                if curves:
+                    epochs = range(1, len(curves[0]) + 1)
+                    by_epoch = list(zip(*curves, strict=True))
+                    low, mean, high = ([f(each) for each in by_epoch] for f in (min, statistics.mean, max))
+                    color = "black" if row == "float32" else f"C{ORDER.index(row) % 4}"
+                    panel.plot(epochs, mean, label=row.replace("_", ", FL "), color=color)
+                    panel.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+            panel.set(title=f"{how} rounding, 16 bits", xlabel="epoch", ylabel=what, yscale="log")
+            panel.grid(alpha=0.3, which="both")
+            if panel.lines:
+                panel.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
 def main():
-    path = Path(sys.argv[1])
-    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    paths = [Path(each) for each in sys.argv[1:]]
+    runs = complete(paths)
     rows = list(table(runs, runs[0]["table"]))
-    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
-    for row in rows:
-        print("| " + " | ".join(str(each) for each in row) + " |")
-    with path.with_suffix(".csv").open("w", newline="") as out:
+    if not rows:
+        sys.exit("no row yet: float32, its twin and the row itself must have been run from the same seed")
+    lines = [HEAD, ["---"] * len(HEAD), *rows]
+    markdown = "\n".join("| " + " | ".join(str(each) for each in line) + " |" for line in lines)
+    print(markdown)
+    paths[0].with_suffix(".md").write_text(markdown + "\n")
+    with paths[0].with_suffix(".csv").open("w", newline="") as out:
         csv.writer(out).writerows([HEAD, *rows])
-    plot(runs, path.with_suffix(".png"))
+    plot(runs, paths[0].with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ from torch.nn import functional
 
 from lowprec_plugin.emulation.sites import Site, rounded, rounded_function
 
+#: What is added to a score and is no larger hides it, in float32 as in any format: it is no number of the network.
+HIDES = -1e4
 
-def scaled_dot_product_attention(
+
+def attention(
     product: Callable[..., Any],
     next_site: Callable[[str], Site],
     query: Tensor,
@@ -24,10 +27,12 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention``, each of its steps rounded once.
+) -> tuple[Tensor, Tensor]:
+    """``torch.nn.functional.scaled_dot_product_attention``, each of its steps rounded once, and its weights.
 
-    The scores (scaled and masked), the softmax, what dropout leaves of it, and the result.
+    The scores (scaled, with what is added to them), the softmax, what dropout leaves of it (the weights), and the
+    result. Masks are not rounded: a large negative number would take the other scores' bits in a dynamic format, and
+    saturate to one that shows what it hides in a static one.
 
     Args:
         product: a sum of products that is not rounded yet.
@@ -42,16 +47,22 @@ def scaled_dot_product_attention(
     if is_causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores, attn_mask = scores.masked_fill(~attn_mask, -math.inf), None
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = rounded_function(rounded(scores, site, query.dtype), "softmax", -1, next_site("attention weights"))
+        scores = scores + attn_mask.masked_fill(attn_mask <= HIDES, 0.0)
+    scores = rounded(scores, site, query.dtype)
+    if attn_mask is not None:
+        scores = torch.where(attn_mask <= HIDES, attn_mask, scores)
+    weights = rounded_function(scores, "softmax", -1, next_site("attention weights"))
     if dropout_p > 0.0:
         weights = rounded(functional.dropout(weights, dropout_p), next_site("attention dropout"))
     site = next_site("attention")
-    return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site, query.dtype)
+    return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site, query.dtype), weights
 
 
 def multi_head_attention(
+    attend: Callable[..., tuple[Tensor, Tensor]],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -80,6 +91,9 @@ def multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """``torch.nn.functional.multi_head_attention_forward`` in terms of functions that are rounded one by one.
 
+    Args:
+        attend: :func:`attention`, of queries and what follows them.
+
     Raises:
         ValueError: for the options that nobody needs with emulation yet.
     """
@@ -87,7 +101,6 @@ def multi_head_attention(
         "bias_k and bias_v (add_bias_kv)": bias_k is not None,
         "add_zero_attn": add_zero_attn,
         "static_k and static_v": static_k is not None or static_v is not None,
-        "need_weights": need_weights,
     }
     for option, used in refused.items():
         if used:
@@ -112,10 +125,15 @@ def multi_head_attention(
     )
     mask = _mask(attn_mask, key_padding_mask, batch, num_heads, query)
     dropped = dropout_p if training else 0.0
-    out = functional.scaled_dot_product_attention(q, k, v, mask, dropped, is_causal and mask is None)
+    with torch._C.DisableTorchFunction():  # it rounds by itself
+        out, attended = attend(q, k, v, mask, dropped, is_causal and mask is None)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
     out = functional.linear(out, out_proj_weight, out_proj_bias)
-    return (out if batched else out.squeeze(1)), None
+    shown = None
+    if need_weights:
+        shown = attended.mean(1) if average_attn_weights else attended
+        shown = shown if batched else shown.squeeze(0)
+    return (out if batched else out.squeeze(1)), shown
 
 
 def _mask(

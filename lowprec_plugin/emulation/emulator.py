@@ -24,9 +24,14 @@ class Emulator:
 
     Attributes:
         counts: per kind (``"activations"``, ``"errors"``) and module, what has been rounded so far.
+
+    Raises:
+        ValueError: if ``emulation`` is something else, such as a format's text.
     """
 
     def __init__(self, emulation: Emulation, *, seed: int = 0, rank: int = 0) -> None:
+        if not isinstance(emulation, Emulation):
+            raise ValueError(f"emulation={emulation!r} is not an Emulation: write Emulation({emulation!r})")
         self.emulation = emulation
         self._seed = seed
         self._rank = rank
@@ -94,10 +99,11 @@ def emulate(
         training: evaluation has random bits of its own.
 
     Raises:
-        ValueError: for compiled modules, for fused operations that cannot be rounded inside, and in
-            ``accumulate="exact"`` for operands or sums that float64 would not add exactly.
+        ValueError: for a pattern that matches no module, for compiled modules, for fused operations that cannot be
+            rounded inside, and in ``accumulate="exact"`` for operands or sums that float64 would not add exactly.
     """
     emulator = Emulator(emulation, seed=seed, rank=rank)
+    emulation.check_modules(name for name, _ in module.named_modules())
     running = Running(module, lambda inside: emulator.enter(inside, running, step, training))
     with running.followed():
         yield emulator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lowprec_plugin.emulation.attention import multi_head_attention, scaled_dot_product_attention
+from lowprec_plugin.emulation.attention import attention, multi_head_attention
 from lowprec_plugin.emulation.exact import check_bits, exact_format, in_float64
 from lowprec_plugin.emulation.functions import EXACT, FROM_OUTPUT, OTHER_PRODUCTS, PRODUCTS, REFUSED
 from lowprec_plugin.emulation.sites import Site, format_of, mark, rounded, rounded_function
@@ -39,23 +39,23 @@ class EmulationMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in REFUSED:
+        if name in REFUSED and self._next_site(name).rounds:
             raise ValueError(
                 f"{name!r} computes in one piece what emulation would have to round in between: {REFUSED[name]}, or "
                 "leave emulation out"
             )
         if name == "scaled_dot_product_attention":
-            return scaled_dot_product_attention(self.product, self._next_site, *args, **kwargs)
+            return attention(self.product, self._next_site, *args, **kwargs)[0]
         if name == "multi_head_attention_forward":
             with self:  # made of functions that are seen one by one
-                return multi_head_attention(*args, **kwargs)
+                return multi_head_attention(partial(attention, self.product, self._next_site), *args, **kwargs)
         if name in PRODUCTS or name in OTHER_PRODUCTS:
             site = self._next_site(name)
             return self._results_rounded(self.product(func, name, args, kwargs, site), name, args, kwargs, site)
-        if name in FROM_OUTPUT and _is_float(args[0]) and "dtype" not in kwargs and "out" not in kwargs:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if name != "softmax" or dim is not None:
-                return rounded_function(args[0], name, dim, self._next_site(name))
+        if name in FROM_OUTPUT and len(args) < 3 and "dtype" not in kwargs and "out" not in kwargs:
+            x, dim = args[0] if args else kwargs["input"], kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if _is_float(x) and (name != "softmax" or dim is not None):
+                return rounded_function(x, name, dim, self._next_site(name))
         if name not in EXACT and args and _is_written(args[0]) and _in_place(func, name, args, kwargs):
             # On a copy: autograd may keep what the function writes, before it is rounded.
             value = func(args[0].clone(), *args[1:], **kwargs)

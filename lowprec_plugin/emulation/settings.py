@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -69,6 +69,19 @@ class Emulation:
         return {
             pattern: None if format is None else FixedPointFormat.parse(format) for pattern, format in formats.items()
         }
+
+    def check_modules(self, names: Iterable[str]) -> None:
+        """Refuse patterns that no module's name matches: what they ask for would not happen.
+
+        Raises:
+            ValueError: naming the pattern, and the modules that there are.
+        """
+        names = list(names)
+        for kind in ("activations", "errors"):
+            for pattern in self._table(kind):
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    there = ", ".join(name for name in names if name) or "none but the network itself, ''"
+                    raise ValueError(f"{kind}={{{pattern!r}: ...}} matches no module; there are {there}")
 
     def activation_format(self, module: str) -> FixedPointFormat | None:
         """The format of what the module of this name puts out; ``None`` to leave it in float32."""

@@ -62,6 +62,11 @@ class Site:
     activations: Kind
     errors: Kind
 
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded here."""
+        return self.activations.format is not None or self.errors.format is not None
+
     def round_activation(self, x: Tensor) -> Tensor:
         """A layer's output, rounded."""
         return self._rounded(x, self.activations, "activation")
@@ -101,7 +106,8 @@ class _Rounded(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, site: Site, dtype: torch.dtype | None) -> Tensor:
         ctx.site, ctx.dtype = site, x.dtype
         rounded = site.round_activation(x).to(x.dtype if dtype is None else dtype)
-        return x.view_as(x) if rounded is x else rounded
+        # A view made in here could not be changed in place, as the next operation may.
+        return x.clone() if rounded is x else rounded
 
     @staticmethod
     @once_differentiable
@@ -139,6 +145,8 @@ def rounded(x: Tensor, site: Site, dtype: torch.dtype | None = None) -> Tensor:
 
     Of ``dtype``; ``None``: of ``x``'s own.
     """
+    if not site.rounds:
+        return mark(x if dtype is None else x.to(dtype), None)
     return mark(_Rounded.apply(x, site, dtype), site.activations.format)  # type: ignore[no-untyped-call]
 
 

@@ -52,6 +52,14 @@ def test_without_the_flag_nothing_is(tmp_path: Path) -> None:
     assert not torch.equal(seen[0] * 2**10, (seen[0] * 2**10).round())
 
 
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="emulation='<6,10>' is not an Emulation"):
+        plugin(emulation="<6,10>")
+    misspelt = plugin(emulation=Emulation({"nett.*": "<6,10>"}))
+    with pytest.raises(ValueError, match=r"'nett\.\*': \.\.\.\} matches no module; there are net, net\.0"):
+        trainer(tmp_path, misspelt, max_epochs=1).fit(users.Regressor(), users.vectors())
+
+
 def test_resume_is_bit_for_bit(tmp_path: Path) -> None:
     expected = fit(tmp_path, 20, plugin())
     fit(tmp_path, 10, plugin())

@@ -245,6 +245,9 @@ def test_what_cannot_be() -> None:
         FixedPointPrecision(14, ramp=WordLengthRamp())
     with pytest.raises(ValueError, match=r"at=\{1: 12, 2: 20\} narrows word_length=16"):
         FixedPointPrecision(16, ramp=WordLengthRamp(at={1: 12, 2: 20}))
+    for given, argument in (({30: 16}, "at"), ((12, 16), "ladder")):
+        with pytest.raises(ValueError, match=rf"is not a WordLengthRamp: write WordLengthRamp\({argument}="):
+            FixedPointPrecision(12, ramp=given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"under manual optimization.*name it as the ramp's monitor"):
         fit(FixedPointPrecision(12, ramp=WordLengthRamp()), users.Manual())
 
