@@ -13,7 +13,8 @@ typedef int64_t longs __attribute__((vector_size(8 * WIDE)));
 
 // Reads the parameter before and after its chunk is written. Apart from the updates, which are fast without it.
 struct counter {
-    alignas(64) float before[MAX], computed[MAX], stored[MAX], half[MAX];  // half: of a code, after the update
+    alignas(64) float before[MAX], computed[MAX], stored[MAX];
+    alignas(64) double half[MAX];  // of a code, after the update
     int64_t elements;
     longs moved, lost, unchanged;  // less, as true is -1
     doubles update_squares, error_squares;
@@ -34,7 +35,7 @@ struct counter {
         decode(s, c, stored);
         const int8_t *e = s.exponents ? s.exponents + c.block : nullptr;
         for (int64_t j = 0; j < c.n; j += c.block_length) {
-            const float size = power_of_two((e ? *e++ : s.exponent) - 1);
+            const double size = power_of_two((e ? *e++ : s.exponent) - 1);
             for (int64_t k = j; k < j + c.block_length; k++) half[k] = size;
         }
         for (int64_t j = c.n; j % WIDE; j++) before[j] = computed[j] = stored[j] = half[j] = 0;
@@ -44,7 +45,7 @@ struct counter {
             const doubles update = now - old, error = after - now, size = (doubles)((longs)update & INT64_MAX);
             const longs moves = update != 0;
             moved += moves;
-            lost += moves & (size < wide(half + j));
+            lost += moves & (size < *(const doubles *)(half + j));
             unchanged += moves & (after == old);
             update_squares += update * update;
             error_squares += error * error;

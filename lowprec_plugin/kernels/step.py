@@ -21,17 +21,15 @@ from torch import Tensor
 from triton import knobs
 
 from lowprec_plugin.blocks import Blocks
-from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels import formulas
+from lowprec_plugin.kernels.counting import count_update, counts_of
 from lowprec_plugin.kernels.random import ALONE, FIRST_STATE, SECOND_STATE, random_bits
 from lowprec_plugin.kernels.rounding import (
-    FLOAT32_MAX,
     HUGE,
     INFINITE,
     CompiledFormat,
     compiled,
-    count_of,
     count_saturated,
     encode,
     largest_bits,
@@ -54,8 +52,6 @@ INDEX, GRADIENT, ROWS, ROW_LENGTH, FIRST_ROW, KEY, STORES = (tl.constexpr(column
 STORE = tl.constexpr(4)
 HYPER = tl.constexpr(7 + 3 * 4)
 COLUMNS = tl.constexpr(7 + 3 * 4 + HYPERS // 2)
-# A row of counts: UpdateCounts, its sums as the bits of float64.
-SATURATED, SQUARES = tl.constexpr(4), tl.constexpr(5)
 _NONE_REFUSED = 2**63 - 1
 #: A program is one warp, whose threads agree on a block's exponent without waiting for other warps.
 _WARPS = 1
@@ -190,36 +186,11 @@ def update_kernel(
     code, exponent = write(p, largest_p, store_p, place, key, ALONE, FORMAT_P, TILING, STOCHASTIC)
     if COUNTING:
         counts = result + (1 + tl.load(item + INDEX)) * COLUMNS
-        count_update(before, p, code, exponent, mask, counts)
-        tl.atomic_add(counts + SATURATED, tl.sum(saturated).to(tl.int64), sem="relaxed")
+        count_update(before, p, code, exponent, mask, saturated, counts)
     if ALGORITHM != SGD:
         write(m, largest_m, store_m, place, key, FIRST_STATE, FORMAT_M, TILING, STOCHASTIC)
     if ALGORITHM == ADAM:
         write(r, largest_r, store_r, place, key, SECOND_STATE, FORMAT_R, TILING, STOCHASTIC)
-
-
-@triton.jit
-def count_update(before, computed, code, exponent, mask, counts):
-    """Add to ``counts`` what became of a tile's update: :func:`lowprec_plugin.update_reference.counted`."""
-    new = tl.clamp(computed, -FLOAT32_MAX, FLOAT32_MAX).to(tl.float64)
-    stored = code.to(tl.float32) * power_of_two(exponent)
-    update = tl.where(mask, new - before.to(tl.float64), 0.0)
-    error = tl.where(mask, stored.to(tl.float64) - new, 0.0)
-    moved = update != 0
-    lost = moved & (tl.abs(update) < power_of_two(exponent - 1).to(tl.float64))
-    add_count(counts, mask & (code == code))
-    add_count(counts + 1, moved)
-    add_count(counts + 2, lost)
-    add_count(counts + 3, moved & (stored == before))
-    squares = (counts + SQUARES).to(tl.pointer_type(tl.float64))
-    tl.atomic_add(squares, tl.sum(update * update), sem="relaxed")
-    tl.atomic_add(squares + 1, tl.sum(error * error), sem="relaxed")
-
-
-@triton.jit
-def add_count(to, mask):
-    """Add to the number at ``to`` how many hold."""
-    tl.atomic_add(to, tl.sum(count_of(mask)).to(tl.int64), sem="relaxed")
 
 
 class _Kind(NamedTuple):
@@ -289,10 +260,7 @@ def update(
             at += len(members)
     result = result.cpu()
     saturated, refused = result[0, :2].tolist()
-    whole = result[1:, : SQUARES.value].tolist()
-    sums = result.view(torch.float64)[1:, SQUARES.value : SQUARES.value + 2].tolist()
-    counts = [UpdateCounts(*each, *squares) for each, squares in zip(whole, sums, strict=True)]
-    return Updated(saturated, None if refused == _NONE_REFUSED else refused, counts)
+    return Updated(saturated, None if refused == _NONE_REFUSED else refused, counts_of(result[1:]))
 
 
 def _describe(grad: Tensor, tensors: Sequence[Stored], key: int, first_row: int) -> list[int]:
