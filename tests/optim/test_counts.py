@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.optim import NonFiniteGradientError
 from lowprec_plugin.optim.evidence import evidence_of
 from tests.cases import planes
@@ -223,13 +222,3 @@ def test_a_copy_counts_for_itself() -> None:
     assert other.fixed_point.counts == before
     train(other_module, other, range(1, 2))
     assert optimizer.fixed_point.counts == before != other.fixed_point.counts
-
-
-def test_totals() -> None:
-    one, other = UpdateCounts(8, 4, 2, 1, 3, 4.0, 1.0), UpdateCounts(2, 0, 0, 0, 0, 0.0, 0.0)
-    both = total([one, other])
-    assert both == (10, 4, 2, 1, 3, 4.0, 1.0)
-    assert (both.lost_share, both.unchanged_share, both.saturated_share) == (0.5, 0.25, 0.3)
-    assert both.noise_to_update == 0.5
-    assert total([]) == UpdateCounts()
-    assert UpdateCounts().noise_to_update == UpdateCounts().lost_share == 0.0
