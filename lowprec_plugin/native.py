@@ -215,15 +215,7 @@ def update(
     library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
     refused = next((index for index, item in enumerate(items) if item.refused), None)
     done = [
-        UpdateCounts(
-            each.elements,
-            each.moved,
-            each.lost,
-            each.unchanged,
-            item.saturated,
-            each.update_squares,
-            each.error_squares,
-        )
+        UpdateCounts(saturated=item.saturated, **{field[0]: getattr(each, field[0]) for field in Counts._fields_})
         for item, each in zip(items, counts, strict=False)
     ]
     return Updated(sum(item.saturated for item in items), refused, done)
