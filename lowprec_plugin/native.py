@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
-from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
+from lowprec_plugin.updates import HYPERS, Algorithm, Hyper, Updated
 
-_ABI = 5
+_ABI = 6
 FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FLOAT64 = 3
 
@@ -34,6 +35,19 @@ class Store(ctypes.Structure):
         ("exponent", ctypes.c_int32),
         ("block_size", ctypes.c_int32),
         ("squared", ctypes.c_int32),
+    ]
+
+
+class Counts(ctypes.Structure):
+    """``lowprec_counts`` of ``csrc/lowprec.h``."""
+
+    _fields_ = [
+        ("elements", ctypes.c_int64),
+        ("moved", ctypes.c_int64),
+        ("lost", ctypes.c_int64),
+        ("unchanged", ctypes.c_int64),
+        ("update_squares", ctypes.c_double),
+        ("error_squares", ctypes.c_double),
     ]
 
 
@@ -55,6 +69,7 @@ class Item(ctypes.Structure):
         ("reserved", ctypes.c_int32),
         ("hyper", ctypes.c_float * HYPERS),
         ("stores", Store * 3),
+        ("counts", ctypes.POINTER(Counts)),
     ]
 
 
@@ -183,7 +198,8 @@ def update(
     first_rows: Sequence[int],
     *,
     stochastic: bool,
-) -> tuple[int, int | None]:
+    counting: bool,
+) -> Updated:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
     items = (Item * len(grads))()
     for item, grad, tensors, key, hyper, first_row in zip(items, grads, stores, keys, hypers, first_rows, strict=True):
@@ -193,9 +209,16 @@ def update(
         item.hyper[: len(hyper)] = hyper
         for store, (blocks, format) in zip(item.stores, tensors, strict=False):
             _fill(store, blocks, format)
+    counts = (Counts * len(grads))() if counting else ()
+    for item, each in zip(items, counts, strict=False):
+        item.counts = ctypes.pointer(each)
     library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
     refused = next((index for index, item in enumerate(items) if item.refused), None)
-    return sum(item.saturated for item in items), refused
+    done = [
+        UpdateCounts(saturated=item.saturated, **{field[0]: getattr(each, field[0]) for field in Counts._fields_})
+        for item, each in zip(items, counts, strict=False)
+    ]
+    return Updated(sum(item.saturated for item in items), refused, done)
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowprec_plugin import native, reference
+from lowprec_plugin import native, reference, update_reference
 from lowprec_plugin.blocks import Blocks, empty_blocks
+from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.random_bits import random_bits
-from lowprec_plugin.updates import FORMULAS, Algorithm, Hyper
+from lowprec_plugin.updates import Algorithm, Hyper, Updated
 
 ROUNDINGS = ("stochastic", "nearest")
 BACKENDS = ("reference", "native", "triton")
@@ -218,7 +219,8 @@ def update_(
     rounding: str = "stochastic",
     keys: Sequence[int] | None = None,
     first_rows: Sequence[int] | None = None,
-) -> tuple[int, int | None]:
+    counting: bool = False,
+) -> Updated:
     """One optimizer step over many parameters of one device, in place: read codes, update in float32, round, write.
 
     Every stored number is rounded once. Arithmetic that overflows float32 saturates.
@@ -231,10 +233,11 @@ def update_(
         keys: per parameter, the key of this step's random bits (:mod:`lowprec_plugin.random_bits`); 0 if ``None``. A
             tensor's place among ``stores`` is its role.
         first_rows: per parameter, the row of the whole tensor at which this shard starts; 0 if ``None``.
+        counting: count what it does, see :func:`lowprec_plugin.update_reference.counted` for the law. What is written
+            is the same.
 
     Returns:
-        how many elements saturated, and the index of the first parameter in which a NaN came up (whose blocks with
-        one were not written), or ``None``.
+        see :class:`~lowprec_plugin.updates.Updated`. Blocks in which a NaN came up are neither written nor counted.
     """
     check_rounding(rounding)
     for grad, tensors in zip(grads, stores, strict=True):
@@ -243,56 +246,28 @@ def update_(
             assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"
             assert format.block_size == tensors[0].format.block_size, "one block size per parameter"
     kept = [index for index, grad in enumerate(grads) if grad.numel() > 0]
+    counts = [UpdateCounts()] * len(grads) if counting else []
     if not kept:
-        return 0, None
+        return Updated(0, None, counts)
     offsets = [0] * len(grads) if first_rows is None else list(first_rows)
     keys = [0] * len(grads) if keys is None else keys
     grads = [grads[i].contiguous() for i in kept]
     stores, keys = [stores[i] for i in kept], [keys[i] for i in kept]
     hypers, offsets = [hypers[i] for i in kept], [offsets[i] for i in kept]
-    stochastic = rounding == "stochastic"
     backend = backend_for(grads[0].device)
+    update = update_reference.update
     if backend == "native":
-        saturated, refused = native.update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic)
+        update = native.update
     elif backend == "triton":
         from lowprec_plugin import kernels
 
-        saturated, refused = kernels.update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic)
-    else:
-        saturated, refused = _reference_update(algorithm, grads, stores, keys, hypers, offsets, stochastic)
-    return saturated, None if refused is None else kept[refused]
-
-
-def _reference_update(
-    algorithm: Algorithm,
-    grads: Sequence[Tensor],
-    stores: Sequence[Sequence[Stored]],
-    keys: Sequence[int],
-    hypers: Sequence[Hyper],
-    first_rows: Sequence[int],
-    stochastic: bool,
-) -> tuple[int, int | None]:
-    total, refused = 0, None
-    given = zip(grads, stores, keys, hypers, first_rows, strict=True)
-    for index, (grad, tensors, key, hyper, first_row) in enumerate(given):
-        # A squared format's own numbers are the roots, which is what the formulas work on.
-        roots = [format_of_roots(format) for _, format in tensors]
-        values = [reference.dequantize(stored.blocks, root) for stored, root in zip(tensors, roots, strict=True)]
-        values = list(FORMULAS[algorithm](values[0], grad.float(), *values[1:], hyper))
-        if any(bool(value.isnan().any()) for value in values):
-            refused = index if refused is None else refused
-            continue
-        for role, ((blocks, format), value) in enumerate(zip(tensors, values, strict=True)):
-            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device, role) if stochastic else None
-            rounded, saturated = reference.quantize_roots(value, format, bits)
-            blocks.copy_(rounded)
-            total += saturated
-    return total, refused
-
-
-def format_of_roots(format: FixedPointFormat) -> FixedPointFormat:
-    """The format of the numbers that ``format``'s codes stand for before any squaring."""
-    return FixedPointFormat(format.word_length, format.fraction_length, format.block_size)
+        update = kernels.update
+    stochastic = rounding == "stochastic"
+    done = update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic, counting=counting)
+    if counting:
+        for index, each in zip(kept, done.counts, strict=True):
+            counts[index] = each
+    return Updated(done.saturated, None if done.refused is None else kept[done.refused], counts)
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:

@@ -27,10 +27,9 @@ from lowprec_plugin.emulation import Emulation
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.inside import Inside
 from lowprec_plugin.nonfinite import Aftermath
-from lowprec_plugin.optim.adopt import adopt
+from lowprec_plugin.optim import StepSettings, adopt, widen_
 from lowprec_plugin.optim.quantize import patterns_of, quantize_
-from lowprec_plugin.optim.step import FixedPointStep, StepSettings
-from lowprec_plugin.optim.widen import widen_
+from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
 from lowprec_plugin.sharding import fixed_part

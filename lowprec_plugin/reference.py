@@ -125,12 +125,14 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def dequantize(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     """The stored numbers as float32: exact, or for a squared format the square, rounded once and finite."""
-    shape = blocks.codes.shape
-    rows, row_length = rows_of(shape)
-    code = unpack(blocks, format).reshape(rows, row_length).double()
-    if blocks.exponents is None:
-        exponent = torch.tensor(format.static_exponent)
-    else:
-        exponent = blocks.exponents.to(torch.int32).repeat_interleave(format.block_size, 1)[:, :row_length]
-    value = (code * _power_of_two(exponent)).reshape(shape)
+    value = unpack(blocks, format).double() * code_size(blocks, format)
     return (value.square().clamp_max(_FLOAT32_MAX) if format.squared else value).float()
+
+
+def code_size(blocks: Blocks, format: FixedPointFormat) -> Tensor:
+    """What one code stands for at each element, or for a squared format its root: float64, of the codes' shape."""
+    shape = blocks.codes.shape
+    if blocks.exponents is None:
+        return _power_of_two(torch.tensor(format.static_exponent)).to(blocks.codes.device).expand(shape)
+    exponent = blocks.exponents.repeat_interleave(format.block_size, 1)[:, : rows_of(shape)[1]]
+    return _power_of_two(exponent).reshape(shape)

@@ -194,12 +194,14 @@ class FixedPointTensor(Gathered, torch.Tensor):
         geometry = self._geometry
         return floats, floats if geometry is None else floats.as_strided(*geometry)
 
-    def _store(self, floats: Tensor, rounding: str) -> None:
-        """Overwrite all codes behind this tensor with rounded ``floats``, as many, in their order."""
+    def _store(self, floats: Tensor, rounding: str) -> int:
+        """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
         key = key_of(substream(self.stream, "in place"), self.roundings)
         self.roundings += 1
         floats = floats.reshape(self._codes.shape)
-        ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)
+        return ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)[
+            1
+        ]
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
         """A tensor like this one over other planes."""

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lowprec_plugin.counts import UpdateCounts
 
 Hyper = Sequence[float]
 HYPERS = 10
@@ -32,6 +35,20 @@ class Algorithm(IntEnum):
     def states(self) -> int:
         """Tensors of state per parameter."""
         return (0, 1, 2, 1)[self]
+
+
+class Updated(NamedTuple):
+    """What came of a step over many parameters.
+
+    Attributes:
+        saturated: numbers that were out of range, of parameters and state.
+        refused: the index of the first parameter in which a NaN came up, or ``None``.
+        counts: one per parameter, if they were wanted; else empty.
+    """
+
+    saturated: int
+    refused: int | None
+    counts: list[UpdateCounts]
 
 
 def square_root(x: Tensor) -> Tensor:

@@ -126,12 +126,12 @@ def test_overflow_saturates_and_nan_is_refused() -> None:
         with ops.use_backend(backend):
             stored = [ops.Stored(ops.quantize(torch.ones(2, 300), format)[0], format) for _ in range(2)]
             huge = torch.full((2, 300), 3e38)
-            _, refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [(1.0, 0.0, 10.0, 0.9, 10.0, 0.0, 1.0)])
+            refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [(1.0, 0.0, 10.0, 0.9, 10.0, 0.0, 1.0)]).refused
             assert refused is None
             assert ops.dequantize(stored[0].blocks, format).min() < -3.3e38
             before = [plane.clone() for each in stored for plane in each.blocks.planes]
             zero_times_infinity = (1.0, 0.0, 0.0, 10.0, 10.0, 0.0, 1.0)
-            _, refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [zero_times_infinity])
+            refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [zero_times_infinity]).refused
             assert refused == 0
             after = [plane for each in stored for plane in each.blocks.planes]
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

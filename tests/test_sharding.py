@@ -28,6 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import memory, optim
+from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
 from lowprec_plugin.tensor import FixedPointTensor
@@ -149,6 +150,34 @@ def test_codes_do_not_depend_on_the_number_of_ranks() -> None:
 @pytest.mark.parametrize("format", ["fixed24", "<4,12>", "fixed8"])
 def test_codes_of_other_formats_do_not_either(format: str) -> None:
     assert_codes_are_those_of_one_process(format, ["AdamW", "NAdam"], 5, [(3, "after")])
+
+
+def _counts(rank: int, order: str, name: str) -> dict[str, UpdateCounts]:
+    model = sharded(order) if order != "whole" else Model()
+    if order == "whole":
+        optim.quantize_(model)
+    else:
+        model(batch(0)).backward()
+    optimizer: Any = OPTIMIZERS[name](model.parameters())
+    for step in range(3):
+        optimizer.fixed_point.counting = step == 2
+        set_gradients(model, step)
+        optimizer.step()
+    return optimizer.fixed_point.counts  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam"])
+def test_shards_count_their_own_rows(name: str) -> None:
+    """Added up over the ranks, what is counted of the whole."""
+    whole = ranks.run(1, _counts, "whole", name)[0]
+    shards = ranks.run(3, _counts, "after", name)
+    assert list(whole) == ["one.weight", "one.bias", "two.weight", "two.bias", "few.weight"]
+    for label, counts in whole.items():
+        summed = total([each[label] for each in shards])
+        assert summed[:5] == counts[:5], label
+        assert summed[5:] == pytest.approx(counts[5:], rel=1e-12)
+    assert shards[0]["one.weight"].elements == 13 * 300
+    assert shards[2]["one.weight"].elements == 11 * 300
 
 
 def _train(rank: int, order: str, options: dict[str, Any]) -> Any:

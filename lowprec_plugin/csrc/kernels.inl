@@ -564,6 +564,8 @@ static int64_t encode(const lowprec_item &item, int role, const chunk &c, float 
     return saturated;
 }
 
+#include "counts.inl"
+
 // ----------------------------------------------------------------------------------------------------------- updates
 
 // Each formula of updates.py on eight numbers at a time: v[0] is the parameter, v[1] and v[2] its state. In two halves
@@ -725,6 +727,8 @@ static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
     alignas(64) values value;
     alignas(64) int16_t code[N][MAX];
     alignas(64) uint32_t mixed[MAX / 2];
+    counter counter;
+    if (item.counts) counter.start();
     const bool wide_word = item.stores[0].word_length > 8, wide_state = N > 1 && item.stores[1].word_length > 8;
     const bool codes_are_simple = one_code_each<RULE>(item);
     int64_t saturated = 0;
@@ -771,6 +775,7 @@ static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
                 continue;
             }
         }
+        if (item.counts) counter.read(item.stores[0], c, value[0]);
         for (int k = 0; k < N; k++) {
             const lowprec_store &s = item.stores[k];
             const int64_t size = s.word_length > 8 ? 2 : 1;
@@ -779,7 +784,9 @@ static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
             else
                 saturated += encode(item, k, c, value[k], largest[k], STOCHASTIC);
         }
+        if (item.counts) counter.count(item.stores[0], c);
     }
+    if (item.counts) counter.add_to(*item.counts);
     __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
 }
 

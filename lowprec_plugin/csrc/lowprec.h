@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { LOWPREC_ABI = 5, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
+enum { LOWPREC_ABI = 6, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
 enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2, LOWPREC_FLOAT64 = 3 };  // float64: to round only
 enum { LOWPREC_SGD = 0, LOWPREC_MOMENTUM = 1, LOWPREC_ADAM = 2, LOWPREC_LION = 3 };
 
@@ -19,6 +19,12 @@ struct lowprec_store {
     int32_t exponent;     // of a static format
     int32_t block_size;
     int32_t squared;
+};
+
+// What an update did to one parameter: lowprec_plugin.counts.UpdateCounts. What saturated is the item's.
+struct lowprec_counts {
+    int64_t elements, moved, lost, unchanged;
+    double update_squares, error_squares;
 };
 
 // One tensor to convert, or one parameter to update.
@@ -34,6 +40,7 @@ struct lowprec_item {
     int32_t reserved;
     float hyper[LOWPREC_HYPERS];
     lowprec_store stores[3];  // the parameter and its state
+    lowprec_counts *counts;   // to be added to by an update; or null: nothing is counted
 };
 
 // A run of whole wire blocks of one gradient (or, in a sum, of the mean's); the last may end early.

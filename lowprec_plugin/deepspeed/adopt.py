@@ -16,7 +16,8 @@ from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
 from lowprec_plugin.deepspeed.internals import Inside, open_engine
 from lowprec_plugin.describe import Row, as_text, describe, group_row
 from lowprec_plugin.formats import FixedPointFormat, check_integer
-from lowprec_plugin.optim.step import FixedPointStep, StepSettings
+from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.updates import Algorithm, Hyper
+from lowprec_plugin.updates import Algorithm, Hyper, Updated
 
 
 @cache
@@ -67,8 +67,9 @@ def update(
     first_rows: Sequence[int],
     *,
     stochastic: bool,
-) -> tuple[int, int | None]:
+    counting: bool,
+) -> Updated:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
     from lowprec_plugin.kernels import step
 
-    return step.update(algorithm, grads, stores, keys, hypers, first_rows, stochastic=stochastic)
+    return step.update(algorithm, grads, stores, keys, hypers, first_rows, stochastic=stochastic, counting=counting)

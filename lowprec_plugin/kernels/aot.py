@@ -105,7 +105,8 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
         for name, type in _ROUNDED:
             yield _rounded(name, "flat", type, stochastic=True)
         for algorithm in Algorithm:
-            yield _update(algorithm, ["fixed16", *["fixed8"] * algorithm.states], "flat", FLOAT32.value)
+            for counting in (False, True):
+                yield _update(algorithm, ["fixed16", *["fixed8"] * algorithm.states], "flat", FLOAT32.value, counting)
         yield _update(Algorithm.ADAM, ["fixed24", "fixed16", "fixed16^2"], "flat", BFLOAT16.value)
         for word_length in WORD_LENGTHS:
             yield from _wire(word_length, FLOAT32.value, residual=True)
@@ -119,7 +120,8 @@ def kernels(everything: bool = False) -> Iterator[Kernel]:
         yield _rounded(name, tiling, type, stochastic)
     pairs = (("fixed16", "fixed8", FLOAT32), ("fixed24", "fixed16^2", BFLOAT16), ("<4,12>", "fixed24", FLOAT32))
     for algorithm, tiling, (weight, state, gradient) in product(Algorithm, _TILINGS, pairs):
-        yield _update(algorithm, [weight, *[state] * algorithm.states], tiling, gradient.value)
+        for counting in (False, True):
+            yield _update(algorithm, [weight, *[state] * algorithm.states], tiling, gradient.value, counting)
     for word_length, gradient, residual, aligned in product(WORD_LENGTHS, (FLOAT32, BFLOAT16), *[(True, False)] * 2):
         yield from _wire(word_length, gradient.value, residual, aligned)
 
@@ -160,12 +162,19 @@ def _rounded(name: str, tiling: str, type: str, stochastic: bool) -> Kernel:
     return Kernel(title, convert.round_kernel, types, values, tiling, 4, int(type[3:]) // 8, 4)
 
 
-def _update(algorithm: Algorithm, names: list[str], tiling: str, gradient: int) -> Kernel:
+def _update(algorithm: Algorithm, names: list[str], tiling: str, gradient: int, counting: bool = False) -> Kernel:
     formats = [FixedPointFormat.parse(name) for name in names]
     size = sum(format.container_bytes for format in formats)
     chosen = tuple(for_format(format) for format in formats)
-    values = {"ALGORITHM": int(algorithm), "FORMATS": chosen, "TYPE": gradient, "STOCHASTIC": True}
+    values = {
+        "ALGORITHM": int(algorithm),
+        "FORMATS": chosen,
+        "TYPE": gradient,
+        "STOCHASTIC": True,
+        "COUNTING": counting,
+    }
     title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16')[gradient]} {tiling}"
+    title += " counting" * counting
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
     return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2)[gradient], size)
 

@@ -23,6 +23,7 @@ from triton import knobs
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.kernels import formulas
+from lowprec_plugin.kernels.counting import count_update, counts_of
 from lowprec_plugin.kernels.random import ALONE, FIRST_STATE, SECOND_STATE, random_bits
 from lowprec_plugin.kernels.rounding import (
     HUGE,
@@ -39,7 +40,7 @@ from lowprec_plugin.kernels.rounding import (
 )
 from lowprec_plugin.kernels.tables import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.kernels.tiles import Tiling, locate, on_boundaries, signed, tiling_of
-from lowprec_plugin.updates import HYPERS, Algorithm, Hyper
+from lowprec_plugin.updates import HYPERS, Algorithm, Hyper, Updated
 
 Stored = tuple[Blocks, FixedPointFormat]
 
@@ -89,7 +90,7 @@ def write(
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Round the tile of one stored tensor and write it."""
+    """Round the tile of one stored tensor and write it; returns its codes and their exponents."""
     codes, low, exponents, exponent = store
     at, mask, block, inside, counter = place
     bits = 0
@@ -99,6 +100,7 @@ def write(
     store_codes(codes, low, at, mask, code, FORMAT)
     if FORMAT.dynamic:
         tl.store(exponents + block, chosen.to(tl.int8), mask=inside)
+    return code, chosen
 
 
 @triton.jit
@@ -119,8 +121,12 @@ def update_kernel(
     TYPE: tl.constexpr,
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    COUNTING: tl.constexpr,
 ):
-    """Update the ``count`` parameters of ``table``; ``result`` is how many saturated and the first index refused."""
+    """Update the ``count`` parameters of ``table``.
+
+    ``result`` is how many saturated and the first index refused; when counting, a row of counts by index follows it.
+    """
     item = row_of(tl.program_id(0), table, count, COLUMNS)
     program = tl.program_id(0) - tl.load(item)
     rows, row_length = tl.load(item + ROWS), tl.load(item + ROW_LENGTH)
@@ -131,6 +137,7 @@ def update_kernel(
     FORMAT_P: tl.constexpr = FORMATS[0]
     store_p = stored(item + STORES, FORMAT_P, TILING.aligned)
     p = read(store_p, place, FORMAT_P)
+    before = p
     if ALGORITHM != SGD:
         FORMAT_M: tl.constexpr = FORMATS[1]
         store_m = stored(item + STORES + STORE, FORMAT_M, TILING.aligned)
@@ -176,7 +183,10 @@ def update_kernel(
     tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
 
     key = tl.load(item + KEY)
-    write(p, largest_p, store_p, place, key, ALONE, FORMAT_P, TILING, STOCHASTIC)
+    code, exponent = write(p, largest_p, store_p, place, key, ALONE, FORMAT_P, TILING, STOCHASTIC)
+    if COUNTING:
+        counts = result + (1 + tl.load(item + INDEX)) * COLUMNS
+        count_update(before, p, code, exponent, mask, saturated, counts)
     if ALGORITHM != SGD:
         write(m, largest_m, store_m, place, key, FIRST_STATE, FORMAT_M, TILING, STOCHASTIC)
     if ALGORITHM == ADAM:
@@ -200,7 +210,8 @@ def update(
     first_rows: Sequence[int],
     *,
     stochastic: bool,
-) -> tuple[int, int | None]:
+    counting: bool,
+) -> Updated:
     """One fused step over many parameters; see :func:`lowprec_plugin.ops.update_`."""
     device = grads[0].device
     if knobs.runtime.interpret and device.type != "cpu":
@@ -224,29 +235,32 @@ def update(
         grids.append(first_program)
 
     # The result and the table in one buffer, so that a step costs one copy to the device and one back.
-    buffer = torch.zeros(1 + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type == "cuda")
+    at = 1 + len(rows) * counting
+    buffer = torch.zeros(at + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type == "cuda")
     buffer[0, 1] = _NONE_REFUSED
-    buffer[1:, : HYPER.value] = torch.tensor(rows)
-    buffer.view(torch.float32)[1:, 2 * HYPER.value :] = torch.tensor(numbers)
-    buffer = buffer.to(device, non_blocking=True)
+    buffer[at:, : HYPER.value] = torch.tensor(rows)
+    buffer.view(torch.float32)[at:, 2 * HYPER.value :] = torch.tensor(numbers)
+    result, buffer = buffer.to(device, non_blocking=True).split([at, len(rows)])
 
-    at = 1
+    at = 0
     with torch.cuda.device_of(buffer):
         for (kind, members), grid in zip(launches.items(), grids, strict=True):
             update_kernel[(grid,)](
                 buffer[at:],
-                buffer[0],
+                result,
                 len(members),
                 ALGORITHM=int(algorithm),
                 FORMATS=kind.formats,
                 TYPE=kind.gradient,
                 TILING=kind.tiling,
                 STOCHASTIC=stochastic,
+                COUNTING=counting,
                 **kind.tiling.options(),
             )
             at += len(members)
-    saturated, refused = buffer[0, :2].tolist()
-    return saturated, None if refused == _NONE_REFUSED else refused
+    result = result.cpu()
+    saturated, refused = result[0, :2].tolist()
+    return Updated(saturated, None if refused == _NONE_REFUSED else refused, counts_of(result[1:]))
 
 
 def _describe(grad: Tensor, tensors: Sequence[Stored], key: int, first_row: int) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from lowprec_plugin.optim.fused import FUSED
-from lowprec_plugin.optim.step import FixedPointStep, StepSettings, label_of
+from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.step import FixedPointStep, label_of
 from lowprec_plugin.sharding import as_floats, fixed_part
 
 _UNFIT: dict[type[torch.optim.Optimizer], str] = {

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lowprec_plugin import reference
 from lowprec_plugin.optim.generic import update_as_float
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import Evidence
@@ -53,9 +54,4 @@ def evidence_of(optimizer: FixedPointStep) -> Evidence | None:
 
 def code_size(tensor: FixedPointTensor) -> Tensor:
     """What one code stands for at each element, in float64, of the tensor's shape."""
-    format, exponents = tensor.format, tensor.exponents
-    if exponents is None:
-        return torch.full(tensor.shape, 2.0**format.static_exponent, dtype=torch.float64, device=tensor.device)
-    rows = tensor.codes.reshape(exponents.shape[0], -1)
-    size = torch.exp2(exponents.double()).repeat_interleave(format.block_size, dim=1)[:, : rows.shape[1]]
-    return size.reshape(tensor.shape)
+    return reference.code_size(tensor.blocks, tensor.format).reshape(tensor.shape)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lowprec_plugin import ops
 from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
+from lowprec_plugin.update_reference import counted
 
 if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep
@@ -20,18 +22,25 @@ def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) ->
     Of a sharded parameter the optimizer sees a sharded float tensor: what it computes over rows or columns is the
     whole tensor's.
     """
+    settings, part = optimizer.fixed_point, placed_part(param)
     leaf = torch.nn.Parameter(as_floats(param))
     assert param.grad is not None
     leaf.grad = param.grad.to(torch.float32)
     held = optimizer.state[param]
     floats = {name: as_floats(value) for name, value in held.items()}
+    before = ops.dequantize(part.blocks, part.format) if settings.counting else None
     _step_as_float(optimizer, group, [leaf], {leaf: floats})
-    placed_part(param)._store(local_part(leaf.detach()), optimizer.fixed_point.rounding)
+    computed = local_part(leaf.detach())
+    saturated = part._store(computed, settings.rounding)
     for name, value in floats.items():
         if fixed_part(held.get(name)) is not None:
-            placed_part(held[name])._store(local_part(value), optimizer.fixed_point.rounding)
+            saturated += placed_part(held[name])._store(local_part(value), settings.rounding)
         else:
             held[name] = optimizer.store_state(param, name, value)
+    settings.saturated += saturated
+    if before is not None:
+        counts = counted(before, computed.reshape(before.shape), part.blocks, part.format)
+        optimizer.note(param, counts._replace(saturated=saturated))
 
 
 def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> Tensor:

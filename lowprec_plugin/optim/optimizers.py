@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from lowprec_plugin.optim.float_lion import FloatLion
-from lowprec_plugin.optim.step import FixedPointStep, StepSettings
+from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.step import FixedPointStep
 
 
 class _Ours(FixedPointStep):

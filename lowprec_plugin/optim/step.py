@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,47 +22,19 @@ from torch import Tensor
 
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
-from lowprec_plugin.formats import FixedPointFormat, check_word_length
+from lowprec_plugin.counts import UpdateCounts
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import generic
 from lowprec_plugin.optim.fused import SQUARED_STATES, STATES, FusedUpdate, Group, fused_update
+from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.random_bits import key_of, substream
 from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part, on_any_rank, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor_rules import convert_
 
-NONFINITE = ("raise", "skip")
-
 
 class NonFiniteGradientError(ValueError):
     """A gradient is NaN or infinite: the step was refused and nothing was written."""
-
-
-@dataclass
-class StepSettings:
-    """How an optimizer updates fixed-point parameters.
-
-    Args:
-        state_word_length: bits of the state, always in dynamic formats; ``None``: as each parameter.
-        rounding: ``"stochastic"`` or ``"nearest"``.
-        nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
-
-    Attributes:
-        skipped_steps: steps skipped so far.
-        saturated: numbers that were out of range when they were rounded, so far.
-    """
-
-    state_word_length: int | None = None
-    rounding: str = "stochastic"
-    nonfinite: str = "raise"
-    skipped_steps: int = field(default=0, init=False)
-    saturated: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        ops.check_rounding(self.rounding)
-        if self.state_word_length is not None:
-            check_word_length(self.state_word_length, "state_word_length")
-        if self.nonfinite not in NONFINITE:
-            raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")
 
 
 class FixedPointStep(torch.optim.Optimizer):
@@ -84,6 +55,8 @@ class FixedPointStep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.fixed_point.counting:
+            self.fixed_point.counts = {}
         if not self._gradients_are_finite():
             self.fixed_point.skipped_steps += 1
             return loss
@@ -109,9 +82,8 @@ class FixedPointStep(torch.optim.Optimizer):
         super().add_param_group(param_group)
         if not hasattr(self, "fixed_point"):
             return
-        params = [param for group in self.param_groups for param in group["params"]]
         added = [param for param in self.param_groups[-1]["params"] if fixed_part(param) is None]
-        if added and any(fixed_part(param) is not None for param in params):
+        if added and any(fixed_part(param) is not None for param in self._params()):
             more = f" and {len(added) - 1} more" if len(added) > 1 else ""
             warnings.warn(
                 f"add_param_group got {label_of(added[0])}{more} in float, to be updated so beside fixed-point ones. "
@@ -119,8 +91,11 @@ class FixedPointStep(torch.optim.Optimizer):
                 stacklevel=2,
             )
 
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
     def _gradients_are_finite(self) -> bool:
-        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
+        params: list[Any] = [param for param in self._params() if param.grad is not None]
         for param in params:
             if param.grad.is_sparse and fixed_part(param) is not None:
                 raise ValueError(
@@ -135,7 +110,7 @@ class FixedPointStep(torch.optim.Optimizer):
         for some in by_device.values():
             index = ops.first_nonfinite([_gradient(param) for param in some])
             found = label_of(some[index]) if found is None and index is not None else found
-        if not on_any_rank(found is not None, [each for group in self.param_groups for each in group["params"]]):
+        if not on_any_rank(found is not None, self._params()):
             return True
         if self.fixed_point.nonfinite == "skip":
             return False
@@ -170,7 +145,7 @@ class FixedPointStep(torch.optim.Optimizer):
         for index, part in enumerate(parts):
             by_device.setdefault(part.device, []).append(index)
         for indices in by_device.values():
-            saturated, refused = ops.update_(
+            done = ops.update_(
                 algorithm,
                 [_gradient(params[i]).reshape(parts[i].codes.shape) for i in indices],
                 [stores[i] for i in indices],
@@ -178,13 +153,25 @@ class FixedPointStep(torch.optim.Optimizer):
                 rounding=self.fixed_point.rounding,
                 keys=[keys[i] for i in indices],
                 first_rows=[parts[i].first_row for i in indices],
+                counting=self.fixed_point.counting,
             )
-            self.fixed_point.saturated += saturated
-            if refused is not None:
+            self.fixed_point.saturated += done.saturated
+            if done.refused is not None:
+                self.fixed_point.counts = {}
                 raise NonFiniteGradientError(
-                    f"the update of {label_of(params[indices[refused]])} came to NaN although its gradient is finite "
-                    f"(is the learning rate, {group['lr']}, finite?); the blocks with NaN were not written"
+                    f"the update of {label_of(params[indices[done.refused]])} came to NaN although its gradient is "
+                    f"finite (is the learning rate, {group['lr']}, finite?); the blocks with NaN were not written"
                 )
+            for i, counts in zip(indices, done.counts, strict=self.fixed_point.counting):
+                self.note(params[i], counts)
+
+    def note(self, param: Tensor, counts: UpdateCounts) -> None:
+        """Keep what a counted step did to ``param`` under its name."""
+        label = placed_part(param).label
+        if not label or label in self.fixed_point.counts:
+            place = next(index for index, each in enumerate(self._params()) if each is param)
+            label = f"parameter {place}"
+        self.fixed_point.counts[label] = counts
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: torch's own, and the settings."""

@@ -13,7 +13,7 @@ from lowprec_plugin import wire
 from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.computing import ComputeDtype, Computing
 from lowprec_plugin.formats import FixedPointFormat, check_integer
-from lowprec_plugin.optim.step import StepSettings
+from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
 from lowprec_plugin.plan.inventory import of_count, of_module
 from lowprec_plugin.plan.storages import OPTIMIZERS, fixed_point, float32, others

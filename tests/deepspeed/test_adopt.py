@@ -62,6 +62,10 @@ def _life(rank: int, stage: int, folder: str) -> dict[str, Any]:
     found["skipped"] = engine.skipped_steps
     engines.train(engine, 1, first=8, poison=8)
     found["skipped"] = engine.skipped_steps - found["skipped"], engines.same(engines.planes(adopted), straight)
+    adopted.optimizer.fixed_point.counting = True
+    engines.train(engine, 1, first=9)
+    found["counts"] = adopted.optimizer.fixed_point.counts
+    found["partitions"] = {param.label: param.numel() for param in adopted.partitions}
     if rank == 0:
         with contextlib.redirect_stdout(io.StringIO()):
             merged = get_fp32_state_dict_from_zero_checkpoint(folder, tag="four")
@@ -101,6 +105,15 @@ def test_the_table_says_what_is_stored(life: list[dict[str, Any]]) -> None:
     assert "AdamW 0  fixed16   fixed16, fixed16^2" in said
     assert "engine   bfloat16  -" in said
     assert "between processes: 16 bits" in said
+
+
+def test_partitions_are_counted(life: list[dict[str, Any]]) -> None:
+    for found in life:
+        assert {label: each.elements for label, each in found["counts"].items()} == found["partitions"]
+        for each in found["counts"].values():
+            assert each.elements >= each.moved > each.elements // 2
+            assert each.saturated == 0
+            assert 0 < each.noise_to_update < 1
 
 
 def test_resume_is_bit_for_bit(life: list[dict[str, Any]]) -> None:

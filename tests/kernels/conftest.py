@@ -1,7 +1,7 @@
 """Where the kernels run: on the GPU, or, where this process was started with ``TRITON_INTERPRET=1``, interpreted.
 
 Triton decides that when it is imported, which torch's compiler and Lightning do too. So the suite's own process never
-interprets: ``test_interpreter.py`` starts another one for ``test_bits.py``.
+interprets: ``test_modes.py`` starts another one for those files that have kernels run.
 """
 
 from __future__ import annotations

@@ -109,8 +109,18 @@ def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> No
     shapes = [(4, 256), (5,), (8, 512), (), (1, 256), (1000,)]
     grads = [torch.rand(shape) for shape in shapes]
     stores = [[(empty_blocks(shape, format, None), format)] * 2 for shape in shapes]
-    step.update(Algorithm.LION, grads, stores, [2**64 - 1] * 6, [(1.0,) * 5] * 6, [0] * 6, stochastic=True)
-    assert len(launched) == len(set(launched)) == 2  # matrices and vectors
+    for counting in (False, True):
+        step.update(
+            Algorithm.LION,
+            grads,
+            stores,
+            [2**64 - 1] * 6,
+            [(1.0,) * 5] * 6,
+            [0] * 6,
+            stochastic=True,
+            counting=counting,
+        )
+    assert len(launched) == len(set(launched)) == 2 * 2  # matrices and vectors
 
 
 def test_a_chunk_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> None:

@@ -187,7 +187,7 @@ def test_a_nan_is_refused_and_its_block_left_alone() -> None:
         outcome = ops.update_(
             Algorithm.MOMENTUM, grads, parameters, [infinity_times_zero] * len(SHAPES), rounding="nearest"
         )
-    assert outcome == (0, 1)
+    assert outcome == (0, 1, [])
     # With a gradient of zero and a factor of one nothing else changes either.
     assert equal(before, planes(parameters))
 

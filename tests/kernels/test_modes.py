@@ -18,7 +18,7 @@ from tests.kernels.conftest import INTERPRETED
 @pytest.mark.timeout(900)
 def test_the_other_mode() -> None:
     pytest.importorskip("triton")
-    wanted = ["test_aot.py"] if INTERPRETED else ["test_bits.py", "test_wire.py"]
+    wanted = ["test_aot.py"] if INTERPRETED else ["test_bits.py", "test_counting.py", "test_wire.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/kernels/{n}" for n in wanted)]
     environment = {**os.environ, "TRITON_INTERPRET": "0" if INTERPRETED else "1"}
     root = Path(__file__).parents[2]

@@ -1,0 +1,45 @@
+"""How an optimizer updates fixed-point parameters, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lowprec_plugin import ops
+from lowprec_plugin.counts import UpdateCounts
+from lowprec_plugin.formats import check_word_length
+
+NONFINITE = ("raise", "skip")
+
+
+@dataclass
+class StepSettings:
+    """How an optimizer updates fixed-point parameters.
+
+    Args:
+        state_word_length: bits of the state, always in dynamic formats; ``None``: as each parameter.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
+
+    Attributes:
+        skipped_steps: steps skipped so far.
+        saturated: numbers that were out of range when they were rounded, so far.
+        counting: whether the coming steps count what they do. For whoever wants to know; off at first.
+        counts: what the last counted step did to each fixed-point parameter, of a sharded one to this rank's rows.
+            Named by its label; where it has none or not alone, by its place in the optimizer, as "parameter 3".
+            Empty if that step was skipped or refused, or none was counted.
+    """
+
+    state_word_length: int | None = None
+    rounding: str = "stochastic"
+    nonfinite: str = "raise"
+    skipped_steps: int = field(default=0, init=False)
+    saturated: int = field(default=0, init=False)
+    counting: bool = field(default=False, init=False)
+    counts: dict[str, UpdateCounts] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        ops.check_rounding(self.rounding)
+        if self.state_word_length is not None:
+            check_word_length(self.state_word_length, "state_word_length")
+        if self.nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")
