@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -53,9 +54,10 @@ class FixedPointPrecision(Precision):
     Args:
         word_length: bits of a weight, 2 to 24.
         fraction_length: bits behind the radix point, the same for every weight (``<IL,FL>`` of Gupta et al. 2015);
-            ``None``: every block of weights has a radix point of its own. State always has: a point that suits the
-            weights says nothing of the gradients' scale.
+            ``None``: every block of weights has a radix point of its own. State has so in any case, unless it is given
+            a ``state_fraction_length``: a point that suits the weights says nothing of the gradients' scale.
         state_word_length: bits of optimizer state; ``None``: as the weights.
+        state_fraction_length: bits behind the radix point of all state, as hardware may have it; ``None``: see above.
         comm_word_length: bits of a gradient between processes: 4, 8, 12 or 16; ``"auto"``: 16 under DDP, unless the
             strategy has a ``ddp_comm_hook`` of the user's (which Lightning registers on CUDA only: elsewhere
             gradients are then floats); ``None``: gradients travel as they are.
@@ -84,6 +86,7 @@ class FixedPointPrecision(Precision):
         fraction_length: int | None = None,
         *,
         state_word_length: int | None = None,
+        state_fraction_length: int | None = None,
         comm_word_length: int | Literal["auto"] | None = "auto",
         comm_error_feedback: bool = False,
         rounding: Literal["stochastic", "nearest"] = "stochastic",
@@ -97,8 +100,7 @@ class FixedPointPrecision(Precision):
         seed: int = 0,
     ) -> None:
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
-        self._settings = {"state_word_length": state_word_length, "rounding": rounding, "nonfinite": nonfinite}
-        StepSettings(**self._settings)  # type: ignore[arg-type]  # refuses bad values now rather than at fit
+        self._settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
         if comm_error_feedback and comm_word_length is None:
             raise ValueError("comm_error_feedback=True needs gradients in fixed-point: use comm_word_length=8 or 4")
         if comm_word_length is not None:
@@ -178,7 +180,7 @@ class FixedPointPrecision(Precision):
             self.ramping.begin(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
-            adopt(optimizer, StepSettings(**self._settings))  # type: ignore[arg-type]
+            adopt(optimizer, replace(self._settings))
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
         self._wire_before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
         wiring = Wiring(
@@ -198,7 +200,7 @@ class FixedPointPrecision(Precision):
         """What every rank's plugin must have alike, by name."""
         return {
             "package version": __version__, "seed": self.seed, "weights": str(self.format),
-            **{name: str(value) for name, value in self._settings.items()},
+            **{name: str(value) for name, value in vars(self._settings).items()},
             "comm_word_length": self.comm_word_length, "comm_error_feedback": self.comm_error_feedback,
             "compute_dtype": str(self._computing), "keep_float": self.keep_float,
             "emulation": str(self._inside_settings[0]), "activation_word_length": self._inside_settings[1],
@@ -249,7 +251,7 @@ class FixedPointPrecision(Precision):
         return sum(optimizer.fixed_point.saturated for optimizer in self._optimizers)
 
     def __repr__(self) -> str:
-        state = self._settings["state_word_length"] or self.format.word_length
+        state = self._settings.state_word_length or self.format.word_length
         return (
             f"{type(self).__name__}(weights {self.format}, state {state} bits, {self.rounding} rounding, "
             f"computing in {self._computing}, seed {self.seed})"

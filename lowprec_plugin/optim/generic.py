@@ -31,12 +31,13 @@ def step_one(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) ->
     before = ops.dequantize(part.blocks, part.format) if settings.counting else None
     _step_as_float(optimizer, group, [leaf], {leaf: floats})
     computed = local_part(leaf.detach())
-    saturated = part._store(computed, settings.rounding)
+    saturated = 0
     for name, value in floats.items():
         if fixed_part(held.get(name)) is not None:
             saturated += placed_part(held[name])._store(local_part(value), settings.rounding)
         else:
             held[name] = optimizer.store_state(param, name, value)
+    saturated += part._store(computed, settings.rounding)  # last, for state may be refused
     settings.saturated += saturated
     if before is not None:
         counts = counted(before, computed.reshape(before.shape), part.blocks, part.format)

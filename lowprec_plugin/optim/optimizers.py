@@ -21,15 +21,19 @@ class _Ours(FixedPointStep):
         state_word_length: int | None = None,
         rounding: str = "stochastic",
         nonfinite: str = "raise",
+        state_fraction_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        settings = StepSettings(state_word_length, rounding, nonfinite)
+        settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
         super().__init__(params, *args, **kwargs)
         self.fixed_point = settings
 
 
 class SGD(_Ours, torch.optim.SGD):
-    """``torch.optim.SGD``; also ``state_word_length``, ``rounding``, ``nonfinite``: see :class:`StepSettings`."""
+    """``torch.optim.SGD``; also ``state_word_length``, ``rounding``, ``nonfinite``: see :class:`StepSettings`.
+
+    With momentum also ``state_fraction_length``; note that the buffer is a sum of gradients, not of updates.
+    """
 
     float_class = torch.optim.SGD
 

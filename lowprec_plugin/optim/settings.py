@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lowprec_plugin import ops
 from lowprec_plugin.counts import UpdateCounts
-from lowprec_plugin.formats import check_word_length
+from lowprec_plugin.formats import FixedPointFormat, check_word_length
 
 NONFINITE = ("raise", "skip")
 
@@ -16,9 +16,11 @@ class StepSettings:
     """How an optimizer updates fixed-point parameters.
 
     Args:
-        state_word_length: bits of the state, always in dynamic formats; ``None``: as each parameter.
+        state_word_length: bits of the state; ``None``: as each parameter.
         rounding: ``"stochastic"`` or ``"nearest"``.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
+        state_fraction_length: bits behind the radix point of all state, which a state word length goes with; ``None``:
+            every block of state has a radix point of its own.
 
     Attributes:
         skipped_steps: steps skipped so far.
@@ -32,6 +34,7 @@ class StepSettings:
     state_word_length: int | None = None
     rounding: str = "stochastic"
     nonfinite: str = "raise"
+    state_fraction_length: int | None = None
     skipped_steps: int = field(default=0, init=False)
     saturated: int = field(default=0, init=False)
     counting: bool = field(default=False, init=False)
@@ -41,5 +44,10 @@ class StepSettings:
         ops.check_rounding(self.rounding)
         if self.state_word_length is not None:
             check_word_length(self.state_word_length, "state_word_length")
+        if self.state_fraction_length is not None:
+            if self.state_word_length is None:
+                length = self.state_fraction_length
+                raise ValueError(f"state_fraction_length={length} needs a state_word_length, which ramps leave alone")
+            FixedPointFormat(self.state_word_length, self.state_fraction_length)  # refuses bad values
         if self.nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")

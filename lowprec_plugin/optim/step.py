@@ -178,10 +178,11 @@ class FixedPointStep(torch.optim.Optimizer):
         return super().__getstate__() | {"fixed_point": self.fixed_point}
 
     def state_format(self, param: Tensor, name: str) -> FixedPointFormat:
-        """The format in which state ``name`` of ``param`` is stored: dynamic, whatever the parameter's."""
+        """The format in which state ``name`` of ``param`` is stored: the settings', whatever the parameter's."""
         part = fixed_part(param)
         assert part is not None
-        return format_of_state(part.format, self.fixed_point.state_word_length, name)
+        settings = self.fixed_point
+        return format_of_state(part.format, settings.state_word_length, name, settings.state_fraction_length)
 
     def _new_state(self, param: Tensor, name: str) -> Tensor:
         format, part = self.state_format(param, name), placed_part(param)
@@ -252,10 +253,21 @@ class FixedPointStep(torch.optim.Optimizer):
         return {param: state_dict["state"][key] for param, key in pairs if key in state_dict["state"]}
 
 
-def format_of_state(weights: FixedPointFormat, word_length: int | None, name: str) -> FixedPointFormat:
-    """The format of state ``name`` of a parameter in format ``weights``; ``word_length=None``: as the weights'."""
+def format_of_state(
+    weights: FixedPointFormat, word_length: int | None, name: str, fraction_length: int | None = None
+) -> FixedPointFormat:
+    """The format of state ``name`` of a parameter in format ``weights``; ``word_length=None``: as the weights'.
+
+    Raises:
+        ValueError: if ``fraction_length`` is given and the state is one of squares.
+    """
     squared = name in SQUARED_STATES
-    return FixedPointFormat(word_length or weights.word_length, block_size=weights.block_size, squared=squared)
+    if squared and fraction_length is not None:
+        raise ValueError(
+            f"state_fraction_length={fraction_length}: {name} is a mean of squares, which has to have a radix point in "
+            "every block: leave it None, or use an optimizer without squares"
+        )
+    return FixedPointFormat(word_length or weights.word_length, fraction_length, weights.block_size, squared)
 
 
 def label_of(param: Tensor) -> str:

@@ -5,7 +5,7 @@ Ordinary Lightning modules and networks: what is rounded, and how, is the precis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,36 @@ class CifarCNN(nn.Sequential):
         for channels in (3, 64, 64):
             layers += [nn.Conv2d(channels, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
         super().__init__(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, classes))
+
+
+class VelocitySGD(torch.optim.Optimizer):
+    """SGD whose momentum is kept as the update itself: ``v = momentum v - lr (g + weight_decay w)``, ``w = w + v``.
+
+    With a constant rate that is ``torch.optim.SGD``, which keeps ``-v / lr``. Here the state is in the weights' own
+    units, and a fixed-point format of theirs suits it: this is the paper's "weight update", a number that is rounded.
+
+    Args:
+        params: as for any optimizer of ``torch.optim``.
+        lr, momentum, weight_decay: as of ``torch.optim.SGD``.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, in place."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in (param for param in group["params"] if param.grad is not None):
+                velocity = self.state[param].setdefault("velocity", torch.zeros_like(param))
+                velocity *= group["momentum"]
+                velocity -= group["lr"] * (param.grad + group["weight_decay"] * param)
+                param += velocity
+        return loss
 
 
 class PaperClassifier(LightningModule):
@@ -87,8 +117,11 @@ class PaperClassifier(LightningModule):
         """SGD and its schedule."""
         batch = self.trainer.datamodule.batch_size if self.loss == "sum" else 1  # type: ignore[attr-defined]
         # The gradient of a sum is that of the mean times the batch, and so is its weight decay.
-        optimizer = torch.optim.SGD(
-            self.parameters(), self.lr / batch, momentum=self.momentum, weight_decay=self.weight_decay * batch
+        rate, decay = self.lr / batch, self.weight_decay * batch
+        optimizer = (
+            VelocitySGD(self.parameters(), rate, self.momentum, decay)
+            if self.momentum
+            else torch.optim.SGD(self.parameters(), rate, weight_decay=decay)
         )
         epochs = range(1, 10_000) if self.lr_milestones is None else self.lr_milestones
         return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, list(epochs), self.lr_factor)]

@@ -258,12 +258,60 @@ def test_floats_among_floats_are_not_warned_of() -> None:
     optimizer.add_param_group({"params": list(nn.Linear(2, 2).parameters())})
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_state_with_one_radix_point(rounding: str) -> None:
+    """Momentum in <6,10> is what float64 gives, rounded once a step; a copy from a checkpoint goes on with the same."""
+    module = network()
+    optimizer = optim.SGD(
+        module.parameters(), 0.01, momentum=0.9, state_word_length=16, state_fraction_length=10, rounding=rounding
+    )
+    train(module, optimizer, range(1))
+    param = module[0].weight
+    for step in range(1, 4):
+        before = optimizer.state[param]["momentum_buffer"].dequantize().double()
+        train(module, optimizer, range(step, step + 1))
+        buffer = optimizer.state[param]["momentum_buffer"]
+        assert str(buffer.format) == "<6,10>"
+        assert buffer.exponents is None
+        off = (buffer.dequantize().double() - (0.9 * before + param.grad.double())).abs() * 2**10
+        assert off.max() <= (0.5 if rounding == "nearest" else 1.0) + 1e-3
+        assert off.max() > 0.4
+    again = copy.deepcopy(module)
+    resumed = optim.SGD(
+        again.parameters(), 0.01, momentum=0.9, state_word_length=16, state_fraction_length=10, rounding=rounding
+    )
+    resumed.load_state_dict(optimizer.state_dict())
+    for each, other in ((module, optimizer), (again, resumed)):
+        train(each, other, range(5, 7))
+    assert same(planes(module, optimizer), planes(again, resumed))
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, lambda params, **given: adopted(torch.optim.RMSprop(params), **given)])
+def test_squares_have_no_radix_point_of_the_users(make: Any) -> None:
+    module = network()
+    optimizer = make(module.parameters(), state_word_length=16, state_fraction_length=10)
+    before = weights(module)
+    with pytest.raises(ValueError, match=r"state_fraction_length=10: .* is a mean of squares"):
+        train(module, optimizer, range(1))
+    assert same(weights(module), before)
+
+
+def weights(module: nn.Module) -> list[torch.Tensor]:
+    return [plane.clone() for param in module.parameters() for plane in param.blocks.planes]  # type: ignore[union-attr]
+
+
+def adopted(optimizer: torch.optim.Optimizer, **given: Any) -> torch.optim.Optimizer:
+    return optim.adopt(optimizer, optim.StepSettings(**given))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"rounding": "up"}, "rounding='up' is not one of"),
         ({"nonfinite": "ignore"}, "nonfinite='ignore' is not one of"),
         ({"state_word_length": 32}, "state_word_length=32 is not supported"),
+        ({"state_fraction_length": 10}, "state_fraction_length=10 needs a state_word_length"),
+        ({"state_word_length": 8, "state_fraction_length": 999}, "fraction_length=999"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], message: str) -> None:

@@ -193,7 +193,7 @@ class SometimesNaN(users.Regressor):
 
 def test_a_loss_that_is_nan_now_and_then_is_looked_at(tmp_path: Path) -> None:
     plugin = always()
-    plugin._settings["nonfinite"] = "skip"
+    plugin._settings.nonfinite = "skip"
     with pytest.warns(UserWarning, match="step 3 was skipped"):
         fit(plugin, SometimesNaN(), epochs=10, default_root_dir=tmp_path)
     assert [each["step"] for each in plugin.ramping.history] == [30]

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningCLI
 
-from lowprec_plugin import FixedPointPrecision
+from lowprec_plugin import FixedPointPrecision, optim
 from lowprec_plugin.tasks import CNN, MLP, CifarCNN, PaperClassifier
 from lowprec_plugin.tasks.images import ImageDataModule, Images
+from lowprec_plugin.tasks.paper import VelocitySGD
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 
@@ -49,6 +50,40 @@ def test_sums_and_means_of_errors_are_the_same_updates() -> None:
     for a, b in zip(mean.parameters(), total.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert not torch.equal(next(mean.parameters()), torch.zeros(8, 16))
+
+
+def test_velocity_is_torchs_momentum() -> None:
+    """Float64, a constant rate: the same weights."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(50, dtype=torch.float64), torch.randn(20, 50, dtype=torch.float64)
+    ends = []
+    for make in (VelocitySGD, torch.optim.SGD):
+        param = torch.nn.Parameter(start.clone())
+        optimizer = make([param], lr=0.1, momentum=0.9, weight_decay=0.01)
+        for gradient in gradients:
+            param.grad = gradient.clone()
+            optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.filterwarnings("ignore:VelocitySGD steps fixed-point parameters one at a time")
+def test_a_small_velocity_never_ends_if_it_is_rounded_to_nearest() -> None:
+    """0.9 times 4 codes is nearest to 4 codes: the paper's failure of nearest rounding in one line."""
+    ends = {}
+    for rounding in ("nearest", "stochastic"):
+        module = torch.nn.Linear(300, 1, bias=False)
+        torch.nn.init.zeros_(module.weight)
+        optim.quantize_(module, "<2,14>")
+        settings = optim.StepSettings(16, rounding, state_fraction_length=14)
+        optimizer = optim.adopt(VelocitySGD(module.parameters(), lr=1.0, momentum=0.9), settings)
+        for step in range(100):
+            module.weight.grad = torch.full((1, 300), -4 * 2.0**-14 if step == 0 else 0.0)
+            optimizer.step()
+        ends[rounding] = module.weight.dequantize() * 2**14
+    assert (ends["nearest"] == 400).all()
+    # 4 / (1 - 0.9) = 40 codes in the mean; of 300 walks the mean is off by about one.
+    assert ends["stochastic"].mean().item() == pytest.approx(40, abs=6)
 
 
 def test_initial_weights_and_twins() -> None:
@@ -96,3 +131,8 @@ def test_configurations_are_read_and_are_what_they_are_named(config: Path, monke
     outputs = {"mnist_fc": str(plugin.format), "mnist_cnn": "<6,10>", "cifar_cnn": "<4,12>"}[config.parent.name]
     assert str(emulation.activation_format("network.1")) == outputs
     assert str(emulation.error_format("network.1")) == str(plugin.format)
+    if cli.model.momentum:
+        step = plugin._settings
+        assert f"<{step.state_word_length - step.state_fraction_length},{step.state_fraction_length}>" == str(
+            plugin.format
+        )
