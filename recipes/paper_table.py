@@ -100,8 +100,7 @@ def plot(runs, path):
     figure.savefig(path, dpi=110)
 
 
-def main():
-    paths = [Path(each) for each in sys.argv[1:]]
+def write(paths):
     runs = complete(paths)
     rows = list(table(runs, runs[0]["table"]))
     if not rows:
@@ -116,4 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    write([Path(each) for each in sys.argv[1:]])

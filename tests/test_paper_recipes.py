@@ -22,8 +22,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def called(name: str, *arguments: object) -> ModuleType:
         module = importlib.import_module(name)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        module.main()
+        if name == "paper_table":
+            module.write([Path(str(each)) for each in arguments])
+        else:
+            monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+            module.main()
         return module
 
     return called
@@ -85,7 +88,8 @@ def test_what_has_been_run_is_not_run_again(recipe: Any, tmp_path: Path, monkeyp
     def run(config: Path, seed: int, twin: bool, options: Any, more: list[str]) -> dict[str, Any]:
         done.append((config.stem + " twin" * twin, seed))
         assert more == ["--model.init_args.lr=0.2"]
-        return {"seed": seed, "epochs": options.epochs or 120, "test_error": 25.0}
+        curve = [25.0] * (options.epochs or 120)
+        return {"seed": seed, "epochs": len(curve), "test_error": 25.0, "errors": curve, "train_losses": curve}
 
     monkeypatch.setattr(importlib.import_module("paper"), "run", run)
     arguments = ("--table", "cifar_cnn", "--out", tmp_path / "runs.jsonl", "--model.init_args.lr=0.2")
@@ -93,6 +97,7 @@ def test_what_has_been_run_is_not_run_again(recipe: Any, tmp_path: Path, monkeyp
     recipe("paper", *arguments, "--seeds", 1, "--rows", "float32")
     recipe("paper", *arguments, "--seeds", 2)
     assert done == [(row, seed) for seed in range(2) for row in rows]
+    assert "| stochastic, FL 12 | 2 |" in (tmp_path / "runs.md").read_text()
     recipe("paper", *arguments, "--seeds", 1, "--epochs", 2, "--rows", "float32")  # a pilot is another run
     recipe("paper", *arguments, "--seeds", 2)
     assert done[12:] == [("float32", 0)]
