@@ -14,6 +14,7 @@ from lowprec_plugin import memory
 from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.kept import KeptBytes
+from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
 from lowprec_plugin.monitoring.watched import Watched, watched
 from lowprec_plugin.telemetry import Layer, concerns, layers, peak_bytes
@@ -50,7 +51,9 @@ class FixedPointMonitor(Callback):
         self._per_layer = layers
         self._counts: dict[str, UpdateCounts] = {}
         self._rows: list[Layer] = []
+        self._scalars: dict[str, float] = {}  # of the last look
         self._next = 0
+        self._begun = False
         self._captured: Captured | None = None
         self._kept_before: KeptBytes | None = None
         self._feared: set[tuple[str, str]] = set()  # what the look before this one found amiss
@@ -70,7 +73,7 @@ class FixedPointMonitor(Callback):
             raise MisconfigurationException(
                 f"Cannot use `{type(self).__name__}` callback with `Trainer` that has no logger."
             )
-        self._next, self._captured, self._feared = _step(trainer), None, set()
+        self._next, self._captured, self._feared, self._begun = _step(trainer), None, set(), False
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Note what has been kept of activations, to tell what this step keeps."""
@@ -82,6 +85,9 @@ class FixedPointMonitor(Callback):
         if _step(trainer) < self._next:
             return
         run = watched(trainer)
+        if not self._begun:
+            self._begun = True
+            panels.begin(trainer.loggers, run)
         for optimizer in run.fixed:
             optimizer.fixed_point.counting = True  # type: ignore[attr-defined]
         gradients, peak = memory.report(run.module, ()), peak_bytes(trainer.strategy.root_device)
@@ -107,7 +113,15 @@ class FixedPointMonitor(Callback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(found.scalars, step=step)
+        if self._per_layer:
+            panels.histograms(trainer.loggers, found, step)
+        self._scalars = found.scalars
         self._warn(run, found.counts)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was saved."""
+        if self._scalars:
+            panels.end(trainer.loggers, self._scalars, self._rows if self._per_layer else None, _step(trainer))
 
     def _warn(self, run: Watched, counts: dict[str, UpdateCounts]) -> None:
         """Say once what two looks in a row have found amiss: the first steps of a run are like no others."""
