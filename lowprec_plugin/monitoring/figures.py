@@ -14,7 +14,6 @@ from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.kept import KeptBytes
 from lowprec_plugin.memory import MemoryReport, report
 from lowprec_plugin.monitoring.watched import Watched
-from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
 
@@ -56,10 +55,6 @@ class Figures(NamedTuple):
     exponents: Tensor
 
 
-def counts_of(optimizer: FixedPointStep) -> dict[str, UpdateCounts]:
-    return getattr(optimizer.fixed_point, "counts", {})
-
-
 def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
     """The figures of this step. Called by all processes alike.
 
@@ -71,7 +66,7 @@ def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
     most = _most(run, captured)
     largest = dict(zip(most, _over_processes(list(most.values()), dist.ReduceOp.MAX, device), strict=True))
     names = [name for name, _ in run.module.named_parameters()]
-    own = counts_by_name(run.module, {label: each for step in run.fixed for label, each in counts_of(step).items()})
+    own = counts_by_name(run.module, run.fixed)
     counted = [number for name in names for number in own.get(name, UpdateCounts())]
     sums = _over_processes(
         [*_elements(run), *block_exponents(run.module).tolist(), *counted], dist.ReduceOp.SUM, device

@@ -88,10 +88,11 @@ class FixedPointMonitor(Callback):
         if not self._begun:
             self._begun = True
             panels.begin(trainer.loggers, run)
-        for optimizer in run.fixed:
-            optimizer.fixed_point.counting = True  # type: ignore[attr-defined]
-        gradients, peak = memory.report(run.module, ()), peak_bytes(trainer.strategy.root_device)
-        if self._captured is not None:  # of another optimizer in the same batch
+        gradients, peak = memory.report(run.module), peak_bytes(trainer.strategy.root_device)
+        if self._captured is None:
+            for optimizer in run.fixed:
+                optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
+        else:  # of another optimizer in the same batch
             gradients = max(gradients, self._captured.gradients, key=lambda each: each.gradients)
         self._captured = Captured(gradients, _since(self._kept_before, run.kept), peak)
 
@@ -102,7 +103,7 @@ class FixedPointMonitor(Callback):
         run, step = watched(trainer), _step(trainer)
         found = figures(run, self._captured, trainer.strategy.root_device)
         for optimizer in run.fixed:
-            optimizer.fixed_point.counting = False  # type: ignore[attr-defined]
+            optimizer.fixed_point.counting = False
         self._captured, self._next = None, (step // self.every_n_steps + 1) * self.every_n_steps
         for name, counts in found.counts.items():
             self._counts[name] = total([self._counts.get(name, UpdateCounts()), counts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.describe import storage_of
+from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part, local_part
 
 
@@ -48,8 +50,7 @@ def layers(
     state: dict[Tensor, list[Tensor]] = {}
     for optimizer in optimizers:
         for param, held in optimizer.state.items():
-            # Scalars, such as a count of steps, are of no format.
-            state[param] = [value for value in held.values() if isinstance(value, Tensor) and value.dim() > 0]
+            state[param] = [value for name, value in held.items() if isinstance(value, Tensor) and name != "step"]
     rows = []
     for name, param in module.named_parameters():
         own = state.get(param, [])
@@ -68,7 +69,13 @@ def _counted(row: Layer, counts: UpdateCounts) -> Layer:
     return Layer(row.name, row.elements, row.weights, row.state, row.nbytes, *shares)
 
 
-def counts_by_name(module: nn.Module, counts: Mapping[str, UpdateCounts]) -> dict[str, UpdateCounts]:
-    """``counts``, which optimizers keep by the parameters' labels, by their names in ``module``."""
+def counts_by_name(module: nn.Module, optimizers: Iterable[FixedPointStep]) -> dict[str, UpdateCounts]:
+    """What the last counted step of each optimizer did to each parameter, by its name in ``module``.
+
+    Optimizers know parameters by their labels; those of several that share one are left out.
+    """
     named = ((name, fixed_part(param)) for name, param in module.named_parameters())
-    return {name: counts[part.label] for name, part in named if part is not None and part.label in counts}
+    labels = {name: part.label for name, part in named if part is not None}
+    shared = Counter(labels.values())
+    counts = {label: each for optimizer in optimizers for label, each in optimizer.fixed_point.counts.items()}
+    return {name: counts[label] for name, label in labels.items() if label in counts and shared[label] == 1}
