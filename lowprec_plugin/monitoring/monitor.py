@@ -117,16 +117,16 @@ class FixedPointMonitor(Callback):
         if self._per_layer:
             panels.histograms(trainer.loggers, found, step)
         self._scalars = found.scalars
-        self._warn(run, found.counts)
+        self._warn(run)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was saved."""
         if self._scalars:
             panels.end(trainer.loggers, self._scalars, self._rows if self._per_layer else None, _step(trainer))
 
-    def _warn(self, run: Watched, counts: dict[str, UpdateCounts]) -> None:
-        """Say once what two looks in a row have found amiss: the first steps of a run are like no others."""
-        feared = concerns(run.module, counts)
+    def _warn(self, run: Watched) -> None:
+        """Say once what is amiss at two looks in a row, for a first step is like no other. A ramp sees to its own."""
+        feared = [each for each in concerns(run.module, self._counts) if each.cause == "saturated" or not run.ramping]
         for concern in feared:
             if (concern.cause, concern.layer) in self._feared and concern.cause not in self._said:
                 self._said.add(concern.cause)

@@ -32,6 +32,7 @@ class Watched:
         traffic: what its wire reports; empty where gradients do not travel in fixed-point.
         kept: what has been kept of activations so far; ``None`` where they are not stored narrow.
         skipped_steps: so far.
+        ramping: whether words are widened when updates are lost.
         adopted: ZeRO's engine, which holds a copy of the weights beside; ``None`` without ZeRO.
     """
 
@@ -44,6 +45,7 @@ class Watched:
     traffic: Mapping[str, float] = field(default_factory=dict)
     kept: KeptBytes | None = None
     skipped_steps: int = 0
+    ramping: bool = False
     adopted: AdoptedEngine | None = None
 
     @property
@@ -77,7 +79,7 @@ def watched(trainer: Trainer) -> Watched:
             module, optimizers, plugin.format, plugin.keep_float, plugin.kept_in_float, plugin.terms(),
             {} if plugin.wire is None else plugin.wire.report(),
             None if plugin.inside is None or plugin.inside.kept is None else plugin.inside.kept.bytes,
-            plugin.skipped_steps,
+            plugin.skipped_steps, plugin.ramping is not None,
         )  # fmt: skip
     if isinstance(plugin, FixedPointDeepSpeedPrecision) and plugin.adopted is not None:
         adopted = plugin.adopted

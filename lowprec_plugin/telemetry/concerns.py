@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import nn
 
-from lowprec_plugin.counts import UpdateCounts
+from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
 
-#: See docs/monitor.md for what these were measured on.
-SATURATED, LOST, NOISE = 0.01, 0.5, 1.0
+#: Of a layer's numbers, out of range: clipping pulls them all one way, and no rounding mends that.
+SATURATED = 0.01
+#: Of a layer's updates, smaller than half a code, ...
+LOST = 0.5
+#: ... and the size of what rounding to nearest dropped, of the updates' (root mean squares): a quarter of what they add
+#: up to when squared. The share alone would accuse an embedding, most of whose rows had no gradient in a step.
+DROPPED = 0.5
+#: A layer whose updates are so small beside those of all layers (root mean squares) stands still with or without
+#: rounding, as a bias in front of a batch normalisation does: it is not judged by what rounding does to them.
+STILL = 0.01
+#: The size of stochastic rounding's noise, of the updates': as ``WordLengthRamp``'s ``min_noise``.
+NOISE = 2.0
 
 
 class Concern(NamedTuple):
@@ -30,42 +41,51 @@ class Concern(NamedTuple):
 
 
 def concerns(module: nn.Module, counts: Mapping[str, UpdateCounts]) -> list[Concern]:
-    """The worst layer of each cause, if that is bad enough.
+    """The worst layer of each cause, if that is bad enough. docs/monitor.md says what the limits were measured on.
 
     Args:
-        counts: of one update, by the parameters' names in ``module``.
+        counts: of all counted steps, by the parameters' names in ``module``. Of one alone they say little: where the
+            learning rate is next to nothing, as a schedule begins and ends, updates are small and nothing is amiss.
     """
     worst: dict[str, tuple[float, Concern]] = {}
+    still = STILL * _size(total(list(counts.values())))
     for name, param in module.named_parameters():
         part = fixed_part(param)
-        if part is None or name not in counts:
-            continue
-        for excess, concern in _of_one(name, part, counts[name]):
-            if excess > worst.get(concern.cause, (1.0, None))[0]:
-                worst[concern.cause] = excess, concern
+        if part is not None and name in counts:
+            for how_bad, concern in _of_one(name, part, counts[name], still):
+                if how_bad > worst.get(concern.cause, (1.0, None))[0]:
+                    worst[concern.cause] = how_bad, concern
     return [concern for _, concern in worst.values()]
 
 
-def _of_one(name: str, part: FixedPointTensor, counts: UpdateCounts) -> list[tuple[float, Concern]]:
-    """Each concern with how many times its threshold it is."""
-    format, bits = part.format, part.format.word_length
+def _size(counts: UpdateCounts) -> float:
+    """Root mean square of the updates."""
+    return math.sqrt(counts.update_squares / max(1, counts.elements))
+
+
+def _of_one(name: str, part: FixedPointTensor, counts: UpdateCounts, still: float) -> list[tuple[float, Concern]]:
+    """What might be wrong, each with how many times its limit it is."""
+    format, saturated, noise = part.format, counts.saturated_share, counts.noise_to_update
+    more = f"more than {format.word_length} bits"
     found = []
     if not format.dynamic:  # a dynamic format's range follows the numbers
         said = (
-            f"{counts.saturated_share:.1%} of the numbers of {name} are out of the range of {format}, and are clipped: "
-            "use a smaller fraction_length, or fraction_length=None, whose range follows the numbers"
+            f"{saturated:.1%} of the numbers of {name} are out of the range of {format}, and are clipped: use a "
+            "smaller fraction_length, or fraction_length=None, whose range follows the numbers"
         )
-        found.append((counts.saturated_share / SATURATED, Concern("saturated", name, said)))
+        found.append((saturated / SATURATED, Concern("saturated", name, said)))
+    if _size(counts) < still:
+        return found
     if part.rounding == "nearest":
         said = (
             f"{counts.lost_share:.0%} of the updates of {name} are smaller than half a code of {format}, and rounding "
-            f'to nearest drops them: use rounding="stochastic", which keeps them on average, or more than {bits} bits'
+            f'to nearest drops them: use rounding="stochastic", which keeps them on average, or {more}'
         )
-        found.append((counts.lost_share / LOST, Concern("lost", name, said)))
+        found.append((min(counts.lost_share / LOST, noise / DROPPED), Concern("lost", name, said)))
     else:
         said = (
-            f"rounding {name} to {format} adds noise {counts.noise_to_update:.1f} times as large as its updates: use "
-            f"more than {bits} bits, a ramp (WordLengthRamp), or a larger learning rate"
+            f"rounding {name} to {format} adds noise {noise:.1f} times as large as its updates: use {more}, or a ramp "
+            "(WordLengthRamp)"
         )
-        found.append((counts.noise_to_update / NOISE, Concern("noise", name, said)))
+        found.append((noise / NOISE, Concern("noise", name, said)))
     return found

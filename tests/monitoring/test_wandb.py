@@ -102,7 +102,7 @@ class Recorder(WandbLogger):
 
 
 def test_the_transformer(home: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every panel's values are in the file as they were logged, the summary says what is saved, and nobody is called."""
+    """Every panel's values are in the file as they were logged, the summary says what is saved, nobody is called."""
     monkeypatch.syspath_prepend(ROOT / "recipes")
     from watch_transformer import watch
 

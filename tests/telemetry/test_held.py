@@ -56,7 +56,7 @@ def test_a_run_in_float32_saves_nothing() -> None:
 
 def test_a_layer_left_in_float_by_accident_shows_beside_the_prediction() -> None:
     module = MODELS["digits"]()
-    optim.quantize_(module, keep_float=lambda name, param: name.startswith("network.3"))
+    optim.quantize_(module, keep_float=lambda name, param: name.startswith("3."))
     optimizer = optim.AdamW(module.parameters())
     found = step(module, optimizer).ours.total
     asked = predicted(module, [optimizer], FixedPointFormat(16))
