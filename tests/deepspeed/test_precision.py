@@ -69,9 +69,8 @@ def _fit(rank: int, plugin: Any, stage: int = 2, *, epochs: int, poison: bool = 
         callbacks = [*callbacks, ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)]
     trainer = Trainer(
         accelerator="cpu", devices=2, max_epochs=epochs, logger=given.pop("logger", False), plugins=plugin,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=folder is not None, strategy=OnCPU(stage=stage),
-        default_root_dir=given.pop("root", None),
-        callbacks=callbacks,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=folder is not None,
+        strategy=OnCPU(stage=stage), default_root_dir=given.pop("root", None), callbacks=callbacks,
     )  # fmt: skip
     trainer.fit(User(), data, **given)
     return trainer
