@@ -22,7 +22,7 @@ class MemoryReport:
     Attributes:
         elements: parameters, counted once where tied.
         weights, state, gradients, buffers: bytes held.
-        float32_weights, float32_state, float32_gradients: bytes that these would take.
+        float32_weights, float32_state: bytes that weights and state would take.
     """
 
     elements: int
@@ -32,7 +32,6 @@ class MemoryReport:
     buffers: int
     float32_weights: int
     float32_state: int
-    float32_gradients: int
 
     @property
     def per_parameter(self) -> float:
@@ -63,17 +62,21 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
     params = [local_part(param) for param in module.parameters()]
     leaves = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
     state = [local_part(leaf) for leaf in leaves]
-    gradients = [local_part(param.grad) for param in module.parameters() if param.grad is not None]
     return MemoryReport(
         elements=sum(param.numel() for param in params),
         weights=_bytes(params),
         state=_bytes(state),
-        gradients=_bytes(gradients),
+        gradients=gradients(module)[0],
         buffers=_bytes(module.buffers()),
         float32_weights=4 * sum(param.numel() for param in params),
         float32_state=4 * sum(tensor.numel() for tensor in state),
-        float32_gradients=4 * sum(tensor.numel() for tensor in gradients),
     )
+
+
+def gradients(module: nn.Module) -> tuple[int, int]:
+    """Bytes of the gradients that ``module`` has now, on this rank if they are sharded; and in float32."""
+    found = [local_part(param.grad) for param in module.parameters() if param.grad is not None]
+    return _bytes(found), 4 * sum(tensor.numel() for tensor in found)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.kept import KeptBytes
-from lowprec_plugin.memory import MemoryReport, report
+from lowprec_plugin.memory import report
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
@@ -30,12 +30,12 @@ class Captured(NamedTuple):
     """What there was before the optimizers' steps.
 
     Attributes:
-        gradients: what was held when gradients took most.
+        gradients: bytes of gradients when they took most, and what float32 would.
         kept: activations kept for the backward pass; ``None`` where they are not stored narrow.
         peak: bytes of device or resident memory; ``None`` where nobody knows.
     """
 
-    gradients: MemoryReport
+    gradients: tuple[int, int]
     kept: KeptBytes | None
     peak: int | None
 

@@ -50,6 +50,7 @@ class FixedPointMonitor(Callback):
         self.every_n_steps = every_n_steps
         self._per_layer = layers
         self._counts: dict[str, UpdateCounts] = {}
+        self._run: Watched | None = None  # while it trains
         self._rows: list[Layer] = []
         self._scalars: dict[str, float] = {}  # of the last look
         self._next = 0
@@ -60,7 +61,9 @@ class FixedPointMonitor(Callback):
         self._said: set[str] = set()
 
     def layers(self) -> list[Layer]:
-        """A row per parameter, as it was at the last look, with the shares over all counted steps."""
+        """A row per parameter: how it is stored, or was when the fit ended, and the shares over all counted steps."""
+        if self._run is not None:
+            self._rows = layers(self._run.module, self._run.optimizers, self._counts)
         return self._rows
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,13 +90,13 @@ class FixedPointMonitor(Callback):
         run = watched(trainer)
         if not self._begun:
             self._begun = True
-            panels.begin(trainer.loggers, run)
-        gradients, peak = memory.report(run.module), peak_bytes(trainer.strategy.root_device)
+            panels.begin(trainer.loggers, run, trainer.precision_plugin)
+        gradients, peak = memory.gradients(run.module), peak_bytes(trainer.strategy.root_device)
         if self._captured is None:
             for optimizer in run.fixed:
                 optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
         else:  # of another optimizer in the same batch
-            gradients = max(gradients, self._captured.gradients, key=lambda each: each.gradients)
+            gradients = max(gradients, self._captured.gradients)
         self._captured = Captured(gradients, _since(self._kept_before, run.kept), peak)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -107,7 +110,7 @@ class FixedPointMonitor(Callback):
         self._captured, self._next = None, (step // self.every_n_steps + 1) * self.every_n_steps
         for name, counts in found.counts.items():
             self._counts[name] = total([self._counts.get(name, UpdateCounts()), counts])
-        self._rows = layers(run.module, run.optimizers, self._counts)
+        self._run = run
         device = trainer.strategy.root_device
         trainer.callback_metrics.update(
             {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in found.scalars.items()}
@@ -121,8 +124,15 @@ class FixedPointMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was saved."""
+        rows = self.layers()
+        self._run = None
         if self._scalars:
-            panels.end(trainer.loggers, self._scalars, self._rows if self._per_layer else None, _step(trainer))
+            panels.end(trainer.loggers, self._scalars, rows if self._per_layer else None, _step(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remember the layers as they are."""
+        self.layers()
+        self._run = None
 
     def _warn(self, run: Watched) -> None:
         """Say once what is amiss at two looks in a row, for a first step is like no other. A ramp sees to its own."""

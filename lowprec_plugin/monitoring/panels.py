@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.precision import Precision
 
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
+from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.telemetry import Layer
 from lowprec_plugin.telemetry.exponents import ZERO
 
@@ -23,22 +25,22 @@ MAXIMA = ("held_gib", "peak_gib")
 SHARES = 20
 
 
-def begin(loggers: Sequence[Logger], run: Watched) -> None:
-    """Define the axes and summaries, and record what is stored how."""
+def begin(loggers: Sequence[Logger], run: Watched, plugin: Precision) -> None:
+    """Define the axes and summaries, and record what is stored how and by whom."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             wandb_run = logger.experiment
             wandb_run.define_metric(_name(logger, f"{PREFIX}*"), step_metric=STEP)
             for name in MAXIMA:
                 wandb_run.define_metric(_name(logger, f"{PREFIX}{name}"), step_metric=STEP, summary="max")
-            logger.log_hyperparams({"lowprec": configuration(run)})
+            logger.log_hyperparams({"lowprec": configuration(run, plugin)})
 
 
-def configuration(run: Watched) -> dict[str, Any]:
-    """How a run is stored, in plain data."""
-    return {
-        **run.settings, "kept_in_float": dict(run.kept_in_float), "table": [row._asdict() for row in run.rows],
-    }  # fmt: skip
+def configuration(run: Watched, plugin: Precision) -> dict[str, Any]:
+    """The plugin's settings and how the run is stored, in plain data."""
+    settings = plugin.terms() if isinstance(plugin, FixedPointPrecision) else plugin.state_dict()
+    stored = {"kept_in_float": dict(run.kept_in_float), "table": [row._asdict() for row in run.rows]}
+    return {"precision": plugin.precision, **settings, **stored}
 
 
 def end(loggers: Sequence[Logger], scalars: dict[str, float], rows: Sequence[Layer] | None, step: int) -> None:

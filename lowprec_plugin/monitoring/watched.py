@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -28,7 +27,6 @@ class Watched:
         optimizers: of these.
         format, keep_float: as the plugin was told to store the weights; without one ``None``.
         kept_in_float: parameters that were left in float, and why.
-        settings: the plugin's; empty without one.
         traffic: what its wire reports; empty where gradients do not travel in fixed-point.
         kept: what has been kept of activations so far; ``None`` where they are not stored narrow.
         skipped_steps: so far.
@@ -41,7 +39,6 @@ class Watched:
     format: FixedPointFormat | None = None
     keep_float: Sequence[str] = ()
     kept_in_float: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
     traffic: Mapping[str, float] = field(default_factory=dict)
     kept: KeptBytes | None = None
     skipped_steps: int = 0
@@ -76,7 +73,7 @@ def watched(trainer: Trainer) -> Watched:
     plugin, module, optimizers = trainer.precision_plugin, trainer.lightning_module, trainer.optimizers
     if isinstance(plugin, FixedPointPrecision):
         return Watched(
-            module, optimizers, plugin.format, plugin.keep_float, plugin.kept_in_float, plugin.terms(),
+            module, optimizers, plugin.format, plugin.keep_float, plugin.kept_in_float,
             {} if plugin.wire is None else plugin.wire.report(),
             None if plugin.inside is None or plugin.inside.kept is None else plugin.inside.kept.bytes,
             plugin.skipped_steps, plugin.ramping is not None,
@@ -85,7 +82,7 @@ def watched(trainer: Trainer) -> Watched:
         adopted = plugin.adopted
         return Watched(
             module if adopted.stage == 0 else nn.ParameterDict({each.label: each for each in adopted.partitions}),
-            [adopted.optimizer], plugin.format, settings=plugin.state_dict(),
+            [adopted.optimizer], plugin.format,
             traffic={} if adopted.wire is None else adopted.wire.report(), skipped_steps=plugin.skipped_steps,
             adopted=adopted,
         )  # fmt: skip

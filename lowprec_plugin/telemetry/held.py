@@ -42,15 +42,15 @@ class Held(NamedTuple):
     bf16_mixed: Kinds
 
 
-def held(report: MemoryReport, gradients: MemoryReport, kept: KeptBytes | None = None) -> Held:
+def held(report: MemoryReport, gradients: tuple[int, int], kept: KeptBytes | None = None) -> Held:
     """What is held of each kind.
 
     Args:
         report: of weights and state, after a step.
-        gradients: of the gradients, while they existed.
+        gradients: bytes of gradients while there were some, and what they would take in float32.
         kept: activations kept in codes for one backward pass, with those left in float beside them; or ``None``.
     """
     kept = kept or KeptBytes()
-    ours = Kinds(report.weights, report.state, gradients.gradients, kept.stored + kept.left)
-    floats = (report.float32_weights, report.float32_state, gradients.float32_gradients)
+    ours = Kinds(report.weights, report.state, gradients[0], kept.stored + kept.left)
+    floats = (report.float32_weights, report.float32_state, gradients[1])
     return Held(ours, Kinds(*floats, 4 * kept.elements + kept.left), Kinds(*floats, 2 * kept.elements + kept.left))

@@ -23,7 +23,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> Held:
     module(batch(module)).square().mean().backward()
     optimizer.step()
     report = memory.report(module, optimizer)
-    return held(report, report)
+    return held(report, memory.gradients(module))
 
 
 @pytest.mark.parametrize("bits", [(16, None), (12, 8)], ids=str)
@@ -82,7 +82,7 @@ def test_several_optimizers_and_loose_parameters() -> None:
     one.step()
     other.step()
     report = memory.report(module, [one, other])
-    assert predicted(module, [one, other], FixedPointFormat(16)) == held(report, report).ours.total
+    assert predicted(module, [one, other], FixedPointFormat(16)) == held(report, memory.gradients(module)).ours.total
 
 
 def test_activations_count_as_they_are_stored() -> None:
@@ -90,7 +90,7 @@ def test_activations_count_as_they_are_stored() -> None:
     report = memory.report(module)
     with keep_activations(module, 8) as kept:
         module(batch(module)).sum()
-    found = held(report, report, kept.bytes)
+    found = held(report, memory.gradients(module), kept.bytes)
     assert kept.bytes.as_float == 4 * kept.bytes.elements > 0
     assert kept.bytes.left > 0
     assert found.ours.activations == kept.bytes.stored + kept.bytes.left
