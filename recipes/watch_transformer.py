@@ -3,7 +3,7 @@
     python recipes/watch_transformer.py --steps 300 --word_length 16 --state_word_length 8
     wandb sync watched/wandb/offline-run-*      # when you want to look at it in a browser
 
-It prints the last figures, and the layers with most noise.
+It prints the last figures, and the layers with most noise over all counted steps.
 """
 
 import argparse
@@ -62,11 +62,12 @@ def main():
     parser.add_argument("--word_length", type=int, default=16)
     parser.add_argument("--state_word_length", type=int)
     parser.add_argument("--rounding", choices=("stochastic", "nearest"), default="stochastic")
+    parser.add_argument("--every", type=int, default=50, help="steps between two looks")
     parser.add_argument("--folder", default="watched")
     given = parser.parse_args()
     stored = {name: getattr(given, name) for name in ("word_length", "state_word_length", "rounding")}
     logger = WandbLogger(project="lowprec", save_dir=given.folder, offline=True)
-    trainer, monitor = watch(given.steps, logger, **stored)
+    trainer, monitor = watch(given.steps, logger, given.every, **stored)
     for name, value in trainer.callback_metrics.items():
         print(f"{name:28} {float(value):.6g}")
     for layer in sorted(monitor.layers(), key=lambda layer: layer.noise_to_update or 0.0)[-5:]:

@@ -66,6 +66,11 @@ class FixedPointMonitor(Callback):
             self._rows = layers(self._run.module, self._run.optimizers, self._counts)
         return self._rows
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a fit before this one; what a checkpoint says comes after."""
+        if stage == "fit":
+            self._counts, self._rows, self._scalars, self._said = {}, [], {}, set()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to look.
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
-from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, memory
+from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, WordLengthRamp, memory
 from lowprec_plugin.monitoring.figures import GIB
 from tests.plugin import users
 
@@ -212,6 +212,15 @@ def test_counts_go_on_after_a_checkpoint(tmp_path: Path) -> None:
     assert fresh.layers() != through.layers()
 
 
+def test_another_fit_counts_anew() -> None:
+    monitor = FixedPointMonitor(1)
+    fit(users.Regressor(), FixedPointPrecision(12), monitor)
+    once = monitor.layers()
+    fit(users.Regressor(), FixedPointPrecision(8), monitor, max_epochs=1)
+    fit(users.Regressor(), FixedPointPrecision(12), monitor)
+    assert monitor.layers() == once
+
+
 @pytest.mark.parametrize(("interval", "said"), [(0, "is less than 1"), (2.5, "is not an integer")])
 def test_an_interval_is_at_least_one_step(interval: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -260,3 +269,10 @@ def test_what_should_worry_somebody_is_said_once(plugin: Any, lr: float, said: s
     with pytest.warns(UserWarning, match=said) as found:
         fit(module, plugin, FixedPointMonitor(1), max_epochs=4)
     assert len([each for each in found if "net." in str(each.message)]) == 1
+
+
+def test_a_ramp_sees_to_lost_updates_itself() -> None:
+    module = users.Regressor(lambda params: torch.optim.AdamW(params, 1e-4))
+    plugin = FixedPointPrecision(6, ramp=WordLengthRamp(ladder=(6, 16)))
+    lines = [line for _, line in fit(module, plugin, FixedPointMonitor(1), max_epochs=4).ours]  # a warning would fail
+    assert min(line["noise_to_update"] for line in lines) > 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,11 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import wandb as lightning_wandb
+from lightning_utilities.core.imports import RequirementCache
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision
+from lowprec_plugin.monitoring import panels
 from tests.monitoring.wandb_file import WandbRun, read
 from tests.plugin import users
 
@@ -151,6 +156,7 @@ def layers(run: WandbRun, folder: Path, monitor: FixedPointMonitor) -> None:
 def test_the_configuration_says_what_is_stored_how(home: Counting, tmp_path: Path) -> None:
     fit(WandbLogger(save_dir=tmp_path), plugin=FixedPointPrecision(12, keep_float="net.2.*", seed=3))
     said = finished(tmp_path).config["lowprec"]
+    assert said["precision"] == "32-true"
     assert said["weights"] == "fixed12"
     assert said["seed"] == 3
     assert said["kept_in_float"] == dict.fromkeys(["net.2.weight", "net.2.bias"], "keep_float='net.2.*'")
@@ -173,3 +179,18 @@ def test_without_layers_there_are_scalars_alone(home: Counting, tmp_path: Path) 
     assert not any("by_layer" in name or "exponents/" in name for line in run.history for name in line)
     assert not list(tmp_path.rglob("*.table.json"))
     assert len(monitor.layers()) == 4
+
+
+def test_a_float_run_is_recorded_as_such(home: Counting, tmp_path: Path) -> None:
+    fit(WandbLogger(save_dir=tmp_path))
+    run = finished(tmp_path)
+    assert [row["weights"] for row in run.config["lowprec"]["table"]] == ["float32"]
+    assert run.summary["memory saved"].startswith("0 GiB of ")
+
+
+def test_without_wandb_the_monitor_works_and_its_logger_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # whatever imports it fails
+    importlib.reload(panels)
+    monkeypatch.setattr(lightning_wandb, "_WANDB_AVAILABLE", RequirementCache("wandb>=99999"))
+    with pytest.raises(ModuleNotFoundError, match="pip install -U 'wandb"):
+        WandbLogger()
