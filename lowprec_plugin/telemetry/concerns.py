@@ -67,13 +67,12 @@ def _of_one(name: str, part: FixedPointTensor, counts: UpdateCounts, still: floa
     """What might be wrong, each with how many times its limit it is."""
     format, saturated, noise = part.format, counts.saturated_share, counts.noise_to_update
     more = f"more than {format.word_length} bits"
-    found = []
-    if not format.dynamic:  # a dynamic format's range follows the numbers
-        said = (
-            f"{saturated:.1%} of the numbers of {name} are out of the range of {format}, and are clipped: use a "
-            "smaller fraction_length, or fraction_length=None, whose range follows the numbers"
-        )
-        found.append((saturated / SATURATED, Concern("saturated", name, said)))
+    said = (
+        f"{saturated:.1%} of the numbers of {name} ({format}) and its state are out of their formats' range, and are "
+        "clipped: use a smaller fraction_length (of state state_fraction_length), or none, so that the range follows "
+        "the numbers"
+    )
+    found = [(saturated / SATURATED, Concern("saturated", name, said))]
     if _size(counts) < still:
         return found
     if part.rounding == "nearest":

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.quantize import kept_of
+from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plan.amounts import Storage, on_one, under_fsdp2
 from lowprec_plugin.plan.inventory import Inventory, Parameter
@@ -66,28 +67,30 @@ def _storages(
     loose = set(params)
     found = []
     for optimizer in optimizers:
-        own_class, bits = type(optimizer), None
+        own_class, settings = type(optimizer), StepSettings()
         if isinstance(optimizer, FixedPointStep):
-            own_class, bits = optimizer.float_class, optimizer.fixed_point.state_word_length
+            own_class, settings = optimizer.float_class, optimizer.fixed_point
         for group in optimizer.param_groups:
             update, _ = fused_update(own_class, group)
             if update is None:
                 return None
             own = {names[id(param)] for param in group["params"] if id(param) in names}
-            found.append((_storage(format, bits, update.algorithm(group), [params[name] for name in own]), own))
+            found.append((_storage(format, settings, update.algorithm(group), [params[name] for name in own]), own))
             loose -= own
     if loose:  # weights that no optimizer has
-        found.append((_storage(format, None, Algorithm.SGD, [params[name] for name in loose]), loose))
+        found.append((_storage(format, StepSettings(), Algorithm.SGD, [params[name] for name in loose]), loose))
     return found
 
 
 def _storage(
-    format: FixedPointFormat | None, state_word_length: int | None, algorithm: Algorithm, params: Sequence[Tensor]
+    format: FixedPointFormat | None, settings: StepSettings, algorithm: Algorithm, params: Sequence[Tensor]
 ) -> Storage:
     if format is None:
         return float32(algorithm)
     itemsize = max((param.dtype.itemsize for param in params), default=4)
-    return fixed_point(format, state_word_length, algorithm, itemsize, None, False)
+    return fixed_point(
+        format, settings.state_word_length, algorithm, itemsize, None, False, settings.state_fraction_length
+    )  # fmt: skip
 
 
 def _place(param: Tensor) -> tuple[int, int] | None:

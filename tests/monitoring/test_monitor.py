@@ -262,7 +262,11 @@ def test_of_a_healthy_run_nothing_is_said(make: Any, data: Any, options: Any) ->
 @pytest.mark.parametrize(
     ("plugin", "lr", "said"),
     [
-        (FixedPointPrecision(8, fraction_length=8), 1e-1, r"numbers of net\..* are out of the range of <0,8>"),
+        (
+            FixedPointPrecision(8, fraction_length=8),
+            1e-1,
+            r"numbers of net\..* \(<0,8>\) and its state are out of their formats. range",
+        ),
         (FixedPointPrecision(8, rounding="nearest"), 1e-4, 'rounding to nearest .* use rounding="stochastic"'),
         (FixedPointPrecision(6), 1e-4, r"rounding net\..* to fixed6 adds noise .* a ramp"),
     ],

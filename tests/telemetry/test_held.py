@@ -46,6 +46,14 @@ def test_predicted_float32_and_bf16_are_the_plans(model: str, optimizer: Any, bi
         assert tuple(kinds) == pytest.approx((amounts.weights, amounts.state, amounts.gradients, 0), abs=scalars)
 
 
+def test_state_with_one_radix_point_is_predicted() -> None:
+    module = Odd()
+    optim.quantize_(module, "<4,12>")
+    optimizer = optim.SGD(module.parameters(), lr=0.1, momentum=0.9, state_word_length=16, state_fraction_length=14)
+    found = step(module, optimizer)
+    assert found.ours.total == predicted(module, [optimizer], FixedPointFormat(16, 12))
+
+
 def test_a_run_in_float32_saves_nothing() -> None:
     module = Odd()
     optimizer = torch.optim.AdamW(module.parameters())
