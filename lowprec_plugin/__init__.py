@@ -7,7 +7,8 @@
 
     trainer = Trainer(plugins=FixedPointPrecision())
 
-Lightning is imported when :class:`FixedPointPrecision` is first asked for: who uses plain PyTorch need not wait for it.
+Lightning is imported when :class:`FixedPointPrecision` or :class:`FixedPointMonitor` is first asked for: who uses plain
+PyTorch need not wait for it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,12 @@ from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from lowprec_plugin.monitoring import FixedPointMonitor
     from lowprec_plugin.plugin import FixedPointPrecision
 
 __all__ = [
-    "Emulation", "FixedPointFormat", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp", "__version__", "comm",
-    "emulate", "keep_activations", "memory", "optim",
+    "Emulation", "FixedPointFormat", "FixedPointMonitor", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp",
+    "__version__", "comm", "emulate", "keep_activations", "memory", "optim",
 ]  # fmt: skip
 
 
@@ -34,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from lowprec_plugin.plugin import FixedPointPrecision
 
         return FixedPointPrecision
+    if name == "FixedPointMonitor":
+        from lowprec_plugin.monitoring import FixedPointMonitor
+
+        return FixedPointMonitor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -57,11 +57,12 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()
 def _kinds(params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     kinds: dict[str, list[Tensor]] = {}
     for param in params:
-        kinds.setdefault(_storage(param), []).append(param)
+        kinds.setdefault(storage_of(param), []).append(param)
     return kinds
 
 
-def _storage(tensor: Tensor) -> str:
+def storage_of(tensor: Tensor) -> str:
+    """The format of ``tensor`` as text; of a float its dtype."""
     part = fixed_part(tensor)
     return _dtype(tensor) if part is None else str(part.format)
 
@@ -85,7 +86,7 @@ def group_row(
     elements = sum(part.numel() for part in parts)
     nbytes = sum(part.nbytes for part in parts)
     first = params[0]
-    row = Row(group_name, _storage(first), "-", elements, nbytes, 4 * elements, "none")
+    row = Row(group_name, storage_of(first), "-", elements, nbytes, 4 * elements, "none")
     if optimizer is None:
         return row
     if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):

@@ -30,11 +30,13 @@ class KeptBytes:
     """What has been kept for backward passes so far.
 
     Attributes:
-        stored: bytes of codes and exponents, each tensor once however many operations keep it.
+        elements: numbers kept in codes, each tensor once however many operations keep it.
+        stored: bytes of their codes and exponents.
         as_float: what the same tensors take as they were.
         left: bytes of activations that were left in float: small ones and statistics.
     """
 
+    elements: int = 0
     stored: int = 0
     as_float: int = 0
     left: int = 0
@@ -176,6 +178,7 @@ class _Packing(saved_tensors_hooks):
             return None
         key = kept.key(self._running.next_place(), self._step)
         blocks, _ = ops.quantize(row, kept.format, rounding=kept.rounding, key=key)
+        kept.bytes.elements += tensor.numel()
         kept.bytes.stored += blocks.nbytes
         kept.bytes.as_float += tensor.nbytes
         return blocks

@@ -66,11 +66,17 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
         elements=sum(param.numel() for param in params),
         weights=_bytes(params),
         state=_bytes(state),
-        gradients=_bytes(local_part(param.grad) for param in module.parameters() if param.grad is not None),
+        gradients=gradients(module)[0],
         buffers=_bytes(module.buffers()),
         float32_weights=4 * sum(param.numel() for param in params),
         float32_state=4 * sum(tensor.numel() for tensor in state),
     )
+
+
+def gradients(module: nn.Module) -> tuple[int, int]:
+    """Bytes of the gradients that ``module`` has now, on this rank if they are sharded; and in float32."""
+    found = [local_part(param.grad) for param in module.parameters() if param.grad is not None]
+    return _bytes(found), 4 * sum(tensor.numel() for tensor in found)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

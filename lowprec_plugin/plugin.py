@@ -126,9 +126,9 @@ class FixedPointPrecision(Precision):
         self._inside_settings = (emulation, activation_word_length)
         #: Emulation and kept activations at work, with what they counted; ``None`` without either.
         self.inside = self._make_inside(0, 0)
+        self.kept_in_float: dict[str, str] = {}  #: parameters that were left in float, and why
         self._network: nn.Module | None = None
         self._device_type = "cpu"
-        self._kept: dict[str, str] = {}
         self._optimizers: list[FixedPointStep] = []
         self._said_traffic = False
         self._aftermath = Aftermath()
@@ -151,7 +151,7 @@ class FixedPointPrecision(Precision):
         check_strategy(module, deepspeed=False)
         if self.ramping is not None:
             self.format = self.ramping.format_to_resume(module, self.format)
-        self._kept = quantize_(
+        self.kept_in_float = quantize_(
             module,
             self.format,
             rounding=self.rounding,
@@ -175,7 +175,7 @@ class FixedPointPrecision(Precision):
         fitting = not isinstance(inner, LightningModule) or inner.trainer.state.fn == TrainerFn.FITTING
         between_processes = fitting and dist.is_initialized() and dist.get_world_size() > 1
         if between_processes:  # first of all: what only one rank refuses, the others would wait for
-            shake_hands(self._terms(), None)
+            shake_hands(self.terms(), None)
         if fitting and self.ramping is not None:
             self.ramping.begin(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
@@ -193,10 +193,10 @@ class FixedPointPrecision(Precision):
             self.inside = self._make_inside(dist.get_rank() if dist.is_initialized() else 0, self.inside.step)
         inside = "" if self.inside is None else f"\n{self.inside}"
         shard = ", of shards those of the first rank" if isinstance(self.wire, FSDPState) else ""
-        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self._kept, said)}{inside}")
+        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self.kept_in_float, said)}{inside}")
         return model, optimizers, lr_schedulers
 
-    def _terms(self) -> dict[str, Any]:
+    def terms(self) -> dict[str, Any]:
         """What every rank's plugin must have alike, by name."""
         return {
             "package version": __version__, "seed": self.seed, "weights": str(self.format),

@@ -9,9 +9,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
 from lowprec_plugin.bench import run_allreduce, run_bench, run_emulation
+from lowprec_plugin.cli.plan import run_plan
 from lowprec_plugin.export import run_cost, run_export
 from lowprec_plugin.inspection import run_inspect
-from lowprec_plugin.plan import run_plan
 from lowprec_plugin.poc import run_poc
 from lowprec_plugin.tune import tune
 from lowprec_plugin.version import __version__

@@ -34,12 +34,21 @@ class ZeroWire:
         self.word_length, self.rounding, self.seed = word_length, rounding, seed
         self._inside = inside
         self._exchange = Exchange(word_length, rounding, inside.group, mean=False)
-        self._step, self._bucket = -1, 0
+        self._step, self._bucket, self._steps = -1, 0, 0
 
     @property
     def traffic(self) -> Traffic:
         """What this process has sent so far, and what float32 would have."""
         return self._exchange.traffic
+
+    def report(self) -> dict[str, float]:
+        """What this process sends per step, in bytes, what float32 would, and in how many steps. Gradients alone."""
+        steps = max(1, self._steps)
+        return {
+            "bytes_sent_per_step": self.traffic.bytes_sent / steps,
+            "float32_bytes_per_step": self.traffic.float32_bytes / steps,
+            "steps": self._steps,
+        }
 
     def __str__(self) -> str:
         kind = "reduce-scatter" if self._inside.stage == 3 else "all-reduce"
@@ -55,7 +64,7 @@ class ZeroWire:
     def _next(self) -> tuple[str, int]:
         """The name of this bucket, and the step."""
         step = int(self._inside.engine.global_steps)
-        self._bucket = self._bucket + 1 if step == self._step else 0
+        self._bucket, self._steps = (self._bucket + 1, self._steps) if step == self._step else (0, self._steps + 1)
         self._step = step
         return f"ZeRO bucket {self._bucket}", step
 

@@ -87,6 +87,11 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         self._module: Any = None
         self._engine: Any = None
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that the engine skipped for a NaN or infinite gradient."""
+        return 0 if self._engine is None else int(self._engine.skipped_steps)
+
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Cast ``module`` to the compute dtype, in place.
 

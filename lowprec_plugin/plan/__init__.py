@@ -1,7 +1,6 @@
 """What a training run will hold and send, in bytes per GPU, before anything is bought or run."""
 
 from lowprec_plugin.plan.amounts import Amounts
-from lowprec_plugin.plan.command import run_plan
 from lowprec_plugin.plan.planning import Plan, plan
 
-__all__ = ["Amounts", "Plan", "plan", "run_plan"]
+__all__ = ["Amounts", "Plan", "plan"]

@@ -31,6 +31,7 @@ def fixed_point(
     itemsize: int,
     word_length: int | None,
     feedback: bool,
+    state_fraction_length: int | None = None,
 ) -> Storage:
     """This package's.
 
@@ -39,7 +40,7 @@ def fixed_point(
         itemsize: bytes of a number of the compute dtype.
         word_length: bits of a gradient between GPUs; ``None``: it travels as a float.
     """
-    formats = [format_of_state(format, state_word_length, name) for name in STATES[algorithm]]
+    formats = [format_of_state(format, state_word_length, name, state_fraction_length) for name in STATES[algorithm]]
 
     def kept_itemsize(param: Parameter) -> int:
         # The plugin casts what is kept in float only where it computes in another dtype than float32.

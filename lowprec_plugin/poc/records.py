@@ -12,34 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowprec_plugin.files import whole_text
+from lowprec_plugin.telemetry import Layer
 
 Status = Literal["finished", "diverged", "failed"]
 #: Of the layout of ``run.json``.
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One parameter, at the end of a run.
-
-    Attributes:
-        name: in the module.
-        elements: numbers in it, on this process.
-        weights, state: formats, as text; a dtype where it is kept in float.
-        nbytes: weights and state held.
-        saturated, lost, unchanged: shares over all counted steps; ``None`` where nothing was counted.
-        noise_to_update: of the counted steps; ``None`` likewise.
-    """
-
-    name: str
-    elements: int
-    weights: str
-    state: str
-    nbytes: int
-    saturated: float | None = None
-    lost: float | None = None
-    unchanged: float | None = None
-    noise_to_update: float | None = None
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,13 @@ def _fit(rank: int, plugin: Any, stage: int = 2, *, epochs: int, poison: bool = 
     seed_everything(0)
     x = torch.randn(64, engines.FEATURES)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.sin(x[:, :5] * 2)), batch_size=8)
-    folder = given.pop("folder", None)
+    folder, callbacks = given.pop("folder", None), given.pop("callbacks", [])
+    if folder:
+        callbacks = [*callbacks, ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)]
     trainer = Trainer(
-        accelerator="cpu", devices=2, max_epochs=epochs, logger=False, enable_progress_bar=False, plugins=plugin,
-        enable_model_summary=False, enable_checkpointing=folder is not None, strategy=OnCPU(stage=stage),
-        default_root_dir=given.pop("root", None),
-        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)] if folder else [],
+        accelerator="cpu", devices=2, max_epochs=epochs, logger=given.pop("logger", False), plugins=plugin,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=folder is not None,
+        strategy=OnCPU(stage=stage), default_root_dir=given.pop("root", None), callbacks=callbacks,
     )  # fmt: skip
     trainer.fit(User(), data, **given)
     return trainer
@@ -172,3 +173,40 @@ def test_the_shipped_yaml() -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode != 0
+
+
+def _monitored(rank: int, stage: int) -> dict[str, Any]:
+    from lowprec_plugin import FixedPointMonitor
+    from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
+    from tests.monitoring.test_monitor import Recorder
+
+    plugin, monitor = FixedPointDeepSpeedPrecision(state_word_length=8), FixedPointMonitor(3)
+    trainer = _fit(rank, plugin, stage, epochs=1, callbacks=[monitor], logger=Recorder())
+    adopted = plugin.adopted
+    assert adopted is not None
+    state = [value for held in adopted.optimizer.state.values() for value in held.values()]
+    return {
+        "weights": sum(partition.nbytes for partition in adopted.partitions) + adopted.rows[-1].nbytes,
+        "state": sum(tensor.nbytes for tensor in state), "rows": monitor.layers(),
+        "elements": sum(partition.numel() for partition in adopted.partitions),
+        "metrics": {name.removeprefix("lowprec/"): value.item() for name, value in trainer.callback_metrics.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_monitored(stage: int) -> None:
+    found = ranks.run(2, _monitored, stage, over=True)
+    metrics = found[0]["metrics"]
+    assert metrics == found[1]["metrics"]
+    for name in ("weights", "state"):
+        assert metrics[f"{name}_gib"] * 2**30 == pytest.approx(max(each[name] for each in found), rel=1e-6)
+    assert metrics["held_gib"] == pytest.approx(metrics["weights_gib"] + metrics["state_gib"])
+    assert not {"gradients_gib", "predicted_gib"} & set(metrics)  # the engine keeps its gradients to itself
+    assert metrics["saved_fraction"] > 0.4
+    assert metrics["kept_in_float"] == 0
+    assert metrics["noise_to_update"] > 0
+    assert metrics["float32_sent_mib"] > 1.5 * metrics["sent_mib"] > 0
+    for each in found:
+        assert [row.name for row in each["rows"]] == ["ZeRO partition 0"]
+        assert each["rows"][0].elements == each["elements"]
+        assert each["rows"][0].state == "fixed8, fixed8^2"

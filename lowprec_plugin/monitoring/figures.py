@@ -1,0 +1,138 @@
+"""The figures of all processes at one step, under the names by which they are logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowprec_plugin.counts import UpdateCounts, total
+from lowprec_plugin.kept import KeptBytes
+from lowprec_plugin.memory import report
+from lowprec_plugin.monitoring.watched import Watched
+from lowprec_plugin.sharding import fixed_part, local_part
+from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
+
+PREFIX = "lowprec/"
+GIB, MIB = 2**30, 2**20
+HELD = ("weights", "state", "gradients", "activations", "held", "float32", "bf16_mixed", "predicted")
+#: Exponents that a block may have.
+BINS = 256
+#: What is not logged: less than anything that is.
+NOTHING = -math.inf
+
+
+class Captured(NamedTuple):
+    """What there was before the optimizers' steps.
+
+    Attributes:
+        gradients: bytes of gradients when they took most, and what float32 would.
+        kept: activations kept for the backward pass; ``None`` where they are not stored narrow.
+        peak: bytes of device or resident memory; ``None`` where nobody knows.
+    """
+
+    gradients: tuple[int, int]
+    kept: KeptBytes | None
+    peak: int | None
+
+
+class Figures(NamedTuple):
+    """Of one step, the same on every process.
+
+    Attributes:
+        scalars: by the names under which they are logged.
+        counts: of each parameter's update, by name, summed over the processes; those that were not counted are left
+            out.
+        exponents: as :func:`lowprec_plugin.telemetry.block_exponents` gives them, summed over the processes.
+    """
+
+    scalars: dict[str, float]
+    counts: dict[str, UpdateCounts]
+    exponents: Tensor
+
+
+def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
+    """The figures of this step. Called by all processes alike.
+
+    Bytes are those of the process that has most, and counts are summed over the processes.
+
+    Args:
+        device: where processes exchange numbers.
+    """
+    most = _most(run, captured)
+    largest = dict(zip(most, _over_processes(list(most.values()), dist.ReduceOp.MAX, device), strict=True))
+    names = [name for name, _ in run.module.named_parameters()]
+    own = counts_by_name(run.module, run.fixed)
+    counted = [number for name in names for number in own.get(name, UpdateCounts())]
+    sums = _over_processes(
+        [*_elements(run), *block_exponents(run.module).tolist(), *counted], dist.ReduceOp.SUM, device
+    )  # fmt: skip
+    elements, in_float = sums[:2]
+    exponents = torch.tensor(sums[2 : 2 + BINS], dtype=torch.int64)
+    rows = torch.tensor(sums[2 + BINS :], dtype=torch.float64).view(len(names), -1).tolist()
+    counts = {name: UpdateCounts(*map(int, row[:5]), *row[5:]) for name, row in zip(names, rows, strict=True) if row[0]}
+    scalars = _scalars(largest, in_float / max(1.0, elements), total(list(counts.values())), exponents)
+    return Figures(scalars, counts, exponents)
+
+
+def _most(run: Watched, captured: Captured) -> dict[str, float]:
+    """Of this process, what the process with most is logged for; minus infinity where there is nothing to log."""
+    now, beside = report(run.module, run.optimizers), run.beside
+    kinds = held(now, captured.gradients, captured.kept)
+    more = (0, 0, 0) if beside is None else (beside.nbytes, beside.float32_nbytes, 2 * beside.elements)
+    words = [part.format.word_length for param in run.module.parameters() if (part := fixed_part(param)) is not None]
+    traffic = run.traffic
+    return {
+        "weights": kinds.ours.weights + more[0], "state": kinds.ours.state,
+        "gradients": NOTHING if beside is not None else kinds.ours.gradients,
+        "activations": NOTHING if captured.kept is None else kinds.ours.activations,
+        "held": kinds.ours.total + more[0], "float32": kinds.float32.total + more[1],
+        "bf16_mixed": kinds.bf16_mixed.total + more[2], "predicted": _or_nothing(run.planned),
+        "peak": _or_nothing(captured.peak),
+        "sent": _sum(traffic, "bytes_sent_per_step", "weight_bytes_sent_per_step"),
+        "float32_sent": _sum(traffic, "float32_bytes_per_step", "float32_weight_bytes_per_step"),
+        "word_length": max(words, default=NOTHING), "skipped_steps": run.skipped_steps,
+    }  # fmt: skip
+
+
+def _or_nothing(number: float | None) -> float:
+    return NOTHING if number is None else number
+
+
+def _sum(traffic: Mapping[str, float], *names: str) -> float:
+    return sum(traffic.get(name, 0.0) for name in names) if traffic else NOTHING
+
+
+def _elements(run: Watched) -> tuple[int, int]:
+    """All numbers in parameters, and those kept in float."""
+    params = list(run.module.parameters())
+    in_float = [param for param in params if fixed_part(param) is None]
+    return sum(local_part(param).numel() for param in params), sum(local_part(param).numel() for param in in_float)
+
+
+def _over_processes(numbers: list[float], op: Any, device: torch.device) -> list[float]:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return numbers
+    reduced = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(reduced, op)
+    return reduced.tolist()
+
+
+def _scalars(most: Mapping[str, float], in_float: float, counts: UpdateCounts, exponents: Tensor) -> dict[str, float]:
+    found = {f"{name}_gib": most[name] / GIB for name in HELD}
+    found["saved_fraction"] = 1 - most["held"] / max(1.0, most["float32"])
+    found["peak_gib"] = most["peak"] / GIB
+    found |= {f"{name}_mib": most[name] / MIB for name in ("sent", "float32_sent")}
+    found |= {"word_length": most["word_length"], "kept_in_float": in_float}
+    if counts.elements:
+        found |= {
+            "saturated": counts.saturated_share, "lost": counts.lost_share, "unchanged": counts.unchanged_share,
+            "noise_to_update": counts.noise_to_update,
+        }  # fmt: skip
+    spread = exponent_spread(exponents)
+    found |= {"exponent_spread": _or_nothing(spread), "skipped_steps": most["skipped_steps"]}
+    return {f"{PREFIX}{name}": float(value) for name, value in found.items() if value != NOTHING}

@@ -1,0 +1,168 @@
+"""The callback."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lowprec_plugin import memory
+from lowprec_plugin.counts import UpdateCounts, total
+from lowprec_plugin.formats import check_integer
+from lowprec_plugin.kept import KeptBytes
+from lowprec_plugin.monitoring import panels
+from lowprec_plugin.monitoring.figures import Captured, figures
+from lowprec_plugin.monitoring.watched import Watched, watched
+from lowprec_plugin.telemetry import Layer, concerns, layers, peak_bytes
+
+
+class FixedPointMonitor(Callback):
+    """Logs what a run holds, sends and loses to rounding: scalars under ``lowprec/`` in every logger.
+
+    ::
+
+        Trainer(plugins=FixedPointPrecision(), callbacks=[FixedPointMonitor()], logger=WandbLogger(project="mine"))
+
+    Bytes held by weights, optimizer state and gradients, what float32 and bf16 mixed precision would hold of the same,
+    what was planned, peak memory, bytes sent, and how much of the updates was clipped or lost: docs/monitor.md explains
+    each figure. A run without a fixed-point plugin may be watched too, to be compared with. Something that should worry
+    you is said once, in a warning.
+
+    Args:
+        every_n_steps: steps between two looks, the first of which is at the first step. A look takes part of a step:
+            at the default less than a hundredth of the time.
+        layers: also log histograms over blocks and layers, and one table of all layers at the end of a fit, where the
+            logger can (``WandbLogger``, ``TensorBoardLogger``).
+
+    Raises:
+        ValueError: for an interval of less than one step.
+        MisconfigurationException: at the start of a fit, if the Trainer has no logger.
+    """
+
+    def __init__(self, every_n_steps: int = 50, layers: bool = False) -> None:
+        check_integer(every_n_steps, "every_n_steps")
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} is less than 1: give the steps between two looks")
+        self.every_n_steps = every_n_steps
+        self._per_layer = layers
+        self._counts: dict[str, UpdateCounts] = {}
+        self._run: Watched | None = None  # while it trains
+        self._rows: list[Layer] = []
+        self._scalars: dict[str, float] = {}  # of the last look
+        self._next = 0
+        self._begun = False
+        self._captured: Captured | None = None
+        self._kept_before: KeptBytes | None = None
+        self._feared: set[tuple[str, str]] = set()  # what the look before this one found amiss
+        self._said: set[str] = set()
+
+    def layers(self) -> list[Layer]:
+        """A row per parameter: how it is stored, or was when the fit ended, and the shares over all counted steps."""
+        if self._run is not None:
+            self._rows = layers(self._run.module, self._run.optimizers, self._counts)
+        return self._rows
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a fit before this one; what a checkpoint says comes after."""
+        if stage == "fit":
+            self._counts, self._rows, self._scalars, self._said = {}, [], {}, set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to look.
+
+        Raises:
+            MisconfigurationException: if the Trainer has no logger.
+        """
+        if not trainer.loggers:
+            raise MisconfigurationException(
+                f"Cannot use `{type(self).__name__}` callback with `Trainer` that has no logger."
+            )
+        self._next, self._captured, self._feared, self._begun = _step(trainer), None, set(), False
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Note what has been kept of activations, to tell what this step keeps."""
+        if _step(trainer) >= self._next:
+            self._kept_before = copy.copy(watched(trainer).kept)
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        """Look at the gradients while there are some, and have the step counted."""
+        if _step(trainer) < self._next:
+            return
+        run = watched(trainer)
+        if not self._begun:
+            self._begun = True
+            panels.begin(trainer.loggers, run, trainer.precision_plugin)
+        gradients, peak = memory.gradients(run.module), peak_bytes(trainer.strategy.root_device)
+        if self._captured is None:
+            for optimizer in run.fixed:
+                optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
+        else:  # of another optimizer in the same batch
+            gradients = max(gradients, self._captured.gradients)
+        self._captured = Captured(gradients, _since(self._kept_before, run.kept), peak)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Log the step, if it was one to look at."""
+        if self._captured is None:
+            return
+        run, step = watched(trainer), _step(trainer)
+        found = figures(run, self._captured, trainer.strategy.root_device)
+        for optimizer in run.fixed:
+            optimizer.fixed_point.counting = False
+        self._captured, self._next = None, (step // self.every_n_steps + 1) * self.every_n_steps
+        for name, counts in found.counts.items():
+            self._counts[name] = total([self._counts.get(name, UpdateCounts()), counts])
+        self._run = run
+        device = trainer.strategy.root_device
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in found.scalars.items()}
+        )
+        for logger in trainer.loggers:
+            logger.log_metrics(found.scalars, step=step)
+        if self._per_layer:
+            panels.histograms(trainer.loggers, found, step)
+        self._scalars = found.scalars
+        self._warn(run)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was saved."""
+        rows = self.layers()
+        self._run = None
+        if self._scalars:
+            panels.end(trainer.loggers, self._scalars, rows if self._per_layer else None, _step(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remember the layers as they are."""
+        self.layers()
+        self._run = None
+
+    def _warn(self, run: Watched) -> None:
+        """Say once what is amiss at two looks in a row, for a first step is like no other. A ramp sees to its own."""
+        feared = [each for each in concerns(run.module, self._counts) if each.cause == "saturated" or not run.ramping]
+        for concern in feared:
+            if (concern.cause, concern.layer) in self._feared and concern.cause not in self._said:
+                self._said.add(concern.cause)
+                rank_zero_warn(concern.said)
+        self._feared = {(concern.cause, concern.layer) for concern in feared}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted so far."""
+        return {"counts": {name: tuple(counts) for name, counts in self._counts.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._counts = {name: UpdateCounts(*counts) for name, counts in state_dict["counts"].items()}
+
+
+def _step(trainer: Trainer) -> int:
+    """Where ``LearningRateMonitor`` and ``self.log`` put what they log in this step."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _since(before: KeptBytes | None, now: KeptBytes | None) -> KeptBytes | None:
+    if before is None or now is None:
+        return None
+    return KeptBytes(*(getattr(now, name) - getattr(before, name) for name in vars(now)))

@@ -1,0 +1,89 @@
+"""What of a Trainer there is to look at, whichever plugin it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from lowprec_plugin.deepspeed import AdoptedEngine, FixedPointDeepSpeedPrecision
+from lowprec_plugin.describe import Row, describe
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.kept import KeptBytes
+from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.plugin import FixedPointPrecision
+from lowprec_plugin.telemetry import predicted
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One process's part in a run.
+
+    Attributes:
+        module: whose parameters are what is stored: under ZeRO the partitions of the master weights.
+        optimizers: of these.
+        format, keep_float: as the plugin was told to store the weights; without one ``None``.
+        kept_in_float: parameters that were left in float, and why.
+        traffic: what its wire reports; empty where gradients do not travel in fixed-point.
+        kept: what has been kept of activations so far; ``None`` where they are not stored narrow.
+        skipped_steps: so far.
+        ramping: whether words are widened when updates are lost.
+        adopted: ZeRO's engine, which holds a copy of the weights beside; ``None`` without ZeRO.
+    """
+
+    module: nn.Module
+    optimizers: Sequence[Optimizer]
+    format: FixedPointFormat | None = None
+    keep_float: Sequence[str] = ()
+    kept_in_float: Mapping[str, str] = field(default_factory=dict)
+    traffic: Mapping[str, float] = field(default_factory=dict)
+    kept: KeptBytes | None = None
+    skipped_steps: int = 0
+    ramping: bool = False
+    adopted: AdoptedEngine | None = None
+
+    @property
+    def fixed(self) -> list[FixedPointStep]:
+        """The optimizers that update fixed-point parameters."""
+        return [optimizer for optimizer in self.optimizers if isinstance(optimizer, FixedPointStep)]
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is stored how."""
+        return describe(self.module, self.optimizers) if self.adopted is None else self.adopted.rows
+
+    @property
+    def beside(self) -> Row | None:
+        """ZeRO's own copy of the weights."""
+        return self.rows[-1] if self.adopted is not None and self.adopted.stage > 0 else None
+
+    @property
+    def planned(self) -> int | None:
+        """Bytes of weights, state and gradients; ``None`` where there is no plan."""
+        if self.adopted is not None:
+            return None
+        return predicted(self.module, self.optimizers, self.format, self.keep_float)
+
+
+def watched(trainer: Trainer) -> Watched:
+    """What ``trainer`` trains, as it stands."""
+    plugin, module, optimizers = trainer.precision_plugin, trainer.lightning_module, trainer.optimizers
+    if isinstance(plugin, FixedPointPrecision):
+        return Watched(
+            module, optimizers, plugin.format, plugin.keep_float, plugin.kept_in_float,
+            {} if plugin.wire is None else plugin.wire.report(),
+            None if plugin.inside is None or plugin.inside.kept is None else plugin.inside.kept.bytes,
+            plugin.skipped_steps, plugin.ramping is not None,
+        )  # fmt: skip
+    if isinstance(plugin, FixedPointDeepSpeedPrecision) and plugin.adopted is not None:
+        adopted = plugin.adopted
+        return Watched(
+            module if adopted.stage == 0 else nn.ParameterDict({each.label: each for each in adopted.partitions}),
+            [adopted.optimizer], plugin.format,
+            traffic={} if adopted.wire is None else adopted.wire.report(), skipped_steps=plugin.skipped_steps,
+            adopted=adopted,
+        )  # fmt: skip
+    return Watched(module, optimizers)
