@@ -57,7 +57,7 @@ class FixedPointMonitor(Callback):
         self._begun = False
         self._captured: Captured | None = None
         self._kept_before: KeptBytes | None = None
-        self._feared: set[tuple[str, str]] = set()  # what the look before this one found amiss
+        self._feared: set[str] = set()  # causes that the look before this one found
         self._said: set[str] = set()
 
     def layers(self) -> list[Layer]:
@@ -143,10 +143,10 @@ class FixedPointMonitor(Callback):
         """Say once what is amiss at two looks in a row, for a first step is like no other. A ramp sees to its own."""
         feared = [each for each in concerns(run.module, self._counts) if each.cause == "saturated" or not run.ramping]
         for concern in feared:
-            if (concern.cause, concern.layer) in self._feared and concern.cause not in self._said:
+            if concern.cause in self._feared and concern.cause not in self._said:
                 self._said.add(concern.cause)
                 rank_zero_warn(concern.said)
-        self._feared = {(concern.cause, concern.layer) for concern in feared}
+        self._feared = {concern.cause for concern in feared}
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted so far."""

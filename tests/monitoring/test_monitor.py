@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, WordLengthRamp, memory
+from lowprec_plugin.monitoring import monitor as monitor_module
 from lowprec_plugin.monitoring.figures import GIB
-from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.telemetry import Concern, Layer
 from tests.plugin import users
 
 
@@ -277,6 +278,26 @@ def test_what_should_worry_somebody_is_said_once(plugin: Any, lr: float, said: s
     with pytest.warns(UserWarning, match=said) as found:
         fit(module, plugin, FixedPointMonitor(1), max_epochs=4)
     assert len([each for each in found if "net." in str(each.message)]) == 1
+
+
+def test_one_look_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two looks in a row find is said, though the worst layer be another; what comes and goes is not."""
+
+    def found(*layers: str | None) -> list[str]:
+        looks = iter(layers)
+
+        def look(module: nn.Module, counts: Any) -> list[Concern]:
+            layer = next(looks)
+            return [Concern("noise", layer, f"{layer} is noisy")] if layer else []
+
+        monkeypatch.setattr(monitor_module, "concerns", look)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit(users.Regressor(), FixedPointPrecision(), FixedPointMonitor(2))
+        return [str(each.message) for each in said if "is noisy" in str(each.message)]
+
+    assert found("a", None, "a", None) == []
+    assert found("a", "b", "a", "a") == ["b is noisy"]
 
 
 def test_a_ramp_sees_to_lost_updates_itself() -> None:
