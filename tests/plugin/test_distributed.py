@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor
 from lowprec_plugin import plugin as plugin_module
+from lowprec_plugin import wiring as wiring_module
 from lowprec_plugin.optim import NonFiniteGradientError
 from tests.comm import ranks
 from tests.plugin import users
@@ -195,7 +196,8 @@ def halved(state: Any, bucket: Any) -> Any:
 def _users(rank: int) -> dict[str, Any]:
     said: dict[str, Any] = {}
     lines: list[str] = []
-    plugin_module.rank_zero_info = lines.append  # type: ignore[assignment]
+    for says in (plugin_module, wiring_module):
+        says.rank_zero_info = lines.append  # type: ignore[attr-defined]
     frozen = fit(rank, module=Freezing(), trainer={"strategy": "ddp_find_unused_parameters_true"})
     said["frozen"], said["frozen planes"] = frozen["said"], frozen["planes"]
     lines.clear()
