@@ -188,14 +188,16 @@ def test_a_run_without_a_plugin_is_watched_too() -> None:
     assert {row.lost for row in monitor.layers()} == {None}
 
 
-def test_a_skipped_step_shows_and_counts_nothing() -> None:
+def test_a_skipped_step_shows_and_counts_nothing(tmp_path: Path) -> None:
     class Poisoned(users.Regressor):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, batch_idx) * (torch.nan if self.global_step == 2 else 1)
 
+    monitor = FixedPointMonitor(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "step .* was skipped")
-        lines = [line for _, line in fit(Poisoned(), FixedPointPrecision(nonfinite="skip"), FixedPointMonitor(1)).ours]
+        recorder = fit(Poisoned(), FixedPointPrecision(nonfinite="skip"), monitor, default_root_dir=tmp_path)
+    lines = [line for _, line in recorder.ours]
     skipped = next(at for at, line in enumerate(lines) if line["skipped_steps"])
     assert "lost" in lines[skipped - 1]
     assert "lost" not in lines[skipped]
