@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import LogFormatter
 
 from lowprec_plugin.quality import compare
 
@@ -94,6 +95,9 @@ def plot(runs, path):
                     panel.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
             panel.set(title=f"{how} rounding, 16 bits", xlabel="epoch", ylabel=what, yscale="log")
             panel.grid(alpha=0.3, which="both")
+            if what.endswith("%"):  # percents as people write them
+                for axis_format in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+                    axis_format(LogFormatter(minor_thresholds=(2, 0.5)))
             if panel.lines:
                 panel.legend()
     figure.tight_layout()
