@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowprec_plugin.files import whole_text
+from lowprec_plugin.markdown import markdown_table
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
 from lowprec_plugin.quality import Comparison, compare
 
@@ -55,17 +56,7 @@ def table(runs: Sequence[RunRecord]) -> str:
                 f"{_median(runs, name, 'step_ms'):.2f}",
             ]
         )
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of the rows, the first being the header, in columns that line up as text too."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown_table(rows)
 
 
 def _values(runs: Sequence[RunRecord], name: str, metric: str) -> list[float]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from lowprec_plugin import memory
 from lowprec_plugin.poc.report import save
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, Variant
 from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule, MNISTDataModule
+from lowprec_plugin.trainings import perturb_last_bit_, quietly
 
 
 @dataclass(frozen=True)
@@ -98,29 +95,6 @@ def run_variant(
         timer.bytes_per_parameter,
         1e3 * statistics.median(timer.seconds),
     )
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without Lightning's advice on loader workers and logging intervals, and its own deprecations: no news here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@torch.no_grad()
-def perturb_last_bit_(module: torch.nn.Module) -> None:
-    """Move every parameter to the next float above it."""
-    for param in module.parameters():
-        param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.poc import VARIANTS, run_poc
 from lowprec_plugin.poc.report import table
-from lowprec_plugin.poc.run import perturb_last_bit_
 from lowprec_plugin.tasks import MLP
+from lowprec_plugin.trainings import perturb_last_bit_
 
 
 def test_every_variant_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
