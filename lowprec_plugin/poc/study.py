@@ -18,6 +18,8 @@ from lowprec_plugin.poc.records import RunRecord, load
 #: Of the layout of ``poc.json``.
 VERSION = 1
 FILE = "poc.json"
+#: In a run's folder.
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -92,5 +94,41 @@ def load_runs(folder: Path, study: Study) -> list[RunRecord]:
     Raises:
         ValueError: if a record cannot be read.
     """
-    paths = [run_folder(folder, variant, seed) / "run.json" for variant in study.variants for seed in study.seeds]
+    paths = [run_folder(folder, variant, seed) / RUN for variant in study.variants for seed in study.seeds]
     return [load(path) for path in paths if path.exists()]
+
+
+def claim(folder: Path, study: Study) -> None:
+    """Make ``folder`` the study's, to be begun or gone on with.
+
+    Raises:
+        ValueError: if it holds runs of something else, with what differs.
+    """
+    if (folder / FILE).exists():
+        before, now = (_flat(_trained(each)) for each in (load_study(folder), study))
+        for name in {**now, **before}:
+            if before.get(name) != now.get(name):
+                raise ValueError(
+                    f"{folder} holds runs with {name}={before.get(name)!r}, not {now.get(name)!r}: give another "
+                    "output folder, or delete that one"
+                )
+    elif (folder / "runs").exists():
+        raise ValueError(f"{folder} holds runs without {FILE}, of nobody knows what: give another output folder")
+    save_study(folder, study)
+
+
+def _trained(study: Study) -> dict[str, Any]:
+    """What all runs depend on."""
+    content = asdict(study)
+    return {name: content[name] for name in ("config", "devices", "versions", "device")}
+
+
+def _flat(content: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested data, by their paths, as JSON holds them."""
+    if isinstance(content, dict) and content:
+        return {
+            path: leaf
+            for key, each in content.items()
+            for path, leaf in _flat(each, f"{name}.{key}".strip(".")).items()
+        }
+    return {name: json.loads(json.dumps(content))}
