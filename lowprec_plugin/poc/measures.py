@@ -18,6 +18,7 @@ from lowprec_plugin import memory
 from lowprec_plugin.kept import is_weight
 from lowprec_plugin.memory import MemoryReport
 from lowprec_plugin.monitoring.watched import watched
+from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.telemetry import held
 
 
@@ -34,6 +35,7 @@ class Measures(Callback):
         parameters: numbers in all of them.
         sent, float32_sent: bytes of gradients sent per step, and what float32 would.
         loss: of the last step.
+        nonfinite: the first parameter with a gradient that was not finite, if an update was refused for it.
         validated: the step of the last validation; ``None``: there was none.
     """
 
@@ -51,6 +53,7 @@ class Measures(Callback):
         self.parameters = 0
         self.sent = self.float32_sent = 0.0
         self.loss: Tensor | None = None
+        self.nonfinite: str | None = None
         self.validated: int | None = None
 
     @property
@@ -78,9 +81,12 @@ class Measures(Callback):
             self.activations = self._saved.nbytes + (0 if kept is None else kept.stored + kept.left)
             self._saved = None
 
-    def on_exception(self, trainer: Trainer, *args: Any) -> None:
-        """Look no longer: the hook would outlive the run."""
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Look no longer, for the hook would outlive the run; and find what refused an update."""
         self.on_before_backward(trainer)
+        if isinstance(exception, NonFiniteGradientError):
+            grads = ((name, param.grad) for name, param in pl_module.named_parameters())
+            self.nonfinite = next((name for name, grad in grads if grad is not None and _not_finite(grad)), None)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Look at the gradients once, while there are some."""
@@ -125,6 +131,10 @@ def deciles(numbers: Sequence[float]) -> dict[str, float]:
         return {}
     tenths = statistics.quantiles(numbers, n=10, method="inclusive") if len(numbers) > 1 else [numbers[0]]
     return {"median": statistics.median(numbers), "fast": tenths[0], "slow": tenths[-1]}
+
+
+def _not_finite(gradient: Tensor) -> bool:
+    return not bool(gradient.isfinite().all())
 
 
 def _wait_for(trainer: Trainer) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -29,7 +28,7 @@ class Rehearsed:
     Attributes:
         fitted, validated, tested: names that are logged: at all while fitting, by validation, by a test.
         has_validation, has_test: whether there is something to validate, and to test, with.
-        steps: of a whole run on one process, as Lightning estimates them; ``None`` if it cannot.
+        steps: of a whole run, as Lightning estimates them; ``None`` if it cannot.
         activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs.
         device: what it ran on.
     """
@@ -123,11 +122,18 @@ class _Count(Callback):
 
 
 def _steps(config: Config) -> int | None:
+    trainer = config["trainer"]
+    limit = None if trainer.get("max_steps") in (None, -1) else int(trainer["max_steps"])
+    if trainer.get("max_epochs") in (None, -1):
+        return limit
     count = _Count()
-    with quietly(), torch.random.fork_rng(devices=[]):
+    with quietly():
         cli = instantiate(
-            FLOAT32.config(config, 0, None), [count], min_epochs=None, min_steps=None, num_sanity_val_steps=0,
-            **IN_THIS_PROCESS,
+            FLOAT32.config(config, 0, None), [count], max_steps=-1, min_epochs=None, min_steps=None,
+            num_sanity_val_steps=0, **IN_THIS_PROCESS,
         )  # fmt: skip
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    return count.steps
+    if count.steps is None:
+        return limit
+    steps: int = math.ceil(count.steps / trainer["devices"])  # each process has its share of an epoch
+    return steps if limit is None else min(steps, limit)

@@ -77,17 +77,15 @@ def run_poc(
         ValueError: for an argument outside its limits, a configuration that LightningCLI refuses, a metric that is not
             logged, or a folder with runs of something else.
     """
-    variants = [str(name) for name in variants]  # a command line's 16 is a number
-    arguments = dict(locals())
+    arguments = {**locals(), "variants": [str(name) for name in variants]}  # a command line's 16 is a number
     _check(arguments)
     complete = _placed(_bounded(read_config(config, model, data, epochs, _tasks(root)[task]), steps), devices)
     found = rehearsed(complete)
     metric, mode, chosen = chosen_metric(found, metric, mode)
-    planned = None if found.steps is None else found.steps if _by_steps(complete) else math.ceil(found.steps / devices)
     left_out = {}
-    if devices == 1 and WIRE.name in variants:
+    if devices == 1 and WIRE.name in arguments["variants"]:
         left_out[WIRE.name] = "one process sends nothing: give devices=2 or more"
-    names = [name for name in dict.fromkeys([FLOAT32.name, TWIN.name, *variants]) if name not in left_out]
+    names = [name for name in dict.fromkeys([FLOAT32.name, TWIN.name, *arguments["variants"]]) if name not in left_out]
     study = Study(
         title=_title(complete, None if config or model else task),
         metric=metric,
@@ -95,11 +93,11 @@ def run_poc(
         metric_chosen=chosen,
         config=complete,
         command=_command(arguments),
-        variants={name: VARIANTS[name].flag(complete, planned) for name in names},
+        variants={name: VARIANTS[name].flag(complete, found.steps) for name in names},
         left_out=left_out,
         seeds=list(range(seeds)),
         devices=devices,
-        steps=planned,
+        steps=found.steps,
         price=price,
         versions=versions(),
         device=found.device,
@@ -185,11 +183,6 @@ def _bounded(config: Config, steps: int | None) -> Config:
     if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1):
         raise ValueError("no end of a run is given: epochs=, steps=, or max_epochs or max_steps in the configuration")
     return config
-
-
-def _by_steps(config: Config) -> bool:
-    """Whether the end is given in steps, which do not depend on the number of processes."""
-    return config["trainer"].get("max_epochs") in (None, -1)
 
 
 def _placed(config: Config, devices: int) -> Config:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, multiprocessing
 from torch.multiprocessing.spawn import ProcessRaisedException, spawn
@@ -151,7 +151,7 @@ def _fit(order: Order, told: Told) -> RunRecord:
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         curves=curves,
         peak=round(max(peaks, default=0.0) * 2**30),
-        nonfinite=_nonfinite_parameter(cli.model) if reason else None,
+        nonfinite=measures.nonfinite,
         seconds=round(time.perf_counter() - start, 3),
     )
 
@@ -213,14 +213,6 @@ def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) 
         if (name == metric or "loss" in name.lower()) and not math.isfinite(value):
             return f"{name} is not finite"
     return ""
-
-
-def _nonfinite_parameter(module: LightningModule) -> str | None:
-    """The first parameter whose last gradient is not finite."""
-    for name, param in module.named_parameters():
-        if param.grad is not None and not bool(param.grad.isfinite().all()):
-            return name
-    return None
 
 
 def _in_processes(order: Order, told: Told) -> RunRecord:
