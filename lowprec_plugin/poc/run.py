@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,11 @@ from tqdm.auto import tqdm
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.poc import report
 from lowprec_plugin.poc.environment import versions
+from lowprec_plugin.poc.processes import Processes
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehearsed
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
-from lowprec_plugin.poc.training import Order, interval_of, train
+from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, read_config
 
@@ -109,7 +111,9 @@ def run_poc(
         for name, why in left_out.items():
             print(f"{name} is left out: {why}", flush=True)
     try:
-        runs = _runs(folder, study, found, progress)
+        total = len(names) * seeds
+        with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
+            runs = _runs(study, folder, found, bar)
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
         print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
         raise SystemExit(130) from None
@@ -117,30 +121,26 @@ def run_poc(
     return runs
 
 
-def _runs(folder: Path, study: Study, found: Rehearsed, progress: bool) -> list[RunRecord]:
+def _runs(study: Study, folder: Path, found: Rehearsed, bar: Any) -> list[RunRecord]:
     """Every run of the study: from its record if it has ended, else made now."""
     runs = []
-    total = len(study.variants) * len(study.seeds)
-    with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
+
+    def told(epoch: int, step: int) -> None:
+        bar.set_postfix(epoch=epoch + 1, step=step)
+
+    with closing(Processes(study.devices, fit)) as processes:
         for seed in study.seeds:  # all variants of a seed in turn, so that a slow minute slows them alike
             for name in study.variants:
                 bar.set_description(f"{name}, seed {seed}")
-                record = _ended(run_folder(folder, name, seed))
+                at = run_folder(folder, name, seed)
+                record = _ended(at)
                 if record is None:
+                    variant, interval = VARIANTS[name], interval_of(study.config, study.steps)
                     order = Order(
-                        config=VARIANTS[name].config(study.config, seed, study.steps),
-                        variant=name,
-                        seed=seed,
-                        twin=VARIANTS[name].twin,
-                        folder=run_folder(folder, name, seed),
-                        metric=study.metric,
-                        validated=found.has_validation,
-                        tested=found.has_test,
-                        devices=study.devices,
-                        interval=interval_of(study.config, study.steps),
-                        activations=found.activations,
-                    )
-                    record = train(order, lambda epoch, step: bar.set_postfix(epoch=epoch + 1, step=step))
+                        variant.config(study.config, seed, study.steps), name, seed, variant.twin, at, study.metric,
+                        found.has_validation, found.has_test, interval, found.activations,
+                    )  # fmt: skip
+                    record = train(order, told, processes)
                 runs.append(record)
                 bar.update()
     return runs

@@ -1,16 +1,13 @@
-"""One run of the proof of concept: from a configuration to a record, in this process or in several."""
+"""One run of the proof of concept: from a configuration to a record."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
-import queue
 import shutil
-import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
-from torch import Tensor, multiprocessing
-from torch.multiprocessing.spawn import ProcessRaisedException, spawn
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lowprec_plugin.monitoring import FixedPointMonitor
 from lowprec_plugin.monitoring.figures import PREFIX
@@ -28,18 +25,15 @@ from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.poc.environment import device_name, versions
 from lowprec_plugin.poc.measures import Measures
-from lowprec_plugin.poc.records import RunRecord, load, save
+from lowprec_plugin.poc.processes import LOOK, Processes, Told
+from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, quietly
 
-#: Called with the epoch and the step that a run is at.
-Told = Callable[[int, int], None]
 #: Callbacks that end runs at different steps.
 STOPPING = ("EarlyStopping",)
 #: Points of a curve, at least, and the interval of Lightning's own logging, at most.
 POINTS, INTERVAL = 30, 50
-#: Seconds between two looks at processes, and between two tellings.
-LOOK = 0.2
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,6 @@ class Order:
         folder: for ``run.json`` and ``metrics.csv``; emptied first.
         metric: whose being finite is part of a run's success.
         validated, tested: whether there is a validation, and a test, of what the fit ends with.
-        devices: processes.
         interval: steps between two points of a curve.
         activations: bytes that float32 and bf16 keep for the backward pass, by these names, where they are known.
     """
@@ -66,7 +59,6 @@ class Order:
     metric: str
     validated: bool
     tested: bool
-    devices: int
     interval: int
     activations: Mapping[str, int]
 
@@ -80,17 +72,21 @@ def interval_of(config: Config, steps: int | None) -> int:
     return max(2, usual if steps is None else min(usual, steps // POINTS))
 
 
-def train(order: Order, told: Told) -> RunRecord:
-    """Run it and write its record, whatever becomes of it; an interrupt alone leaves none."""
+def train(order: Order, told: Told, processes: Processes) -> RunRecord:
+    """Have ``processes`` run it with :func:`fit`, and write its record, whatever becomes of it.
+
+    An interrupt alone leaves none.
+    """
     shutil.rmtree(order.folder, ignore_errors=True)
     order.folder.mkdir(parents=True)
     start = time.perf_counter()
     try:
-        record = _fit(order, told) if order.devices == 1 else _in_processes(order, told)
+        record: RunRecord = processes.run(order, told)
     except Exception as error:
-        reason = _reason(error)
-        record = RunRecord(order.variant, order.seed, "failed", reason, devices=order.devices, environment=versions())
-        record = replace(record, seconds=round(time.perf_counter() - start, 3))
+        record = RunRecord(
+            order.variant, order.seed, "failed", _reason(error), devices=order.config["trainer"]["devices"],
+            seconds=round(time.perf_counter() - start, 3), environment=versions(),
+        )  # fmt: skip
     save(order.folder / RUN, record)
     return record
 
@@ -107,7 +103,7 @@ class _Telling(Callback):
             self._told(trainer.current_epoch, trainer.global_step)
 
 
-def _fit(order: Order, told: Told) -> RunRecord:
+def fit(order: Order, told: Told) -> RunRecord:
     """Train, and test; a number that is not finite ends it, and is part of the record.
 
     Called by every process of the run alike; the record of the first is the run's.
@@ -213,48 +209,6 @@ def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) 
         if (name == metric or "loss" in name.lower()) and not math.isfinite(value):
             return f"{name} is not finite"
     return ""
-
-
-def _in_processes(order: Order, told: Told) -> RunRecord:
-    """The same in several processes of this machine, as ``strategy="ddp"`` has them, each started for this run.
-
-    They are started here rather than by ``ddp_spawn``, which would start others for the test after the fit, and would
-    bring back weights alone.
-    """
-    context = multiprocessing.get_context("spawn")
-    said: Any = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = spawn(_one_process, (order, port, said), order.devices, join=False)  # type: ignore[no-untyped-call]
-    try:
-        while not started.join(LOOK):
-            _drain(said, told)
-    finally:
-        for process in started.processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
-    return load(order.folder / RUN)
-
-
-def _one_process(rank: int, order: Order, port: int, said: Any) -> None:
-    # What Lightning's own environment reads: processes that were started for it.
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank),
-    }  # fmt: skip
-    torch.set_num_threads(max(1, torch.get_num_threads() // order.devices))
-    record = _fit(order, lambda epoch, step: said.put((epoch, step)) if rank == 0 else None)
-    if rank == 0:
-        save(order.folder / RUN, record)
-
-
-def _drain(said: Any, told: Told) -> None:
-    try:
-        while True:
-            told(*said.get_nowait())
-    except queue.Empty:
-        pass
 
 
 def _reason(error: Exception) -> str:

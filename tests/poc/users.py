@@ -58,6 +58,19 @@ class Sorter(LightningModule):
         return torch.optim.AdamW(self.parameters(), self.lr)
 
 
+class Wide(Sorter):
+    """One that has wide layers and refuses rounding to nearest."""
+
+    def __init__(self, lr: float = 0.01, explode: int = 0) -> None:
+        super().__init__(lr, explode)
+        self.layers = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 3))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if getattr(self.layers[0].weight, "rounding", "") == "nearest":
+            raise RuntimeError("nearest is not for me")
+        return super().training_step(batch, batch_idx)
+
+
 class Clouds(LightningDataModule):
     """300 points, always the same, in a new order in every epoch."""
 
