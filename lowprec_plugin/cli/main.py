@@ -18,7 +18,10 @@ from lowprec_plugin.version import __version__
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 OWN: dict[str, tuple[Callable[..., object], str]] = {
-    "poc": (run_poc, "Compare fixed-point formats with float32, side by side."),
+    "poc": (
+        run_poc,
+        "Train your own module in float32 and in fixed-point side by side, and write a report.",
+    ),
     "tune": (tune, "Find the narrowest formats that keep a metric of your own network, and write a configuration."),
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
     "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
@@ -32,7 +35,7 @@ OWN: dict[str, tuple[Callable[..., object], str]] = {
 BY_PLACE = ("inspect",)
 USAGE = """usage: lowprec COMMAND [options]
 
-  poc                             train handwritten digits in float32 and in fixed-point, print one table
+  poc                             train your own module in float32 and in fixed-point, write a report to decide on
   tune                            find the narrowest formats for your own network, write a configuration
   bench                           time the fused step and a training step against float32's
   bench allreduce                 time gradients on your own network; run it with torchrun for several hosts
