@@ -16,7 +16,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lowprec_plugin import memory
 from lowprec_plugin.kept import is_weight
-from lowprec_plugin.memory import MemoryReport
 from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.telemetry import held
@@ -45,7 +44,7 @@ class Measures(Callback):
         self._steps = 0
         self._start = 0.0
         self._saved: _Saved | None = None
-        self._gradients: MemoryReport | None = None
+        self._gradients: tuple[int, int] | None = None
         self.examples = 0
         self.activations = 0
         self.held: dict[str, int] = {}
@@ -91,7 +90,7 @@ class Measures(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Look at the gradients once, while there are some."""
         if self._gradients is None:
-            self._gradients = memory.report(watched(trainer).module)
+            self._gradients = memory.gradients(watched(trainer).module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Stop the clock."""
@@ -111,7 +110,7 @@ class Measures(Callback):
         """Add up weights and state while the optimizer is there, and what has been sent."""
         run = watched(trainer)
         report = memory.report(run.module, run.optimizers)
-        kinds = held(report, self._gradients or report)
+        kinds = held(report, self._gradients or memory.gradients(run.module))
         self.held, self.float32 = (
             {"weights": each.weights, "state": each.state, "gradients": each.gradients, "buffers": report.buffers}
             for each in (kinds.ours, kinds.float32)

@@ -154,7 +154,8 @@ def _tasks(root: str) -> dict[str, Config]:
         "model": {"class_path": classifier, "init_args": {"network": network, "lr": 0.004}},
         "data": {"class_path": "lowprec_plugin.tasks.MNISTDataModule", "init_args": {"root": root}},
     }
-    return {"digits": DIGITS, "mnist": mnist}
+    digits = {**DIGITS, "trainer": {**DIGITS["trainer"], "max_epochs": 10}}  # for a first look
+    return {"digits": digits, "mnist": mnist}
 
 
 def _check(arguments: Mapping[str, Any]) -> None:

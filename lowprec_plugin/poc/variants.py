@@ -11,7 +11,10 @@ from lowprec_plugin.ramping import STEPS_PER_LOOK
 from lowprec_plugin.trainings import Config, plugin_options, with_plugin
 
 #: The plugin's options that make a variant; the others, such as keep_float, stay as the configuration has them.
-CHOSEN = ("word_length", "fraction_length", "state_word_length", "comm_word_length", "rounding", "ramp", "seed")
+CHOSEN = (
+    "word_length", "fraction_length", "state_word_length", "state_fraction_length", "comm_word_length",
+    "comm_error_feedback", "rounding", "ramp", "seed",
+)  # fmt: skip
 #: The share of a run that a ramp waits for, at most.
 WAITING = 1 / 8
 
