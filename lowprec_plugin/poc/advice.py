@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from lowprec_plugin.poc.groups import Groups
+from lowprec_plugin.poc.groups import BF16, Groups
 from lowprec_plugin.poc.outcomes import Finding
 from lowprec_plugin.poc.words import bytes_text, counted, listed, spoken, times
 from lowprec_plugin.poc.wording import PRACTICAL, SLOWER, Words, seeds_to_settle
 from lowprec_plugin.quality import MIN_SEEDS
 
-BF16 = "bf16"
 #: Share of all bytes that activations take, from which on they are worth a word.
 MOSTLY = 0.5
 
@@ -88,7 +87,7 @@ def _avoid(words: Words) -> list[str]:
             said.append(f"{spoken(each.variant)} needs its ramp.")
         elif each.variant.endswith("ramp"):
             said.append(f"{spoken(each.variant)} is not enough: begin wider, or let the ramp widen earlier.")
-        elif f"{each.variant} ramp" not in names:
+        elif not any(name.startswith(each.variant) and name.endswith("ramp") for name in names):
             said.append(f"For {spoken(each.variant)} give more bits, or let a ramp widen it.")
     return said
 

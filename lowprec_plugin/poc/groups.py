@@ -11,6 +11,8 @@ from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
 from lowprec_plugin.quality import Comparison, compare
 
+#: bfloat16 autocast, by the name that the command line has for it.
+BF16 = "bf16"
 #: Of ``held``, in the order of the report.
 KINDS = ("weights", "state", "gradients", "activations", "buffers")
 
@@ -47,9 +49,15 @@ class Group:
         return statistics.median(found) if found else None
 
     @property
+    def kinds(self) -> dict[str, float]:
+        """Bytes held by one process, by kind: medians over the runs that measured them; empty if none did."""
+        found = [run.held for run in self.runs if run.held]
+        return {kind: statistics.median(held.get(kind, 0) for held in found) for kind in KINDS} if found else {}
+
+    @property
     def held(self) -> float | None:
         """Bytes held by one process, in all."""
-        return self.median(lambda run: sum(run.held.values()))
+        return sum(self.kinds.values()) or None
 
     @property
     def step_ms(self) -> float | None:

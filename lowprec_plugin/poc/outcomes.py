@@ -99,7 +99,7 @@ def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparis
 def _with_ramp(finding: Finding, found: Mapping[str, Finding], group: Group) -> Finding:
     """A variant named after another with ``ramp`` behind it may have recovered that one."""
     widened = tuple(int(run.widened[0]["step"]) for run in group.runs if run.widened)
-    base = found.get(re.sub(r",? ramp$", "", finding.variant))
+    base = found.get(re.sub(r",?( with)? ramp$", "", finding.variant))
     recovers = (
         base is not None
         and base.outcome in ("worse", "diverged")

@@ -1,27 +1,41 @@
-"""The proof of concept's table."""
+"""The report of a proof of concept: a page for the browser, Markdown and JSON, made of the run files alone."""
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 from lowprec_plugin.files import whole_text
-from lowprec_plugin.markdown import markdown_table
-from lowprec_plugin.poc.study import load_runs, load_study
+from lowprec_plugin.poc import contents
+from lowprec_plugin.poc.as_text import as_json, as_markdown, summary
+from lowprec_plugin.poc.page import html
+
+FILES = ("report.html", "report.md", "report.json")
 
 
 def write(folder: Path) -> str:
-    """Write ``report.md`` into ``folder``, whole or not at all. Returns the text to print."""
-    study = load_study(folder)
-    runs = load_runs(folder, study)
-    rows = [["variant", "runs", study.metric, "held MiB", "step ms"]]
-    for variant in study.variants:
-        mine = [run for run in runs if run.variant == variant and run.status == "finished"]
-        if mine:
-            held = statistics.median(sum(run.held.values()) for run in mine) / 2**20
-            step = statistics.median(run.step_ms["median"] for run in mine)
-            value = statistics.mean(run.metrics[study.metric] for run in mine)
-            rows.append([variant, str(len(mine)), f"{value:.4g}", f"{held:.3f}", f"{step:.2f}"])
-    text = f"{study.title}\n\n{markdown_table(rows)}\n"
-    whole_text(folder / "report.md", text)
+    """Write ``report.html``, ``report.md`` and ``report.json`` into ``folder``, each whole or not at all.
+
+    Args:
+        folder: with ``poc.json`` and the runs that have ended so far. Nothing is trained, and no run is changed.
+
+    Returns:
+        the text to print: the verdict and one table.
+
+    Raises:
+        ValueError: if ``folder`` holds no proof of concept, or no run of it has ended.
+    """
+    found = contents.read(folder)
+    for name, make in zip(FILES, (html, as_markdown, as_json), strict=True):
+        whole_text(folder / name, make(found))
+    return f"{summary(found)}\n\nSaved to {folder}: {', '.join(FILES)}"
+
+
+def run_report(folder: str) -> str:
+    """Write the report of a proof of concept again, from its files alone, and print the verdict.
+
+    Args:
+        folder: what ``lowprec poc --output`` was given.
+    """
+    text = write(Path(folder))
+    print(text)
     return text

@@ -37,23 +37,25 @@ class Words:
         if equal:
             evidence = self.evidence(equal[0]) if len(equal) == 1 else self._range(equal)
             clauses.append(f"{_names(equal)} {_are(equal)} within seed noise of float32 ({evidence})")
-            if len(equal) > 1:
-                clauses.append("there is no winner among them")
-        for finding in self._of("worse"):
-            said = f"is not ({self.difference(finding)})" if equal else f"is worse than float32 ({self.evidence(finding)})"
-            clauses.append(f"{spoken(finding.variant)} {said}")
-            clauses += self._recovered(finding)
+        worse = self._of("worse")
+        if worse:
+            each = [f"{spoken(finding.variant)} ({self.difference(finding)})" for finding in worse]
+            clauses.append(f"{listed(each)} {_are(worse)} {'not' if equal else 'worse than float32'}")
+        for finding in worse:
+            clauses += self._recovered(finding, "it" if len(worse) == 1 else spoken(finding.variant))
         for finding in self._of("diverged"):
             clauses.append(f"{spoken(finding.variant)} diverged on {self._diverged(finding)} and float32 on none")
-            clauses += self._recovered(finding)
+            clauses += self._recovered(finding, "it")
         for finding in self._of("better"):
             clauses.append(f"{spoken(finding.variant)} differs, in its favour ({self.difference(finding)})")
         for outcome, text in (
             ("unsettled", "not settled"), ("few seeds", f"without a verdict, which needs {MIN_SEEDS} seeds"),
-            ("failed", "without a result, having failed"), ("no run", "not run yet"),
+            ("failed", "without a result"), ("no run", "not run yet"),
         ):  # fmt: skip
             if some := self._of(outcome):
                 clauses.append(f"{_names(some)} {_are(some)} {text}")
+        if len(equal) > 1:
+            clauses.append("of those that are equal, none is shown to be better than another")
         return _sentence("; ".join(clauses) or "nothing was compared with float32")
 
     def sentence(self, finding: Finding) -> str:
@@ -178,9 +180,9 @@ class Words:
         mean = self.scale.value(math.fsum(group.values.values()) / len(group.values))
         return f"{name} ended at {self.groups.metric} {mean} ({counted(count, 'run')}), with no sound float32 to compare it with"
 
-    def _recovered(self, finding: Finding) -> list[str]:
+    def _recovered(self, finding: Finding, name: str) -> list[str]:
         return [
-            f"the ramp recovered it, widening at {_steps(each.widened)}"
+            f"the ramp recovered {name}, widening at {_steps(each.widened)}"
             for each in self.findings
             if each.recovers == finding.variant
         ]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+
+
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.poc.records import Layer, RunRecord
+from lowprec_plugin.poc.records import Layer, RunRecord, save
+from lowprec_plugin.poc.study import Study, run_folder, save_study
 
 NOISE = (0.0012, -0.0009, 0.0004, -0.0007, 0.0010, -0.0011, 0.0003, -0.0002)
 #: Bytes a number takes, by variant: weights, state, gradients.
@@ -85,3 +90,30 @@ def diverged(variant: str, seeds: Sequence[int], at: int = 96) -> list[RunRecord
 def widened(*steps: int) -> list[dict[str, list[dict[str, Any]]]]:
     """What a ramp of each run did."""
     return [{"widened": [{"step": step, "word_length": 16, "reason": "updates are lost"}]} for step in steps]
+
+
+def folder(path: Path, records: Sequence[RunRecord], **changes: Any) -> Path:
+    """A proof of concept's folder with these runs."""
+    names = list(dict.fromkeys(["float32", "float32 twin", *(each.variant for each in records)]))
+    study = Study(
+        title="Handwritten digits, staged", metric="val_accuracy", mode="max", metric_chosen="given", config={"model": {}},
+        command="lowprec poc --seeds 4", variants={name: f"FixedPointPrecision({name!r})" for name in names},
+        left_out={"16 wire 8": "one process sends nothing"}, seeds=sorted({each.seed for each in records}), devices=1,
+        steps=STEPS, price=None, versions={"torch": "2.13.0", "lowprec-plugin": "0.1"}, device="cpu, 2 cores",
+    )  # fmt: skip
+    save_study(path, replace(study, **changes))
+    for each in records:
+        save(run_folder(path, each.variant, each.seed) / "run.json", each)
+    return path
+
+
+def full() -> list[RunRecord]:
+    """Every kind of variant: equal, worse, recovered, diverged, failed, and bf16 beside them."""
+    ramp = [
+        record("12 with ramp", seed, 0.9748 + NOISE[seed + 2], **widened(400 + 12 * seed)[0]) for seed in range(4)
+    ]  # fmt: skip
+    failed = [record("16 nearest", seed, status="failed", reason="out of memory", metrics={}, held={}) for seed in range(4)]
+    return [
+        *float32(), *runs("bf16", 0.9749, shift=2), *runs("16", 0.9748, shift=1), *runs("16/8", 0.975, shift=5),
+        *runs("12", 0.955), *ramp, *runs("8", 0.61, spread=30), *diverged("<2,10> nearest", range(4)), *failed,
+    ]  # fmt: skip
