@@ -41,6 +41,8 @@ HOSTS = {
     "optuna": 6,
     "matplotlib": 6,
     "tqdm": 6,
+    "jinja2": 6,
+    "markupsafe": 6,
 }
 ONLY_IN = {"triton": "kernels", "deepspeed": "deepspeed"}
 

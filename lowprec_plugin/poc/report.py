@@ -28,14 +28,3 @@ def write(folder: Path) -> str:
     for name, make in zip(FILES, (html, as_markdown, as_json), strict=True):
         whole_text(folder / name, make(found))
     return f"{summary(found)}\n\nSaved to {folder}: {', '.join(FILES)}"
-
-
-def run_report(folder: str) -> str:
-    """Write the report of a proof of concept again, from its files alone, and print the verdict.
-
-    Args:
-        folder: what ``lowprec poc --output`` was given.
-    """
-    text = write(Path(folder))
-    print(text)
-    return text

@@ -81,8 +81,8 @@ def quality(contents: Contents) -> Table:
 
 def summary(contents: Contents) -> Table:
     """The decision in a table."""
-    header = ["variant", contents.study.metric, "difference from float32", "verdict", "bytes held", "of float32's", "step",
-              "of float32's"]  # fmt: skip
+    header = ["variant", contents.study.metric, "difference from float32", "verdict", "bytes held", "of float32's bytes",
+              "step", "of float32's step"]  # fmt: skip
     found = {finding.variant: finding.outcome for finding in contents.verdict.findings}
     names = ("metric/mean", "held/total", "held/share", "step/median", "step/ratio")
     rows = []

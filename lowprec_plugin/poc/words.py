@@ -58,7 +58,7 @@ def signed(value: float, digits: int) -> str:
 
 def spoken(variant: str) -> str:
     """A variant's name in a sentence: ``16`` is 16-bit stochastic, ``16/8`` is 16/8-bit, ``12 ramp`` is 12-bit ramp."""
-    found = re.fullmatch(r"(\d+(?:/\d+)?)(.*)", variant)
+    found = re.fullmatch(r"(\d+(?:/\d+)?)( .*)?", variant)
     if not found:
         return variant
     bits, rest = found.groups()

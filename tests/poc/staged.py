@@ -98,7 +98,7 @@ def folder(path: Path, records: Sequence[RunRecord], **changes: Any) -> Path:
     study = Study(
         title="Handwritten digits, staged", metric="val_accuracy", mode="max", metric_chosen="given", config={"model": {}},
         command="lowprec poc --seeds 4", variants={name: f"FixedPointPrecision({name!r})" for name in names},
-        left_out={"16 wire 8": "one process sends nothing"}, seeds=sorted({each.seed for each in records}), devices=1,
+        left_out={"8-bit wire": "one process sends nothing"}, seeds=sorted({each.seed for each in records}), devices=1,
         steps=STEPS, price=None, versions={"torch": "2.13.0", "lowprec-plugin": "0.1"}, device="cpu, 2 cores",
     )  # fmt: skip
     save_study(path, replace(study, **changes))
