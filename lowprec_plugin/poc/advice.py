@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lowprec_plugin.poc.groups import BF16, Groups
 from lowprec_plugin.poc.outcomes import Finding
-from lowprec_plugin.poc.words import bytes_text, counted, listed, spoken, times
 from lowprec_plugin.poc.wording import PRACTICAL, SLOWER, Words, seeds_to_settle
+from lowprec_plugin.poc.words import bytes_text, counted, listed, spoken, times
 from lowprec_plugin.quality import MIN_SEEDS
 
 #: Share of all bytes that activations take, from which on they are worth a word.
@@ -45,7 +45,9 @@ def _adopt(words: Words) -> list[str]:
     saved = f"{bytes_text(held[best])} where float32 holds {bytes_text(whole)}"
     said = [f"Try {spoken(best)}: of what is equal it holds fewest bytes, {saved}."]
     if (slower := groups.ratio(best, "step_ms")) and slower > SLOWER:
-        said.append(f"Weigh the time: here a step of {spoken(best)} took {times(slower)} float32's. Measure on your device.")
+        said.append(
+            f"Weigh the time: here a step of {spoken(best)} took {times(slower)} float32's. Measure on your device."
+        )
     rival = next((each for each in _of(words, "equal") if each.variant == BF16), None)
     if rival and (theirs := groups.of[BF16].held) and theirs < held[best]:
         said.append(f"bf16 mixed precision is equal too and holds less here: {bytes_text(theirs)}.")
@@ -96,7 +98,9 @@ def _seeds(words: Words) -> list[str]:
     said = []
     if few := _of(words, "few seeds"):
         more = MIN_SEEDS - min(len(each.seeds) for each in few)
-        said.append(f"Run {counted(more, 'more seed')} for a verdict on {_names(few)}: runs that are there are not repeated.")
+        said.append(
+            f"Run {counted(more, 'more seed')} for a verdict on {_names(few)}: runs that are there are not repeated."
+        )
     if unsettled := [each for each in _of(words, "unsettled") if not each.diverged]:
         most = max(seeds_to_settle(each) for each in unsettled)
         seeds = f"Run about {most} seeds" if most <= PRACTICAL else "Train longer, or compare a metric with less noise,"

@@ -43,7 +43,7 @@ def as_markdown(contents: Contents) -> str:
         [
             f"# Low precision beside float32: {study.title}", "", summary(contents), "",
             *(f"## {table.caption}\n\n{table.markdown()}\n" for table in made if table.rows and len(table.header) > 1),
-            "## Left in float", "", *(kept or ["Nothing: every parameter of every fixed-point variant is in codes."]), "",
+            "## Left in float", "", *(kept or ["Nothing: every parameter of every fixed-point variant is codes."]), "",
             *(["## Left out", "", *left_out, ""] if left_out else []),
             "## How to run it again", "", f"    {study.command}", "",
             f"Seeds {', '.join(map(str, study.seeds))}; {study.devices} processes on {study.device}; {versions}. "

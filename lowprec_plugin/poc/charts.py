@@ -66,8 +66,13 @@ class Dots:
     zone: tuple[float, float] | None
 
 
-def dots(title: str, description: str, rows: Sequence[Dots], ticks: Sequence[tuple[float, str]], span: tuple[float, float]
-) -> Markup:  # fmt: skip
+def dots(
+    title: str,
+    description: str,
+    rows: Sequence[Dots],
+    ticks: Sequence[tuple[float, str]],
+    span: tuple[float, float],
+) -> Markup:
     """A line for each variant: a dot for each seed, a diamond at their mean, the zone of equal quality behind.
 
     Args:
@@ -121,7 +126,10 @@ class Bar:
 
 
 def bars(title: str, description: str, rows: Sequence[Bar], mark: float | None = None) -> Markup:
-    """A stacked bar for each row, all to one scale that ends at the longest; ``mark``: a dashed line on each, where float32's ends."""
+    """A stacked bar for each row, all to one scale that ends at the longest.
+
+    ``mark`` is where a dashed line goes over each: float32's length.
+    """
     line = 42
     svg = _picture(title, description, class_="bars", width="100%", height=line * len(rows) + 2)
     longest = max([sum(size for _, size, _ in row.parts) for row in rows] + [mark or 0.0]) or 1.0
@@ -131,7 +139,9 @@ def bars(title: str, description: str, rows: Sequence[Bar], mark: float | None =
         _add(svg, "text", row.text, x="100%", y=y + 14, class_="figure", text_anchor="end")
         for kind, size, name in row.parts:
             width = 100 * size / longest
-            part = _add(svg, "rect", x=f"{start:.3f}%", width=f"{width:.3f}%", y=y + 19, height=17, class_=f"part {kind}")
+            part = _add(
+                svg, "rect", x=f"{start:.3f}%", width=f"{width:.3f}%", y=y + 19, height=17, class_=f"part {kind}"
+            )
             _add(part, "title", name)
             start += width
         if mark is not None:

@@ -1,8 +1,8 @@
 """What the runs say of each variant, and no more than they say.
 
 Everything rests on one rule, :func:`lowprec_plugin.quality.compare`. Around it stand the cases in which the rule must
-not be asked: float32 itself diverged or learned nothing, so that nothing can be said of precision; a variant diverged or
-failed; there are too few seeds; or a difference is within the noise but too large to be called equal, so that it is
+not be asked: float32 itself diverged or learned nothing, so that nothing can be said of precision; a variant diverged
+or failed; there are too few seeds; or a difference is within the noise but too large to be called equal, so that it is
 neither.
 """
 

@@ -16,8 +16,8 @@ from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
 from lowprec_plugin.poc.outcomes import Outcome
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
-from lowprec_plugin.poc.words import bytes_text, spoken
 from lowprec_plugin.poc.wording import SLOWER
+from lowprec_plugin.poc.words import bytes_text, spoken
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: A sign and a word for each outcome: never a colour alone.
@@ -48,7 +48,8 @@ def html(contents: Contents) -> str:
     page = environment.get_template("report.html").render(
         contents=contents, study=contents.study, verdict=contents.verdict, tables=tables, cards=_cards(contents),
         quality=_quality(contents), curves=_curves(contents), memory=_memory(contents), time=_time(contents),
-        models=_models(contents), kinds=KINDS, gpus=CARDS, limit=100 * LIMIT, min_seeds=MIN_SEEDS, most_layers=LAYERS, pictured=PICTURED,
+        models=_models(contents), kinds=KINDS, gpus=CARDS, pictured=PICTURED, limit=100 * LIMIT, min_seeds=MIN_SEEDS,
+        most_layers=LAYERS,
     )  # fmt: skip
     return page + "\n"
 
@@ -210,7 +211,10 @@ def _beside_float32(contents: Contents, title: str, name: str, ratio: str) -> Ma
             continue
         said = [contents.text(variant, name)]
         if variant != FLOAT32.name:
-            said += [contents.text(variant, ratio), *([words[variant]] if words.get(variant, "equal") != "equal" else [])]
+            said += [
+                contents.text(variant, ratio),
+                *([words[variant]] if words.get(variant, "equal") != "equal" else []),
+            ]
         part = ("plain", figures[name].value, said[0])
         rows.append(charts.Bar(spoken(variant), ", ".join(said), [part]))
     if not rows:

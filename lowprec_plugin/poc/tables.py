@@ -12,6 +12,9 @@ from lowprec_plugin.poc.groups import KINDS
 from lowprec_plugin.poc.records import Layer
 from lowprec_plugin.poc.words import share, significant, spoken
 
+#: In a cell without a figure.
+NONE = "–"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -40,13 +43,15 @@ class Table:
 
     def markdown(self) -> str:
         """As Markdown."""
-        return markdown_table([self.header, *(["".join(part.text for part in cell) for cell in row] for row in self.rows)])
+        return markdown_table(
+            [self.header, *(["".join(part.text for part in cell) for cell in row] for row in self.rows)]
+        )
 
 
 def part(contents: Contents, variant: str, name: str, bar: float | None = None) -> Part:
     """A figure in a cell."""
     figure = contents.figure(variant, name)
-    return Part("–") if figure is None else Part(contents.written(figure), variant, name, figure.value, bar)
+    return Part(NONE) if figure is None else Part(contents.written(figure), variant, name, figure.value, bar)
 
 
 def plain(contents: Contents, caption: str, columns: dict[str, str], variants: Sequence[str]) -> Table:
@@ -73,7 +78,7 @@ def quality(contents: Contents) -> Table:
                 *([part(contents, variant, f"metric/{name}")] for name in ("mean", "low", "high")),
                 difference(contents, variant),
                 [Part(f"{len(group.values)} of {len(contents.study.seeds)}")],
-                [Part(finding.outcome if finding else "–")],
+                [Part(finding.outcome if finding else NONE)],
             ]
         )
     return table
@@ -81,14 +86,16 @@ def quality(contents: Contents) -> Table:
 
 def summary(contents: Contents) -> Table:
     """The decision in a table."""
-    header = ["variant", contents.study.metric, "difference from float32", "verdict", "bytes held", "of float32's bytes",
-              "step", "of float32's step"]  # fmt: skip
+    header = [
+        "variant", contents.study.metric, "difference from float32", "verdict", "bytes held", "of float32's bytes",
+        "step", "of float32's step",
+    ]  # fmt: skip
     found = {finding.variant: finding.outcome for finding in contents.verdict.findings}
     names = ("metric/mean", "held/total", "held/share", "step/median", "step/ratio")
     rows = []
     for variant in contents.groups.of:
         mean, *costs = ([part(contents, variant, name)] for name in names)
-        outcome = [Part(found.get(variant, "–"))]
+        outcome = [Part(found.get(variant, NONE))]
         rows.append([[Part(spoken(variant))], mean, difference(contents, variant), outcome, *costs])
     return Table("In short", header, rows)
 
@@ -97,7 +104,7 @@ def difference(contents: Contents, variant: str) -> Cell:
     """From float32, with its standard error."""
     value, error = (contents.figure(variant, f"metric/{name}") for name in ("difference", "standard_error"))
     if value is None or error is None:
-        return [Part("–")]
+        return [Part(NONE)]
     first, unit = contents.verdict.scale.difference(value.value, error.value), contents.verdict.scale.difference_unit
     left, right = first.removesuffix(unit).split(" ± ")
     return [
@@ -172,7 +179,7 @@ def _layer(variant: str, layer: Layer) -> list[Cell]:
     def counted(what: str, text: Callable[[float], str]) -> Cell:
         value: float | None = getattr(layer, what)
         if value is None:
-            return [Part("–")]
+            return [Part(NONE)]
         bar = min(1.0, value) if text is share else None
         return [Part(text(value), variant, f"layer/{layer.name}/{what}", value, bar)]
 

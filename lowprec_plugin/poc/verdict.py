@@ -9,8 +9,8 @@ from lowprec_plugin.poc.advice import advice
 from lowprec_plugin.poc.groups import Groups
 from lowprec_plugin.poc.outcomes import Baseline, Finding, baseline, findings
 from lowprec_plugin.poc.records import RunRecord
-from lowprec_plugin.poc.words import Scale
 from lowprec_plugin.poc.wording import Words
+from lowprec_plugin.poc.words import Scale
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ ARTIFACT = "lowprec-poc"
 def log_report(run: wandb.Run, folder: Path) -> None:
     """Log what :func:`lowprec_plugin.poc.report.write` has written to ``folder`` to a run of the caller's.
 
-    The three files become the artifact ``lowprec-poc``, the short table ``lowprec/poc``, the page ``lowprec/report``, and
-    the headline stands in the run's summary.
+    The three files become the artifact ``lowprec-poc``, the short table ``lowprec/poc`` and the page
+    ``lowprec/report``; the headline stands in the run's summary.
     """
     import wandb
 
     found = contents.read(folder)
     made = tables.summary(found)
     rows = [[_cell(cell) for cell in row] for row in made.rows]
-    run.log({"lowprec/poc": wandb.Table(columns=made.header, data=rows), "lowprec/report": wandb.Html(folder / FILES[0])})
+    run.log(
+        {"lowprec/poc": wandb.Table(columns=made.header, data=rows), "lowprec/report": wandb.Html(folder / FILES[0])}
+    )
     artifact = wandb.Artifact(ARTIFACT, type="report", metadata={"verdict": found.verdict.headline})
     for name in FILES:
         artifact.add_file(str(folder / name))
@@ -48,6 +50,8 @@ def publish(folder: Path, project: str) -> None:
         log_report(run, folder)
 
 
-def _cell(cell: tables.Cell) -> float | str:
-    """The figure itself where there is just one, so that the table can be sorted by it."""
-    return cell[0].value if len(cell) == 1 and cell[0].value is not None else "".join(part.text for part in cell)
+def _cell(cell: tables.Cell) -> float | str | None:
+    """The figure itself where there is just one, so that the table can be sorted by it; ``None`` for none."""
+    if len(cell) == 1 and (cell[0].value is not None or cell[0].text == tables.NONE):
+        return cell[0].value
+    return "".join(part.text for part in cell)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from lowprec_plugin.poc.curves import learned, training_loss
 from lowprec_plugin.poc.groups import Group, Groups
-from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.outcomes import Baseline, Finding
+from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.words import Scale, counted, listed, share, spoken, times
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
 
@@ -75,8 +75,12 @@ class Words:
             "no run": lambda f: f"{name} has no run yet",
             "no yardstick": self._no_yardstick,
         }[finding.outcome](finding)
-        failed = f"{_runs(group.failed, group)} gave no result: {_failure(group)}" if group.values and group.failed else ""
-        return " ".join(_sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each)
+        failed = (
+            f"{_runs(group.failed, group)} gave no result: {_failure(group)}" if group.values and group.failed else ""
+        )
+        return " ".join(
+            _sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each
+        )
 
     def evidence(self, finding: Finding) -> str:
         """``val_accuracy 97.42 % against 97.51 %, −0.09 ± 0.05 points over 4 seeds``."""
@@ -138,7 +142,9 @@ class Words:
         seen = 2 * found.standard_error
         if seen <= LIMIT * abs(found.baseline):
             return said
-        return f"{said}. {counted(len(finding.seeds), 'seed')} cannot show differences below {self.scale.distance(seen)}"
+        return (
+            f"{said}. {counted(len(finding.seeds), 'seed')} cannot show differences below {self.scale.distance(seen)}"
+        )
 
     def _worse(self, finding: Finding) -> str:
         found = _there(finding)
@@ -150,35 +156,39 @@ class Words:
         name = spoken(finding.variant)
         if finding.diverged:
             return (
-                f"{name} is not settled: it diverged on {self._diverged(finding)} ({self.reasons(finding)}), but float32 "
-                f"itself on {self._yardsticks_diverged()}, so that this need not be the precision"
+                f"{name} is not settled: it diverged on {self._diverged(finding)} ({self.reasons(finding)}), but "
+                f"float32 itself on {self._yardsticks_diverged()}, so that this need not be the precision"
             )
         return (
-            f"{name} is not settled: its difference ({self.evidence(finding)}) is within two standard errors, but above "
-            f"the {100 * LIMIT:.1f} % that count as equal; {self._to_settle(finding)}"
+            f"{name} is not settled: its difference ({self.evidence(finding)}) is within two standard errors, but "
+            f"above the {100 * LIMIT:.1f} % that count as equal; {self._to_settle(finding)}"
         )
 
     def _to_settle(self, finding: Finding) -> str:
         needed = seeds_to_settle(finding)
-        return f"about {needed} seeds would settle it" if needed <= PRACTICAL else "no practical number of seeds settles it"
+        if needed > PRACTICAL:
+            return "no practical number of seeds settles it"
+        return f"about {needed} seeds would settle it"
 
     def _few_seeds(self, finding: Finding) -> str:
         missing = MIN_SEEDS - len(finding.seeds)
         so_far = f" ({self.evidence(finding)})" if finding.comparison else ""
         return (
-            f"no verdict on {spoken(finding.variant)}{so_far}: it takes {MIN_SEEDS} seeds on which float32, its twin and "
-            f"the variant finish, {missing} more"
+            f"no verdict on {spoken(finding.variant)}{so_far}: it takes {MIN_SEEDS} seeds on which float32, its twin "
+            f"and the variant finish, {missing} more"
         )
 
     def _no_yardstick(self, finding: Finding) -> str:
         group = self.groups.of[finding.variant]
-        name, count = spoken(finding.variant), len(group.runs)
+        name, nothing = spoken(finding.variant), "with no sound float32 beside it, this says nothing of its precision"
         if finding.diverged:
-            return f"{name} diverged on {self._diverged(finding)}: with float32 no better, this says nothing of its precision"
+            return f"{name} diverged on {self._diverged(finding)}: {nothing}"
         if not group.values:
             return f"{name} gave no result: {_failure(group)}"
         mean = self.scale.value(math.fsum(group.values.values()) / len(group.values))
-        return f"{name} ended at {self.groups.metric} {mean} ({counted(count, 'run')}), with no sound float32 to compare it with"
+        return (
+            f"{name} ended at {self.groups.metric} {mean}, the mean of {counted(len(group.values), 'run')}: {nothing}"
+        )
 
     def _recovered(self, finding: Finding, name: str) -> list[str]:
         return [
@@ -192,7 +202,11 @@ class Words:
             return f"it recovered {spoken(finding.recovers)}, widening at {_steps(finding.widened)}"
         if finding.widened:
             return f"its words widened at {_steps(finding.widened)}"
-        return "its words never widened" if finding.variant.endswith("ramp") and self.groups.of[finding.variant].runs else ""
+        return (
+            "its words never widened"
+            if finding.variant.endswith("ramp") and self.groups.of[finding.variant].runs
+            else ""
+        )
 
     def _numerical(self, finding: Finding) -> list[str]:
         """What the counted updates say of a variant that is worse."""
@@ -225,7 +239,9 @@ class Words:
 
 def average(runs: Iterable[RunRecord], what: str) -> float | None:
     """Of a share that layers carry: the mean over all layers of all runs, by their elements; ``None``: not counted."""
-    found = [(layer.elements, value) for run in runs for layer in run.layers if (value := getattr(layer, what)) is not None]
+    found = [
+        (layer.elements, value) for run in runs for layer in run.layers if (value := getattr(layer, what)) is not None
+    ]
     elements = sum(count for count, _ in found)
     return math.fsum(count * value for count, value in found) / elements if elements else None
 
@@ -274,5 +290,3 @@ def _sentence(text: str) -> str:
     """With a capital, unless a name begins it, and a full stop."""
     first = text[:1].upper() + text[1:] if not text.startswith(("float32", "bf16")) else text
     return first if first.endswith(".") else f"{first}."
-
-

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +61,9 @@ def curves(seed: int, accuracy: float) -> dict[str, list[tuple[int, float]]]:
     return {"train_loss": loss, "val_accuracy": rising}
 
 
-def runs(variant: str, mean: float, spread: float = 1.0, seeds: int = 4, shift: int = 0, **changes: Any) -> list[RunRecord]:
+def runs(
+    variant: str, mean: float, spread: float = 1.0, seeds: int = 4, shift: int = 0, **changes: Any
+) -> list[RunRecord]:
     """One run for each seed around ``mean``, apart by ``spread`` times the noise."""
     return [
         record(variant, seed, mean + spread * NOISE[(seed + shift) % len(NOISE)], **changes) for seed in range(seeds)
@@ -96,8 +96,9 @@ def folder(path: Path, records: Sequence[RunRecord], **changes: Any) -> Path:
     """A proof of concept's folder with these runs."""
     names = list(dict.fromkeys(["float32", "float32 twin", *(each.variant for each in records)]))
     study = Study(
-        title="Handwritten digits, staged", metric="val_accuracy", mode="max", metric_chosen="given", config={"model": {}},
-        command="lowprec poc --seeds 4", variants={name: f"FixedPointPrecision({name!r})" for name in names},
+        title="Handwritten digits, staged", metric="val_accuracy", mode="max", metric_chosen="given",
+        config={"model": {}}, command="lowprec poc --seeds 4",
+        variants={name: f"FixedPointPrecision({name!r})" for name in names},
         left_out={"8-bit wire": "one process sends nothing"}, seeds=sorted({each.seed for each in records}), devices=1,
         steps=STEPS, price=None, versions={"torch": "2.13.0", "lowprec-plugin": "0.1"}, device="cpu, 2 cores",
     )  # fmt: skip
@@ -112,7 +113,9 @@ def full() -> list[RunRecord]:
     ramp = [
         record("12 with ramp", seed, 0.9748 + NOISE[seed + 2], **widened(400 + 12 * seed)[0]) for seed in range(4)
     ]  # fmt: skip
-    failed = [record("16 nearest", seed, status="failed", reason="out of memory", metrics={}, held={}) for seed in range(4)]
+    failed = [
+        record("16 nearest", seed, status="failed", reason="out of memory", metrics={}, held={}) for seed in range(4)
+    ]
     return [
         *float32(), *runs("bf16", 0.9749, shift=2), *runs("16", 0.9748, shift=1), *runs("16/8", 0.975, shift=5),
         *runs("12", 0.955), *ramp, *runs("8", 0.61, spread=30), *diverged("<2,10> nearest", range(4)), *failed,

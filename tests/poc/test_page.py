@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def show(browser: Browser, report: Path, window: str) -> None:
 OVERFLOWING = """
 [...document.querySelectorAll('body *')].filter(each => {
   const box = each.getBoundingClientRect();
-  return !each.closest('.scroll') && !each.closest('.skip') && box.width > 0 && (box.right > innerWidth + 0.5 || box.left < -0.5);
+  const out = box.width > 0 && (box.right > innerWidth + 0.5 || box.left < -0.5);
+  return out && !each.closest('.scroll') && !each.closest('.skip');
 }).map(each => each.outerHTML.slice(0, 120))
 """
 
@@ -58,10 +60,11 @@ CONTRASTS = """
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map(each => (each /= 255) <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    const linear = each => (each /= 255) <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4;
+    const [x, y, z] = [r, g, b].map(linear);
     return 0.2126 * x + 0.7152 * y + 0.0722 * z;
   };
-  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+  const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
   const behind = node => {
     for (; node; node = node.parentElement) {
       const colour = rgba(getComputedStyle(node).backgroundColor);
@@ -77,7 +80,7 @@ CONTRASTS = """
     const style = getComputedStyle(node), ink = node.closest('svg') ? style.fill : style.color;
     texts.push([ratio(rgba(ink), behind(node)), text.slice(0, 40)]);
   }
-  for (const node of document.querySelectorAll('svg .part, svg .curve, svg .seed, svg .mean, svg .widened, svg .mark')) {
+  for (const node of document.querySelectorAll('svg :is(.part, .curve, .seed, .mean, .widened, .mark)')) {
     const style = getComputedStyle(node);
     const ink = node.matches('.part, .mean') ? style.fill : style.stroke;
     parts.push([ratio(rgba(ink), behind(node.parentElement)), node.getAttribute('class')]);
@@ -152,14 +155,15 @@ def test_a_screen_reader_finds_its_way(browser: Browser, report: Path) -> None:
     levels = browser.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(each => +each.tagName[1])")
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), levels
+    assert all(after <= before + 1 for before, after in pairwise(levels)), levels
     assert browser.evaluate("document.documentElement.lang") == "en"
 
 
 def test_pictures_have_names_and_descriptions(browser: Browser, report: Path) -> None:
     show(browser, report, "desktop")
     pictures: list[Any] = browser.evaluate(
-        "[...document.querySelectorAll('svg')].filter(each => !each.closest('[aria-hidden]') && !each.parentElement.closest('svg'))"
+        "[...document.querySelectorAll('svg')]"
+        ".filter(each => !each.closest('[aria-hidden]') && !each.parentElement.closest('svg'))"
         ".map(each => [each.getAttribute('role'), each.getAttribute('aria-labelledby').split(' ')"
         ".map(id => document.getElementById(id).textContent)])"
     )
@@ -185,7 +189,9 @@ def test_tables_say_what_their_cells_are(browser: Browser, report: Path) -> None
 def test_a_colour_is_never_alone(browser: Browser, report: Path) -> None:
     """Every outcome has a sign and a word; float32's curve is dashed and ours is not."""
     show(browser, report, "desktop")
-    chips = browser.evaluate("[...document.querySelectorAll('.chip')].map(each => each.textContent.trim().split(/\\s+/))")
+    chips = browser.evaluate(
+        "[...document.querySelectorAll('.chip')].map(each => each.textContent.trim().split(/\\s+/))"
+    )
     assert len(chips) == 8
     assert all(len(chip) > 1 for chip in chips)
     dashes = "getComputedStyle(document.querySelector('.curve.%s')).strokeDasharray"

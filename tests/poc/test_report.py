@@ -1,4 +1,4 @@
-"""The report's files: every figure is computed again from the run files, by code that shares nothing with the package."""
+"""The report's files: every figure is computed again from the run files, by code that is not the package's."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def raw(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The run files as they are, by variant and in the order of the seeds."""
     found = [json.loads(path.read_text()) for path in folder.glob("runs/*/run.json")]
     names = json.loads((folder / "poc.json").read_text())["variants"]
-    return {name: sorted((run for run in found if run["variant"] == name), key=lambda run: run["seed"]) for name in names}
+    return {
+        name: sorted((run for run in found if run["variant"] == name), key=lambda run: run["seed"]) for name in names
+    }
 
 
 def middle(values: list[float]) -> float | None:
@@ -100,7 +102,11 @@ def recomputed(folder: Path) -> dict[str, dict[str, float]]:
     """Every figure from the raw run files."""
     runs = raw(folder)
     ended = {
-        name: {run["seed"]: run["metrics"]["val_accuracy"] for run in each if run["status"] == "finished" and run["metrics"]}
+        name: {
+            run["seed"]: run["metrics"]["val_accuracy"]
+            for run in each
+            if run["status"] == "finished" and run["metrics"]
+        }
         for name, each in runs.items()
     }
     held = {name: [run["held"] for run in each if run["held"]] for name, each in runs.items()}
@@ -128,14 +134,22 @@ def recomputed(folder: Path) -> dict[str, dict[str, float]]:
             kinds = {kind: statistics.median(one[kind] for one in held[name]) for kind in KINDS}
             total, parameters = sum(kinds.values()), 85_002
             mine |= {f"held/{kind}": value for kind, value in kinds.items()}
-            mine |= {"held/total": total, "held/share": total / sum(base.values()), "model/ratio": sum(base.values()) / total}
+            mine |= {
+                "held/total": total,
+                "held/share": total / sum(base.values()),
+                "model/ratio": sum(base.values()) / total,
+            }
             mine |= {f"model/{size}": parameters * size * 2**30 / total for size in SIZES}
             per_example = kinds["activations"] / 32
-            mine |= {f"batch/{size}": math.floor((size * 2**30 - total + 32 * per_example) / per_example) for size in SIZES}
+            mine |= {
+                f"batch/{size}": math.floor((size * 2**30 - total + 32 * per_example) / per_example) for size in SIZES
+            }
         step = middle([run["step_ms"]["median"] for run in each])
         if step:
             mine |= {"step/median": step, "step/ratio": step / slow}
-            mine |= {f"step/{kind}": statistics.median(run["step_ms"][kind] for run in each) for kind in ("fast", "slow")}
+            mine |= {
+                f"step/{kind}": statistics.median(run["step_ms"][kind] for run in each) for kind in ("fast", "slow")
+            }
             if any(run["status"] == "finished" for run in each):
                 hours = step * 645 * 2 / 3_600_000
                 mine |= {"cost/hours": hours, "cost/price": hours * PRICE}
@@ -228,8 +242,14 @@ def written(text: str, unit: str) -> tuple[float, float]:
 def test_the_page_shows_the_figures_of_the_json(folder: Path) -> None:
     """Every ``data`` element carries its figure, and its text is that figure rounded to what is written."""
     report, page = reported(folder), Page((folder / "report.html").read_text())
-    figures = {(variant, name): each for variant, found in report["variants"].items() for name, each in found["figures"].items()}
-    layers = {(variant, layer["name"]): layer for variant, found in report["variants"].items() for layer in found["layers"]}
+    figures = {
+        (variant, name): each
+        for variant, found in report["variants"].items()
+        for name, each in found["figures"].items()
+    }
+    layers = {
+        (variant, layer["name"]): layer for variant, found in report["variants"].items() for layer in found["layers"]
+    }
     assert len(page.figures) > 300
     for variant, name, value, text in page.figures:
         if name.startswith("layer/"):
@@ -273,8 +293,8 @@ def test_sentences_carry_the_figures(folder: Path) -> None:
             continue
         difference = f"{100 * figures['metric/difference']:+.2f}".replace("-", "−")
         evidence = (
-            f"val_accuracy {100 * figures['metric/mean']:.2f} % against {100 * figures['metric/baseline']:.2f} %, {difference} ± "
-            f"{100 * figures['metric/standard_error']:.2f} points over 4 seeds"
+            f"val_accuracy {100 * figures['metric/mean']:.2f} % against {100 * figures['metric/baseline']:.2f} %, "
+            f"{difference} ± {100 * figures['metric/standard_error']:.2f} points over 4 seeds"
         )
         assert evidence in finding["sentence"]
         share, ratio = f"{100 * figures['held/share']:.0f} %", f"{figures['step/ratio']:.2f} ×"
@@ -389,5 +409,5 @@ def test_a_damaged_run_leaves_the_report_as_it_was(tmp_path: Path, capsys: pytes
 
 def test_a_study_without_an_ended_run(tmp_path: Path) -> None:
     staged.folder(tmp_path, [])
-    with pytest.raises(ValueError, match="no run in .* has ended yet"):
+    with pytest.raises(ValueError, match=r"no run in .* has ended yet"):
         write(tmp_path)

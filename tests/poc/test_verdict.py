@@ -27,11 +27,14 @@ def test_sixteen_bits_suffice_and_nearest_fails() -> None:
     found = verdict([*float32(), *runs("16", 0.9748, shift=1), *runs("16 nearest", 0.93)])
     assert outcomes(found) == {"16": "equal", "16 nearest": "worse"}
     assert found.headline == (
-        "16-bit stochastic is within seed noise of float32 (val_accuracy 97.47 % against 97.50 %, −0.02 ± 0.09 points over 4 "
-        "seeds); 16-bit nearest (−4.50 ± 0.08 points) is not."
+        "16-bit stochastic is within seed noise of float32 (val_accuracy 97.47 % against 97.50 %, −0.02 ± 0.09 points "
+        "over 4 seeds); 16-bit nearest (−4.50 ± 0.08 points) is not."
     )
     assert found.costs["16"] == "It held 69 % of float32's bytes. Slower: a step took 1.54 × float32's time."
-    assert "78 % of its updates were smaller than half a code, which rounding to nearest drops" in found.sentences["16 nearest"]
+    assert (
+        "78 % of its updates were smaller than half a code, which rounding to nearest drops"
+        in found.sentences["16 nearest"]
+    )
     assert "Try 16-bit stochastic" in found.next[0]
     assert "1.54 × float32's" in found.next[1]
     assert any("Do not use 16-bit nearest: round stochastically" in each for each in found.next)
@@ -58,7 +61,9 @@ def test_a_ramp_that_widened_at_one_step_or_not_at_all_or_in_vain() -> None:
     vain = verdict([*records, *(record("12 with ramp", s, 0.95 + NOISE[s], **widened(412)[0]) for s in range(4))])
     assert "recovered" not in vain.headline
     assert any("12-bit with ramp is not enough" in each for each in vain.next)
-    sound = verdict([*float32(), *runs("12", 0.975), *(record("12 with ramp", s, 0.975, **widened(412)[0]) for s in range(4))])
+    sound = verdict(
+        [*float32(), *runs("12", 0.975), *(record("12 with ramp", s, 0.975, **widened(412)[0]) for s in range(4))]
+    )
     assert "recovered" not in sound.headline, "there was nothing to recover"
 
 
@@ -66,16 +71,18 @@ def test_a_ramp_that_widened_at_one_step_or_not_at_all_or_in_vain() -> None:
 def test_float32_itself_diverges(others: str) -> None:
     """Precision is not to blame, whatever the variants did."""
     mine = diverged("16", range(4)) if others == "diverged" else runs("16", 0.97)
-    found = verdict([*diverged("float32", range(4)), *diverged("float32 twin", range(4)), *mine, *diverged("12", range(4))])
+    found = verdict(
+        [*diverged("float32", range(4)), *diverged("float32 twin", range(4)), *mine, *diverged("12", range(4))]
+    )
     assert found.baseline == "diverged"
     assert set(outcomes(found).values()) == {"no yardstick"}
     assert found.headline == (
-        "float32 itself diverged on 4 of 4 seeds (the training loss was inf at step 96). This comparison says nothing of "
-        "precision."
+        "float32 itself diverged on 4 of 4 seeds (the training loss was inf at step 96). This comparison says nothing "
+        "of precision."
     )
     assert found.next == [
-        "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up. Then run this "
-        "again."
+        "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up. Then run "
+        "this again."
     ]
     for sentence in found.sentences.values():
         assert "worse" not in sentence
@@ -85,7 +92,9 @@ def test_float32_itself_diverges(others: str) -> None:
 def test_float32_diverges_on_some_seeds() -> None:
     """What diverges beside it is not settled; what does not is judged on the seeds that are left."""
     records = [*float32(5), *diverged("float32", [5]), *diverged("float32 twin", [5])]
-    found = verdict([*records, *diverged("12", [1]), *runs("12", 0.975, seeds=6)[2:], *runs("16", 0.975, seeds=6, shift=2)])
+    found = verdict(
+        [*records, *diverged("12", [1]), *runs("12", 0.975, seeds=6)[2:], *runs("16", 0.975, seeds=6, shift=2)]
+    )
     assert found.baseline == "unstable"
     assert outcomes(found) == {"12": "unsettled", "16": "equal"}
     assert found.headline.startswith("float32 itself diverged on 2 of 12 runs; ")
@@ -99,12 +108,15 @@ def test_float32_learns_nothing() -> None:
     found = verdict([*(record(name, s, 0.1, **flat) for name in ("float32", "float32 twin", "16") for s in range(4))])
     assert found.baseline == "flat"
     assert found.headline == (
-        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall. This comparison says nothing of precision."
+        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall. This comparison says nothing of "
+        "precision."
     )
 
 
 def test_differences_within_seed_noise_have_no_winner() -> None:
-    found = verdict([*float32(), *runs("bf16", 0.9746, shift=2), *runs("16", 0.9749, shift=1), *runs("16/8", 0.9753, shift=5)])
+    found = verdict(
+        [*float32(), *runs("bf16", 0.9746, shift=2), *runs("16", 0.9749, shift=1), *runs("16/8", 0.9753, shift=5)]
+    )
     assert set(outcomes(found).values()) == {"equal"}
     assert found.headline.endswith("of those that are equal, none is shown to be better than another.")
     said = " ".join([found.headline, *found.sentences.values(), *found.next])
@@ -139,7 +151,9 @@ def test_a_variant_that_failed() -> None:
     found = verdict([*float32(), *failed, *runs("16/8", 0.975)])
     assert outcomes(found) == {"16": "failed", "16/8": "equal"}
     assert found.sentences["16"] == "16-bit stochastic gave no result: CUDA out of memory."
-    some = verdict([*float32(5), *runs("16", 0.975, seeds=4), record("16", 4, status="failed", reason="killed", metrics={})])
+    some = verdict(
+        [*float32(5), *runs("16", 0.975, seeds=4), record("16", 4, status="failed", reason="killed", metrics={})]
+    )
     assert outcomes(some) == {"16": "equal"}
     assert "1 of 5 seeds gave no result: killed" in some.sentences["16"]
 
