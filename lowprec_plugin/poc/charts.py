@@ -98,9 +98,10 @@ def dots(
             left, right = (max(span[0], min(span[1], each)) for each in row.zone)
             width = 96 * (right - left) / (span[1] - span[0])
             _add(svg, "rect", x=x(left), width=f"{max(width, 0.3):.2f}%", y=middle - 10, height=20, rx=3, class_="zone")
-        for value in row.values:
+        for number, value in enumerate(row.values):
             if span[0] <= value <= span[1]:
-                _add(svg, "circle", cx=x(value), cy=middle, r=4, class_="seed")
+                alike = list(row.values[:number]).count(value)  # seeds that end alike stand above one another
+                _add(svg, "circle", cx=x(value), cy=middle - 6 * alike, r=4, class_="seed")
         _mean(svg, row.mean, middle, x, span)
     return _markup(svg)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from lowprec_plugin.poc.curves import Point, curve, training_loss
 from lowprec_plugin.poc.figures import Figure, Figures, figures
 from lowprec_plugin.poc.groups import Group, Groups
-from lowprec_plugin.poc.records import Layer, RunRecord
+from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.study import FILE, Study, load_runs, load_study, run_folder
 from lowprec_plugin.poc.verdict import Verdict, judge
 from lowprec_plugin.poc.words import bytes_text, large, share, significant, times
 from lowprec_plugin.quality import LIMIT
+from lowprec_plugin.telemetry import Layer
 
 #: What is counted of a layer.
 COUNTED = ("saturated", "lost", "unchanged", "noise_to_update")

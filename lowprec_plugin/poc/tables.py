@@ -9,8 +9,8 @@ from lowprec_plugin.markdown import markdown_table
 from lowprec_plugin.poc.contents import Contents
 from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
-from lowprec_plugin.poc.records import Layer
 from lowprec_plugin.poc.words import share, significant, spoken
+from lowprec_plugin.telemetry import Layer
 
 #: In a cell without a figure.
 NONE = "–"

@@ -27,7 +27,7 @@ def log_report(run: wandb.Run, folder: Path) -> None:
     made = tables.summary(found)
     rows = [[_cell(cell) for cell in row] for row in made.rows]
     run.log(
-        {"lowprec/poc": wandb.Table(columns=made.header, data=rows), "lowprec/report": wandb.Html(folder / FILES[0])}
+        {"lowprec/poc": wandb.Table(columns=[*made.header], data=rows), "lowprec/report": wandb.Html(folder / FILES[0])}
     )
     artifact = wandb.Artifact(ARTIFACT, type="report", metadata={"verdict": found.verdict.headline})
     for name in FILES:
