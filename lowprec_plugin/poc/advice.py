@@ -10,6 +10,8 @@ from lowprec_plugin.quality import MIN_SEEDS
 
 #: Share of all bytes that activations take, from which on they are worth a word.
 MOSTLY = 0.5
+#: Of float32's bytes: who holds more saves little.
+LITTLE = 0.9
 
 
 def advice(words: Words) -> list[str]:
@@ -42,7 +44,8 @@ def _adopt(words: Words) -> list[str]:
     whole = groups.float32.held
     if whole is None or held[best] >= whole:
         return [f"{_names(ours)}: equal in quality, but no bytes were saved here."]
-    saved = f"{bytes_text(held[best])} where float32 holds {bytes_text(whole)}"
+    little = ", little less" if held[best] > LITTLE * whole else ""
+    saved = f"{bytes_text(held[best])} where float32 holds {bytes_text(whole)}{little}"
     said = [f"Try {spoken(best)}: of what is equal it holds fewest bytes, {saved}."]
     if (slower := groups.ratio(best, "step_ms")) and slower > SLOWER:
         said.append(

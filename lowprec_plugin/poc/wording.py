@@ -270,9 +270,9 @@ def _runs(some: Sequence[RunRecord], group: Group) -> str:
 
 
 def _reasons(runs: Sequence[RunRecord]) -> str:
-    """The reason, once if it is always the same, else the first run's."""
-    reasons = list(dict.fromkeys(run.reason for run in runs if run.reason))
-    return reasons[0].rstrip(".") + (", and others" if len(reasons) > 1 else "") if reasons else "no reason recorded"
+    """The first sentence of the reason, once if it is always the same, else the first run's."""
+    reasons = list(dict.fromkeys(run.reason.split(". ")[0].rstrip(".") for run in runs if run.reason))
+    return reasons[0] + (", and others" if len(reasons) > 1 else "") if reasons else "no reason recorded"
 
 
 def _failure(group: Group) -> str:

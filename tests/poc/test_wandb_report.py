@@ -43,7 +43,7 @@ def test_the_report_is_logged_to_a_run(offline: Any, tmp_path: Path) -> None:
     found = read(tmp_path / "runs")
     assert found.summary["lowprec/verdict"] == report["verdict"]["headline"]
     (logged,) = found.history
-    (files,) = (tmp_path / "runs").glob("wandb/*/files")
+    (files,) = (tmp_path / "runs").glob("wandb/offline-run-*/files")
     table = json.loads((files / logged["lowprec/poc/path"]).read_text())
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
     figures = report["variants"]["16/8"]["figures"]
