@@ -144,7 +144,7 @@ class _Packing(saved_tensors_hooks):
             return self._packed(tensor)
 
     def _packed(self, tensor: Tensor) -> Tensor | _Packed:
-        if type(tensor) is not Tensor or not tensor.is_floating_point() or _is_weight(tensor):
+        if type(tensor) is not Tensor or not tensor.is_floating_point() or is_weight(tensor):
             return tensor
         operand = tensor.requires_grad
         statistic = not operand and tensor.numel() * STATISTIC <= self._last
@@ -195,7 +195,8 @@ class _Packing(saved_tensors_hooks):
         return packed.unpacked()
 
 
-def _is_weight(tensor: Tensor) -> bool:
+def is_weight(tensor: Tensor) -> bool:
+    """Whether what autograd saves is a parameter in float, a view of one, or autocast's copy of one."""
     base = tensor if tensor._base is None else tensor._base
     if base.is_leaf:
         return base.requires_grad

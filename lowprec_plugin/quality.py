@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_SEEDS = 4
+#: Largest difference that still counts as equal, as a share of float32's mean.
+LIMIT = 0.003
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Comparison:
 
 
 def compare(
-    baseline: Sequence[float], twins: Sequence[float], setting: Sequence[float], *, limit: float = 0.003
+    baseline: Sequence[float], twins: Sequence[float], setting: Sequence[float], *, limit: float = LIMIT
 ) -> Comparison:
     """Apply the rule to one metric, given per seed in the same order.
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "lowprec_plugin"
 
 #: Layer of each module or folder; a module may import its own layer's and lower ones'.
 LAYERS = {
-    "version": 0, "formats": 0, "quality": 0, "ramp": 0, "files": 0, "counts": 0,
+    "version": 0, "formats": 0, "quality": 0, "ramp": 0, "files": 0, "counts": 0, "markdown": 0,
     "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
     "update_reference": 1, "wire_reference": 1, "native_wire": 1,
     "ops": 2, "wire": 2,
@@ -23,6 +23,7 @@ LAYERS = {
     "monitoring": 5,
     "tasks": 6, "poc": 6, "bench": 6, "tune": 6, "cli": 6, "export": 6,
     "inspection": 6, "sources": 6,
+    "trainings": 6,
     "__init__": 6,
 }  # fmt: skip
 #: Third-party packages and the lowest layer (or the only folders) that may import them.
@@ -40,6 +41,8 @@ HOSTS = {
     "optuna": 6,
     "matplotlib": 6,
     "tqdm": 6,
+    "jinja2": 6,
+    "markupsafe": 6,
 }
 ONLY_IN = {"triton": "kernels", "deepspeed": "deepspeed"}
 

@@ -13,12 +13,17 @@ from lowprec_plugin.cli.plan import run_plan
 from lowprec_plugin.export import run_cost, run_export
 from lowprec_plugin.inspection import run_inspect
 from lowprec_plugin.poc import run_poc
+from lowprec_plugin.poc.command import run_report
 from lowprec_plugin.tune import tune
 from lowprec_plugin.version import __version__
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 OWN: dict[str, tuple[Callable[..., object], str]] = {
-    "poc": (run_poc, "Compare fixed-point formats with float32, side by side."),
+    "poc": (
+        run_poc,
+        "Train your own module in float32 and in fixed-point side by side, and write a report.",
+    ),
+    "poc report": (run_report, "Write a proof of concept's report again, from its files alone."),
     "tune": (tune, "Find the narrowest formats that keep a metric of your own network, and write a configuration."),
     "bench": (run_bench, "Time the fused step and a training step against float32's."),
     "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
@@ -29,10 +34,11 @@ OWN: dict[str, tuple[Callable[..., object], str]] = {
     "cost": (run_cost, "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
 #: Commands whose arguments without a default are given by place.
-BY_PLACE = ("inspect",)
+BY_PLACE = ("inspect", "poc report")
 USAGE = """usage: lowprec COMMAND [options]
 
-  poc                             train handwritten digits in float32 and in fixed-point, print one table
+  poc                             train your own module in float32 and in fixed-point, write a report to decide on
+  poc report FOLDER               write its report again, from its files alone
   tune                            find the narrowest formats for your own network, write a configuration
   bench                           time the fused step and a training step against float32's
   bench allreduce                 time gradients on your own network; run it with torchrun for several hosts

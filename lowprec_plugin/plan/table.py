@@ -9,8 +9,8 @@ from lowprec_plugin.plan.planning import Plan
 
 #: Memory of GPUs in GiB, as they are sold (a driver keeps a little of it), and cards that are known to have it.
 SIZES = {
-    8: "", 12: "", 16: "T4", 24: "RTX 3090, RTX 4090", 32: "", 40: "A100", 48: "", 64: "", 80: "A100, H100", 96: "",
-    128: "", 192: "MI300X",
+    8: "", 12: "", 16: "NVIDIA T4", 24: "NVIDIA RTX 3090, RTX 4090", 32: "", 40: "NVIDIA A100", 48: "", 64: "",
+    80: "NVIDIA A100, H100", 96: "", 128: "", 141: "NVIDIA H200", 192: "AMD MI300X",
 }  # fmt: skip
 KINDS = ("weights", "state", "gradients", "working", "wire", "buffers", "activations")
 

@@ -1,199 +1,236 @@
-"""Train every variant from the same seeds on the same data, in the same order."""
+"""``lowprec poc``: train every variant from the same seeds on the same data in the same order, and report."""
 
 from __future__ import annotations
 
-import logging
-import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+import inspect
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from tqdm.auto import tqdm
 
-from lowprec_plugin import memory
-from lowprec_plugin.poc.report import save
-from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, Variant
-from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule, MNISTDataModule
+from lowprec_plugin.formats import check_integer
+from lowprec_plugin.poc import report
+from lowprec_plugin.poc.environment import versions
+from lowprec_plugin.poc.processes import Processes
+from lowprec_plugin.poc.records import RunRecord, load
+from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehearsed
+from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
+from lowprec_plugin.poc.training import Order, fit, interval_of, train
+from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
+from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, read_config
 
-
-@dataclass(frozen=True)
-class Run:
-    """What one training came to.
-
-    Attributes:
-        test_accuracy, test_loss: on held-out data at the end.
-        bytes_per_parameter: weights and optimizer state, as held after the last step.
-        step_ms: median milliseconds of a training step, the callbacks' and the loader's time aside.
-    """
-
-    variant: str
-    seed: int
-    test_accuracy: float
-    test_loss: float
-    bytes_per_parameter: float
-    step_ms: float
-
-
-class StepTimer(Callback):
-    """Times every training step, and reads the memory held at the end."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.bytes_per_parameter = 0.0
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Stop it."""
-        self.seconds.append(time.perf_counter() - self._start)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add up weights and state while the optimizer is there."""
-        self.bytes_per_parameter = memory.report(pl_module, trainer.optimizers).per_parameter
-
-
-def run_variant(
-    variant: Variant,
-    seed: int,
-    make_module: Callable[[], LightningModule],
-    make_data: Callable[[], LightningDataModule],
-    *,
-    epochs: int,
-    progress: bool = True,
-) -> Run:
-    """Train and test one variant. The seed decides the weights, the order of the data and the rounding."""
-    seed_everything(seed, workers=True, verbose=False)
-    module, data, timer = make_module(), make_data(), StepTimer()
-    if variant.twin:
-        perturb_last_bit_(module)
-    plugin = variant.plugin(seed)
-    with quietly():
-        trainer = Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            plugins=[] if plugin is None else plugin,
-            callbacks=[timer],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-        )
-        trainer.fit(module, data)
-        (metrics,) = trainer.test(module, data, verbose=False)
-    return Run(
-        variant.name,
-        seed,
-        metrics["test_accuracy"],
-        metrics["test_loss"],
-        timer.bytes_per_parameter,
-        1e3 * statistics.median(timer.seconds),
-    )
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without Lightning's advice on loader workers and logging intervals, and its own deprecations: no news here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@torch.no_grad()
-def perturb_last_bit_(module: torch.nn.Module) -> None:
-    """Move every parameter to the next float above it."""
-    for param in module.parameters():
-        param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to train: ``title`` names data, network and optimizer; ``epochs`` are the default."""
-
-    title: str
-    module: Callable[[], LightningModule]
-    data: Callable[[str], LightningDataModule]
-    epochs: int
-
-
-# The learning rates are high enough for chaos to drive two runs apart, as it does in any longer training: with a low
-# one the twins of float32 end alike, and there would be no noise to judge a difference by.
-TASKS = {
-    "digits": Task(
-        "Handwritten digits, MLP 64-256-256-10, AdamW",
-        lambda: Classifier(MLP(), lr=0.02),
-        lambda root: DigitsDataModule(),
-        15,
-    ),
-    "mnist": Task(
-        "MNIST, MLP 784-256-256-10, AdamW",
-        lambda: Classifier(MLP(784), lr=0.004),
-        lambda root: MNISTDataModule(root),
-        4,
-    ),
+DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
+TITLES = {
+    "digits": "Handwritten digits, MLP 64-256-256-10, AdamW",
+    "mnist": "MNIST, MLP 784-256-256-10, AdamW",
 }
 
 
 def run_poc(
+    config: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
     task: Literal["digits", "mnist"] = "digits",
-    variants: Sequence[str] = tuple(VARIANTS),
+    variants: Sequence[str | int] = DEFAULT,
+    metric: str | None = None,
+    mode: Mode | None = None,
     seeds: int = 4,
     epochs: int | None = None,
+    steps: int | None = None,
+    devices: int = 1,
+    price: float | None = None,
     root: str = "data/mnist",
     output: str = "lowprec_poc",
     progress: bool = True,
-) -> list[Run]:
-    """Train one task in float32 and in fixed-point, and print and save one table.
+) -> list[RunRecord]:
+    """Train your own module in float32 and in fixed-point side by side, and write a report to decide on.
+
+    All runs of a seed have the same weights to begin with, the same data in the same order and as many steps. Every run
+    has a folder of its own; given again, the command goes on with the runs that are missing, have failed or were
+    interrupted.
 
     Args:
-        task: ``"digits"`` (scikit-learn's, no download) or ``"mnist"``.
+        config: a LightningCLI configuration (YAML) of what to train; none: a task.
+        model: import path of a LightningModule, in place of the configuration's.
+        data: import path of a LightningDataModule, likewise.
+        task: where neither is given: "digits" (scikit-learn's, no download) or "mnist".
         variants: which to run, by name; float32 and its twin are always run, for they are the yardstick.
-        seeds: how many; with at least 4 the table gives a verdict on equal quality.
-        epochs: of each training; a default of the task's if not given.
+        metric: what is compared: a name that the module logs; none: an accuracy or a loss that validation logs.
+        mode: whether more of it is better, "max" or "min"; none: as its name says.
+        seeds: how many; with at least 4 there is a verdict on equal quality.
+        epochs: of each run, in place of the configuration's.
+        steps: of each run at most, likewise.
+        devices: processes of each run, in place of the configuration's; each has a GPU of its own where there are some.
+        price: of an hour of one device, in your own currency, for a line on cost.
         root: folder of MNIST's files.
-        output: folder for ``table.md`` and ``runs.json``.
-        progress: show progress bars.
+        output: folder for the runs and the report.
+        progress: show a progress bar.
+
+    Returns:
+        the records of all runs.
 
     Raises:
-        ValueError: for a variant that does not exist, or fewer than one seed or epoch.
+        ValueError: for an argument outside its limits, a configuration that LightningCLI refuses, a metric that is not
+            logged, or a folder with runs of something else.
     """
-    unknown = [name for name in variants if name not in VARIANTS]
+    arguments = {**locals(), "variants": [str(name) for name in variants]}  # a command line's 16 is a number
+    _check(arguments)
+    complete = _placed(_bounded(read_config(config, model, data, epochs, _tasks(root)[task]), steps), devices)
+    found = rehearsed(complete)
+    metric, mode, chosen = chosen_metric(found, metric, mode)
+    left_out = {}
+    if devices == 1 and WIRE.name in arguments["variants"]:
+        left_out[WIRE.name] = "one process sends nothing: give devices=2 or more"
+    names = [name for name in dict.fromkeys([FLOAT32.name, TWIN.name, *arguments["variants"]]) if name not in left_out]
+    study = Study(
+        title=_title(complete, None if config or model else task),
+        metric=metric,
+        mode=mode,
+        metric_chosen=chosen,
+        config=complete,
+        command=_command(arguments),
+        variants={name: VARIANTS[name].flag(complete, found.steps) for name in names},
+        left_out=left_out,
+        seeds=list(range(seeds)),
+        devices=devices,
+        steps=found.steps,
+        price=price,
+        versions=versions(),
+        device=found.device,
+    )
+    folder = Path(output)
+    claim(folder, study)
+    if progress:
+        print(f"{study.title}: {metric}, {chosen}", flush=True)
+        for name, why in left_out.items():
+            print(f"{name} is left out: {why}", flush=True)
+    try:
+        total = len(names) * seeds
+        with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
+            runs = _runs(study, folder, found, bar)
+    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+        print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
+        raise SystemExit(130) from None
+    print("\n" + report.write(folder))
+    return runs
+
+
+def _runs(study: Study, folder: Path, found: Rehearsed, bar: Any) -> list[RunRecord]:
+    """Every run of the study: from its record if it has ended, else made now."""
+    runs = []
+
+    def told(epoch: int, step: int) -> None:
+        bar.set_postfix(epoch=epoch + 1, step=step)
+
+    with closing(Processes(study.devices, fit)) as processes:
+        for seed in study.seeds:  # all variants of a seed in turn, so that a slow minute slows them alike
+            for name in study.variants:
+                bar.set_description(f"{name}, seed {seed}")
+                at = run_folder(folder, name, seed)
+                record = _ended(at)
+                if record is None:
+                    variant, interval = VARIANTS[name], interval_of(study.config, study.steps)
+                    order = Order(
+                        variant.config(study.config, seed, study.steps), name, seed, variant.twin, at, study.metric,
+                        found.has_validation, found.has_test, interval, found.activations,
+                    )  # fmt: skip
+                    record = train(order, told, processes)
+                runs.append(record)
+                bar.update()
+    return runs
+
+
+def _tasks(root: str) -> dict[str, Config]:
+    classifier = DIGITS["model"]["class_path"]
+    network = {"class_path": "lowprec_plugin.tasks.MLP", "init_args": {"inputs": 784}}
+    mnist = {
+        "trainer": {"max_epochs": 4, "accelerator": "cpu"},
+        "model": {"class_path": classifier, "init_args": {"network": network, "lr": 0.004}},
+        "data": {"class_path": "lowprec_plugin.tasks.MNISTDataModule", "init_args": {"root": root}},
+    }
+    digits = {**DIGITS, "trainer": {**DIGITS["trainer"], "max_epochs": 10}}  # for a first look
+    return {"digits": digits, "mnist": mnist}
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    unknown = [name for name in arguments["variants"] if name not in VARIANTS]
     if unknown:
         raise ValueError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, VARIANTS))}")
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}; there are {', '.join(map(repr, TASKS))}")
-    chosen_task = TASKS[task]
-    epochs = chosen_task.epochs if epochs is None else epochs
-    if seeds < 1 or epochs < 1:
-        raise ValueError(f"seeds={seeds} and epochs={epochs} must be at least 1")
-    chosen = list(dict.fromkeys([FLOAT32.name, TWIN.name, *variants]))
-    runs: list[Run] = []
-    start = time.perf_counter()
-    for seed in range(seeds):  # all variants of a seed in turn, so that a slow minute slows them alike
-        for name in chosen:
-            if progress:
-                print(f"{name}, seed {seed}: run {len(runs) + 1} of {seeds * len(chosen)}", flush=True)
-            make_data = partial(chosen_task.data, root)
-            run = run_variant(VARIANTS[name], seed, chosen_task.module, make_data, epochs=epochs, progress=progress)
-            runs.append(run)
-    seconds = time.perf_counter() - start
-    title = f"{chosen_task.title}, {epochs} epochs, {seeds} seeds, {seconds:.0f} s"
-    print("\n" + save(Path(output), title, [asdict(run) for run in runs]))
-    return runs
+    if arguments["task"] not in TITLES:
+        raise ValueError(f"no task {arguments['task']!r}; there are {', '.join(map(repr, TITLES))}")
+    if arguments["mode"] not in (None, "max", "min"):
+        raise ValueError(f"mode={arguments['mode']!r} is not 'max' or 'min'")
+    for name in ("seeds", "epochs", "steps", "devices"):
+        if arguments[name] is not None:
+            check_integer(arguments[name], name)
+            if arguments[name] < 1:
+                raise ValueError(f"{name}={arguments[name]} must be at least 1")
+    price = arguments["price"]
+    if price is not None and not 0 < price < math.inf:
+        raise ValueError(f"price={price} must be above 0")
+
+
+def _bounded(config: Config, steps: int | None) -> Config:
+    """``config`` with an end."""
+    trainer = config["trainer"]
+    if steps is not None:
+        trainer["max_steps"] = steps
+    if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1):
+        raise ValueError("no end of a run is given: epochs=, steps=, or max_epochs or max_steps in the configuration")
+    return config
+
+
+def _placed(config: Config, devices: int) -> Config:
+    """``config`` on so many processes of this machine.
+
+    Raises:
+        ValueError: for a strategy that holds a model otherwise than whole in every process.
+    """
+    strategy = config["trainer"].get("strategy") or "auto"
+    name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy).rpartition(".")[2]
+    if not name.lower().startswith(("auto", "ddp", "singledevice")):
+        raise ValueError(
+            f"trainer.strategy={name!r}: runs are compared on one process, or on several with DDP: leave it out"
+        )
+    if devices == 1:
+        config["trainer"] |= IN_THIS_PROCESS
+    else:
+        of_users = (isinstance(strategy, Mapping) and name.startswith("DDP")) or name.startswith("ddp_find")
+        config["trainer"] |= {**IN_THIS_PROCESS, "devices": devices, "strategy": strategy if of_users else "ddp"}
+    return config
+
+
+def _title(config: Config, task: str | None) -> str:
+    trainer = config["trainer"]
+    if task is not None:
+        what = TITLES[task]
+    else:
+        parts = [config[part] for part in ("model", "data") if config.get(part)]
+        what = " on ".join(str(part["class_path"] if isinstance(part, Mapping) else part) for part in parts)
+    if trainer.get("max_steps") not in (None, -1):
+        return f"{what}, {trainer['max_steps']:,} steps"
+    return f"{what}, {trainer['max_epochs']:,} epochs"
+
+
+def _command(arguments: Mapping[str, Any]) -> str:
+    """The command line of these arguments, defaults left out."""
+    words = ["lowprec", "poc"]
+    for name, parameter in inspect.signature(run_poc).parameters.items():
+        value = arguments[name]
+        if name != "progress" and value != parameter.default and (name != "variants" or tuple(value) != DEFAULT):
+            text = value if isinstance(value, str) else json.dumps(list(value) if name == "variants" else value)
+            words.append(f"--{name}={text}")
+    return shlex.join(words)
+
+
+def _ended(folder: Path) -> RunRecord | None:
+    """The record of a run that need not be repeated."""
+    path = folder / RUN
+    record = load(path) if path.exists() else None
+    return None if record is None or record.status == "failed" else record

@@ -15,21 +15,14 @@ from tqdm.auto import tqdm
 
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.quality import MIN_SEEDS
+from lowprec_plugin.trainings import Config, plugin_options, read_config, with_plugin
 from lowprec_plugin.tune.baseline import Baseline, relative
 from lowprec_plugin.tune.cost import Costs, network_of
 from lowprec_plugin.tune.records import Judge, Records, Run
 from lowprec_plugin.tune.report import Found, save
 from lowprec_plugin.tune.search import Search
 from lowprec_plugin.tune.space import FLOAT32, Setting, Space, make_space, written
-from lowprec_plugin.tune.training import (
-    Config,
-    check_processes,
-    plugin_options,
-    read_config,
-    rehearse,
-    train,
-    with_plugin,
-)
+from lowprec_plugin.tune.training import check_processes, rehearse_metric, train
 from lowprec_plugin.version import __version__
 
 
@@ -171,10 +164,10 @@ def _costs(
 ) -> Costs:
     """Rehearse float32 and the widest setting: what they refuse, they refuse now; and what they hold is counted."""
     check_processes(config, wire="wire" in space.ladders)
-    float32 = rehearse(with_plugin(config, None, 0), metric)
+    float32 = rehearse_metric(with_plugin(config, None, 0), metric)
     _check_layers(space.layers, float32.model)
     widest = {name: _widest_format(ladder) for name, ladder in space.ladders.items()}
-    fixed = rehearse(with_plugin(config, space.options(widest, base, 0), 0), metric)
+    fixed = rehearse_metric(with_plugin(config, space.options(widest, base, 0), 0), metric)
     inside = getattr(fixed.trainer.precision_plugin, "inside", None)
     network = network_of(float32.model, float32.trainer.optimizers, None if inside is None else inside.emulator)
     return Costs(space, network, base, importance, count)

@@ -12,13 +12,13 @@ from typing import Any
 import yaml
 
 from lowprec_plugin.files import whole_text
-from lowprec_plugin.poc.report import markdown
+from lowprec_plugin.markdown import markdown_table
+from lowprec_plugin.trainings import Config
 from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Bits, Costs
 from lowprec_plugin.tune.frontier import frontier
 from lowprec_plugin.tune.search import Trial
 from lowprec_plugin.tune.space import written
-from lowprec_plugin.tune.training import Config
 
 LEGEND = (
     "Cost: bits as a share of float32's, the mean of the parts that are tuned. Bits per parameter: codes and exponents "
@@ -127,7 +127,7 @@ def _table(found: Found, costs: Costs) -> str:
         held = {None: "", True: "yes", False: "no"}[trial.confirmed]
         confirmed = ", ".join(filter(None, [held, _comparison(trial, found.baseline)])) or "-"
         rows.append([written(trial.setting) + mark, *figures(trial.bits), value, worse, outcome(trial), confirmed])
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def outcome(trial: Trial) -> str:

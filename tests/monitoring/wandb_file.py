@@ -32,13 +32,8 @@ class WandbRun(NamedTuple):
 
 def read(folder: Path) -> WandbRun:
     """The one run under ``folder``."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.rglob("*.wandb")
     run = WandbRun([], {}, {}, {})
-    for data in _records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records(folder):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             run.history.append({_key(item): json.loads(item.value_json) for item in record.history.item})
@@ -52,6 +47,17 @@ def read(folder: Path) -> WandbRun:
             chosen = [field.name for field, value in metric.summary.ListFields() if value is True]
             run.metrics[metric.name or metric.glob_name] = {"step": metric.step_metric, "summary": chosen}
     return run
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """The records of the one run under ``folder``, in order, as the client's own protobuf has them."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.rglob("*.wandb")
+    for data in _records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
 
 
 def _key(item: Any) -> str:

@@ -14,9 +14,10 @@ import yaml
 
 from lowprec_plugin import tune as package
 from lowprec_plugin.cli.main import main
+from lowprec_plugin.trainings import read_config, with_plugin
 from lowprec_plugin.tune import Found, tune
 from lowprec_plugin.tune.records import Run
-from lowprec_plugin.tune.training import read_config, train, with_plugin
+from lowprec_plugin.tune.training import train
 
 CONFIG: dict[str, Any] = {
     "trainer": {

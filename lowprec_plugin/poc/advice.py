@@ -1,0 +1,119 @@
+"""What to do next, as far as the runs say."""
+
+from __future__ import annotations
+
+from lowprec_plugin.poc.groups import BF16, Groups
+from lowprec_plugin.poc.outcomes import Finding
+from lowprec_plugin.poc.wording import PRACTICAL, SLOWER, Words, seeds_to_settle
+from lowprec_plugin.poc.words import bytes_text, counted, listed, spoken, times
+from lowprec_plugin.quality import MIN_SEEDS
+
+#: Share of all bytes that activations take, from which on they are worth a word.
+MOSTLY = 0.5
+#: Of float32's bytes: who holds more saves little.
+LITTLE = 0.9
+
+
+def advice(words: Words) -> list[str]:
+    """In the order in which to do it."""
+    if words.baseline in ("flat", "diverged"):
+        return [
+            "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up. Then "
+            "run this again."
+        ]
+    if words.baseline in ("failed", "no run"):
+        return ["Let float32 and its twin finish: the same command goes on where it stopped."]
+    said = []
+    if words.baseline == "unstable":
+        said.append("Steady the training first (lower learning rate, gradient clipping): float32 diverges too.")
+    said += _adopt(words)
+    said += _avoid(words)
+    said += _seeds(words)
+    if failed := _of(words, "failed", "no run"):
+        said.append(f"See why there is no result of {_names(failed)}; the same command goes on where it stopped.")
+    return [*said, "Before you decide, repeat the choice at the length and size of your real training."]
+
+
+def _adopt(words: Words) -> list[str]:
+    groups = words.groups
+    ours = [each for each in _of(words, "equal") if each.variant != BF16]
+    if not ours:
+        return _none_equal(words)
+    held = {each.variant: groups.of[each.variant].held or float("inf") for each in ours}
+    best = min(ours, key=lambda each: held[each.variant]).variant
+    whole = groups.float32.held
+    if whole is None or held[best] >= whole:
+        return [f"{_names(ours)}: equal in quality, but no bytes were saved here."]
+    little = ", little less" if held[best] > LITTLE * whole else ""
+    saved = f"{bytes_text(held[best])} where float32 holds {bytes_text(whole)}{little}"
+    said = [f"Try {spoken(best)}: of what is equal it holds fewest bytes, {saved}."]
+    if (slower := groups.ratio(best, "step_ms")) and slower > SLOWER:
+        said.append(
+            f"Weigh the time: here a step of {spoken(best)} took {times(slower)} float32's. Measure on your device."
+        )
+    rival = next((each for each in _of(words, "equal") if each.variant == BF16), None)
+    if rival and (theirs := groups.of[BF16].held) and theirs < held[best]:
+        said.append(f"bf16 mixed precision is equal too and holds less here: {bytes_text(theirs)}.")
+    return said + _activations(groups, best)
+
+
+def _none_equal(words: Words) -> list[str]:
+    if _of(words, "equal"):
+        return ["bf16 mixed precision is equal to float32; no fixed-point variant is shown to be."]
+    if better := _of(words, "better"):
+        return [f"Nothing speaks against {_names(better)} in quality: repeat with other seeds to see if it lasts."]
+    open_ = _of(words, "few seeds", "unsettled", "no run", "failed")
+    return [] if open_ or not words.findings else ["Stay with float32: no variant that was tried keeps its quality."]
+
+
+def _activations(groups: Groups, variant: str) -> list[str]:
+    group = groups.of[variant]
+    kept, held = group.median(lambda run: run.held.get("activations", 0)), group.held
+    if kept and held and kept > MOSTLY * held:
+        return [
+            f"{100 * kept / held:.0f} % of its bytes are activations, which it keeps in floats: a smaller batch, or "
+            "activation_word_length=8, saves more than narrower weights."
+        ]
+    return []
+
+
+def _avoid(words: Words) -> list[str]:
+    bad = _of(words, "worse", "diverged")
+    names = {each.variant for each in words.findings}
+    recovered = {each.recovers for each in words.findings}
+    said = []
+    nearest = [each for each in bad if "nearest" in each.variant]
+    if nearest:
+        said.append(f"Do not use {_names(nearest)}: round stochastically, which keeps small updates on average.")
+    for each in bad:
+        if each in nearest or each.variant == BF16:
+            continue
+        if each.variant in recovered:
+            said.append(f"{spoken(each.variant)} needs its ramp.")
+        elif each.variant.endswith("ramp"):
+            said.append(f"{spoken(each.variant)} is not enough: begin wider, or let the ramp widen earlier.")
+        elif not any(name.startswith(each.variant) and name.endswith("ramp") for name in names):
+            said.append(f"For {spoken(each.variant)} give more bits, or let a ramp widen it.")
+    return said
+
+
+def _seeds(words: Words) -> list[str]:
+    said = []
+    if few := _of(words, "few seeds"):
+        more = MIN_SEEDS - min(len(each.seeds) for each in few)
+        said.append(
+            f"Run {counted(more, 'more seed')} for a verdict on {_names(few)}: runs that are there are not repeated."
+        )
+    if unsettled := [each for each in _of(words, "unsettled") if not each.diverged]:
+        most = max(seeds_to_settle(each) for each in unsettled)
+        seeds = f"Run about {most} seeds" if most <= PRACTICAL else "Train longer, or compare a metric with less noise,"
+        said.append(f"{seeds} to settle {_names(unsettled)}.")
+    return said
+
+
+def _of(words: Words, *outcomes: str) -> list[Finding]:
+    return [each for each in words.findings if each.outcome in outcomes]
+
+
+def _names(findings: list[Finding]) -> str:
+    return listed([spoken(each.variant) for each in findings])

@@ -1,0 +1,119 @@
+"""The runs of one comparison, variant by variant: what the verdict and the report read them through."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.variants import FLOAT32, TWIN
+from lowprec_plugin.quality import Comparison, compare
+
+#: bfloat16 autocast, by the name that the command line has for it.
+BF16 = "bf16"
+#: Of ``held``, in the order of the report.
+KINDS = ("weights", "state", "gradients", "activations", "buffers")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one variant, in the order of their seeds."""
+
+    variant: str
+    metric: str
+    runs: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def values(self) -> dict[int, float]:
+        """The metric by seed, of the runs that finished with one."""
+        return {
+            run.seed: run.metrics[self.metric]
+            for run in self.runs
+            if run.status == "finished" and math.isfinite(run.metrics.get(self.metric, math.nan))
+        }
+
+    def ended(self, status: str) -> list[RunRecord]:
+        """The runs that ended so."""
+        return [run for run in self.runs if run.status == status]
+
+    @property
+    def failed(self) -> list[RunRecord]:
+        """The runs that neither diverged nor gave the metric."""
+        return [run for run in self.runs if run.status != "diverged" and run.seed not in self.values]
+
+    def median(self, figure: Callable[[RunRecord], float]) -> float | None:
+        """The median over the runs that have the figure (it is not 0); ``None`` if none has."""
+        found = [value for value in map(figure, self.runs) if value]
+        return statistics.median(found) if found else None
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        """Bytes held by one process, by kind: medians over the runs that measured them; empty if none did."""
+        found = [run.held for run in self.runs if run.held]
+        return {kind: statistics.median(held.get(kind, 0) for held in found) for kind in KINDS} if found else {}
+
+    @property
+    def held(self) -> float | None:
+        """Bytes held by one process, in all."""
+        return sum(self.kinds.values()) or None
+
+    @property
+    def step_ms(self) -> float | None:
+        """Milliseconds of a training step."""
+        return self.median(lambda run: run.step_ms.get("median", 0.0))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Every variant's runs.
+
+    Attributes:
+        metric, higher_is_better: what is compared.
+        of: by variant, in the order of the study; a variant may have no run yet.
+    """
+
+    metric: str
+    higher_is_better: bool
+    of: dict[str, Group]
+
+    @classmethod
+    def make(cls, runs: Sequence[RunRecord], metric: str, mode: str, variants: Sequence[str] = ()) -> Groups:
+        """Group ``runs``; ``variants`` gives the order and those that have no run."""
+        names = dict.fromkeys([FLOAT32.name, TWIN.name, *variants, *(run.variant for run in runs)])
+        ordered = sorted(runs, key=lambda run: run.seed)
+        groups = {name: Group(name, metric, [run for run in ordered if run.variant == name]) for name in names}
+        return cls(metric, mode == "max", groups)
+
+    @property
+    def float32(self) -> Group:
+        """The baseline."""
+        return self.of[FLOAT32.name]
+
+    @property
+    def twin(self) -> Group:
+        """The baseline's twin, which measures the noise."""
+        return self.of[TWIN.name]
+
+    @property
+    def settings(self) -> list[Group]:
+        """All the others."""
+        return [group for name, group in self.of.items() if name not in (FLOAT32.name, TWIN.name)]
+
+    def paired(self, variant: str) -> list[int]:
+        """The seeds on which float32, its twin and the variant all finished."""
+        return [seed for seed in self.of[variant].values if seed in self.float32.values and seed in self.twin.values]
+
+    def compare(self, variant: str) -> Comparison | None:
+        """The project's rule on those seeds; ``None`` if there is no such seed."""
+        seeds = self.paired(variant)
+        if not seeds:
+            return None
+        sides = (self.float32.values, self.twin.values, self.of[variant].values)
+        return compare(*([values[seed] for seed in seeds] for values in sides))
+
+    def ratio(self, variant: str, figure: str) -> float | None:
+        """``held`` or ``step_ms`` of the variant over float32's; ``None`` if either is not known."""
+        part, whole = getattr(self.of[variant], figure), getattr(self.float32, figure)
+        return part / whole if part and whole else None

@@ -1,0 +1,160 @@
+"""What is measured while a run trains, beside what its monitor logs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from lowprec_plugin import memory
+from lowprec_plugin.kept import is_weight
+from lowprec_plugin.monitoring.watched import watched
+from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.telemetry import held
+
+
+class Measures(Callback):
+    """Times steps, and adds up what is held: of the first batch what autograd saves, at the end weights and state.
+
+    Args:
+        untimed: every so many steps something else looks at the run, and that step is not timed. The first never is.
+
+    Attributes:
+        examples: in the first batch.
+        activations: bytes that autograd saved for the backward pass of the first batch, parameters left out.
+        held, float32: bytes by kind, of this process, and what float32 would take; empty until the end.
+        parameters: numbers in all of them.
+        sent, float32_sent: bytes of gradients sent per step, and what float32 would.
+        loss: of the last step.
+        nonfinite: the first parameter with a gradient that was not finite, if an update was refused for it.
+        validated: the step of the last validation; ``None``: there was none.
+    """
+
+    def __init__(self, untimed: int) -> None:
+        self._untimed = untimed
+        self._seconds: list[float] = []
+        self._steps = 0
+        self._start = 0.0
+        self._saved: _Saved | None = None
+        self._gradients: tuple[int, int] | None = None
+        self.examples = 0
+        self.activations = 0
+        self.held: dict[str, int] = {}
+        self.float32: dict[str, int] = {}
+        self.parameters = 0
+        self.sent = self.float32_sent = 0.0
+        self.loss: Tensor | None = None
+        self.nonfinite: str | None = None
+        self.validated: int | None = None
+
+    @property
+    def step_ms(self) -> dict[str, float]:
+        """``median``, ``fast`` and ``slow``: outside each of the latter are a tenth of the steps."""
+        return deciles([1e3 * seconds for seconds in self._seconds])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock, and at the first batch look at what autograd saves."""
+        if self._steps == 0:
+            try:
+                self.examples = extract_batch_size(batch)
+            except MisconfigurationException:  # a batch of another make
+                self.examples = 0
+            self._saved = _Saved()
+            self._saved.__enter__()
+        _wait_for(trainer)
+        self._start = time.perf_counter()
+
+    def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
+        """All is saved now, by autograd or in codes by the plugin."""
+        if self._saved is not None:
+            self._saved.__exit__()
+            kept = watched(trainer).kept
+            self.activations = self._saved.nbytes + (0 if kept is None else kept.stored + kept.left)
+            self._saved = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Look no longer, for the hook would outlive the run; and find what refused an update."""
+        self.on_before_backward(trainer)
+        if isinstance(exception, NonFiniteGradientError):
+            grads = ((name, param.grad) for name, param in pl_module.named_parameters())
+            self.nonfinite = next((name for name, grad in grads if grad is not None and _not_finite(grad)), None)
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        """Look at the gradients once, while there are some."""
+        if self._gradients is None:
+            self._gradients = memory.gradients(watched(trainer).module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Stop the clock."""
+        _wait_for(trainer)
+        seconds = time.perf_counter() - self._start
+        self.on_before_backward(trainer)  # a module that never calls it
+        if self._steps % self._untimed:
+            self._seconds.append(seconds)
+        self._steps += 1
+        self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
+
+    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
+        """Note when; the sanity check is at step 0."""
+        self.validated = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add up weights and state while the optimizer is there, and what has been sent."""
+        run = watched(trainer)
+        report = memory.report(run.module, run.optimizers)
+        kinds = held(report, self._gradients or memory.gradients(run.module))
+        self.held, self.float32 = (
+            {"weights": each.weights, "state": each.state, "gradients": each.gradients, "buffers": report.buffers}
+            for each in (kinds.ours, kinds.float32)
+        )
+        self.held["activations"] = self.activations
+        self.parameters = report.elements
+        if trainer.world_size > 1:
+            trainable = sum(param.numel() for param in pl_module.parameters() if param.requires_grad)
+            floats = 2 * (trainer.world_size - 1) / trainer.world_size * 4 * trainable
+            self.float32_sent = run.traffic.get("float32_bytes_per_step", floats)
+            self.sent = run.traffic.get("bytes_sent_per_step", floats)
+
+
+def deciles(numbers: Sequence[float]) -> dict[str, float]:
+    """``median``, ``fast`` and ``slow``; empty of no numbers."""
+    if not numbers:
+        return {}
+    tenths = statistics.quantiles(numbers, n=10, method="inclusive") if len(numbers) > 1 else [numbers[0]]
+    return {"median": statistics.median(numbers), "fast": tenths[0], "slow": tenths[-1]}
+
+
+def _not_finite(gradient: Tensor) -> bool:
+    return not bool(gradient.isfinite().all())
+
+
+def _wait_for(trainer: Trainer) -> None:
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(trainer.strategy.root_device)
+
+
+class _Saved(saved_tensors_hooks):
+    """Counts the bytes of what autograd saves, each storage once."""
+
+    def __init__(self) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self._sizes.values())
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            if type(tensor) is Tensor and not is_weight(tensor):  # fixed-point weights are of another type
+                address = tensor.untyped_storage().data_ptr()
+                self._sizes[address] = max(self._sizes.get(address, 0), tensor.nbytes)
+        return tensor

@@ -1,0 +1,109 @@
+"""What the runs say of each variant, and no more than they say.
+
+Everything rests on one rule, :func:`lowprec_plugin.quality.compare`. Around it stand the cases in which the rule must
+not be asked: float32 itself diverged or learned nothing, so that nothing can be said of precision; a variant diverged
+or failed; there are too few seeds; or a difference is within the noise but too large to be called equal, so that it is
+neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lowprec_plugin.poc.curves import learned, training_loss
+from lowprec_plugin.poc.groups import Group, Groups
+from lowprec_plugin.quality import Comparison
+
+#: ``"better"`` is beyond the noise too, and is no promise. ``"no yardstick"``: float32 is not fit to compare with.
+Outcome = Literal[
+    "equal", "worse", "better", "unsettled", "few seeds", "diverged", "failed", "no run", "no yardstick"
+]  # fmt: skip
+#: ``"unstable"``: some of the runs of float32 or of its twin diverged. ``"flat"``: they learned nothing.
+Baseline = Literal["sound", "unstable", "flat", "diverged", "failed", "no run"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is found of one variant.
+
+    Attributes:
+        outcome: in a word.
+        seeds: that were compared.
+        comparison: on these seeds; ``None`` if there are none.
+        diverged: seeds on which it diverged.
+        recovers: the variant without a ramp that is not equal to float32, where this one with a ramp is.
+        widened: steps of the first widening, one for each run in which a ramp widened.
+    """
+
+    variant: str
+    outcome: Outcome
+    seeds: tuple[int, ...] = ()
+    comparison: Comparison | None = None
+    diverged: tuple[int, ...] = ()
+    recovers: str | None = None
+    widened: tuple[int, ...] = ()
+
+
+def baseline(groups: Groups) -> Baseline:
+    """Whether float32 and its twin are fit to compare with."""
+    for group in (groups.float32, groups.twin):
+        if not group.values:
+            return "diverged" if group.ended("diverged") else "failed" if group.runs else "no run"
+    yardsticks = groups.float32.runs + groups.twin.runs
+    loss = training_loss(yardsticks)
+    known = [each for run in groups.float32.runs if (each := learned(run, loss)) is not None]
+    if known and sum(known) * 2 < len(known):
+        return "flat"
+    return "unstable" if any(run.status == "diverged" for run in yardsticks) else "sound"
+
+
+def findings(groups: Groups) -> list[Finding]:
+    """One for each variant that is compared with float32, in order."""
+    state = baseline(groups)
+    found = {group.variant: _finding(groups, group, state) for group in groups.settings}
+    return [_with_ramp(each, found, groups.of[each.variant]) for each in found.values()]
+
+
+def _finding(groups: Groups, group: Group, state: Baseline) -> Finding:
+    comparison = groups.compare(group.variant)
+    return Finding(
+        group.variant,
+        _outcome(groups, group, state, comparison),
+        tuple(groups.paired(group.variant)),
+        comparison,
+        tuple(run.seed for run in group.ended("diverged")),
+    )
+
+
+def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparison | None) -> Outcome:
+    if not group.runs:
+        return "no run"
+    if state not in ("sound", "unstable"):
+        return "no yardstick"
+    if group.ended("diverged"):
+        return "diverged" if state == "sound" else "unsettled"  # float32 diverges here as well: it may not be precision
+    if not group.values:
+        return "failed"
+    if comparison is None or comparison.equal is None:
+        return "few seeds"
+    if comparison.equal:
+        return "equal"
+    if abs(comparison.difference) <= 2 * comparison.standard_error:
+        return "unsettled"
+    return "worse" if comparison.worse(higher_is_better=groups.higher_is_better) > 0 else "better"
+
+
+def _with_ramp(finding: Finding, found: Mapping[str, Finding], group: Group) -> Finding:
+    """A variant named after another with ``ramp`` behind it may have recovered that one."""
+    widened = tuple(int(run.widened[0]["step"]) for run in group.runs if run.widened)
+    base = found.get(re.sub(r",?( with)? ramp$", "", finding.variant))
+    recovers = (
+        base is not None
+        and base.outcome in ("worse", "diverged")
+        and finding.outcome == "equal"
+        and bool(widened)
+    )  # fmt: skip
+    return replace(finding, widened=widened, recovers=base.variant if base and recovers else None)

@@ -1,0 +1,139 @@
+"""Before the runs: two batches of everything, the metric that is compared, and how long a run will be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lowprec_plugin.poc.environment import device_name
+from lowprec_plugin.poc.measures import Measures
+from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
+from lowprec_plugin.trainings import IN_THIS_PROCESS, Config, instantiate, quietly, rehearse
+
+Mode = Literal["max", "min"]
+#: Parts of names that tell which way a metric is good.
+MAX, MIN = ("acc",), ("loss", "err", "perplexity")
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What two batches showed.
+
+    Attributes:
+        fitted, validated, tested: names that are logged: at all while fitting, by validation, by a test.
+        has_validation, has_test: whether there is something to validate, and to test, with.
+        steps: of a whole run, as Lightning estimates them; ``None`` if it cannot.
+        activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs.
+        device: what it ran on.
+    """
+
+    fitted: Sequence[str]
+    validated: Sequence[str]
+    tested: Sequence[str]
+    has_validation: bool
+    has_test: bool
+    steps: int | None
+    activations: Mapping[str, int]
+    device: str
+
+
+def rehearsed(config: Config) -> Rehearsed:
+    """Train, validate and test two batches in float32 and count the steps of a run.
+
+    Raises:
+        ValueError: for a configuration that LightningCLI does not take; and whatever the user's own code raises.
+    """
+    measures = Measures(1)
+    cli = rehearse(FLOAT32.config(config, 0, None), [measures])
+    fitted = sorted(cli.trainer.callback_metrics)
+    has_test = is_overridden("test_step", cli.model) and _has("test_dataloader", cli)
+    has_validation = is_overridden("validation_step", cli.model) and _has("val_dataloader", cli)
+    with quietly():
+        given = {"datamodule": cli.datamodule, "verbose": False}
+        validated = _names(cli.trainer.validate(cli.model, **given)) if has_validation else []
+        tested = _names(cli.trainer.test(cli.model, **given)) if has_test else []
+    activations = {"float32": measures.activations}
+    bf16 = Measures(1)
+    try:
+        rehearse(VARIANTS["bf16"].config(config, 0, None), [bf16])
+        activations["bf16"] = bf16.activations
+    except Exception:  # a module that does not run so: its own run will say why
+        pass
+    device = device_name(cli.trainer.strategy.root_device)
+    return Rehearsed(fitted, validated, tested, has_validation, has_test, _steps(config), activations, device)
+
+
+def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tuple[str, Mode, str]:
+    """The metric that is compared, whether more of it is better, and how it came to be that one, in words.
+
+    Raises:
+        ValueError: if ``metric`` is not logged, or nothing that is logged can be chosen, or its name does not tell
+            which way it is good and ``mode`` does not either.
+    """
+    logged = sorted({*found.fitted, *found.validated, *found.tested})
+    said = f"the module logs {', '.join(logged) or 'none'}"
+    if metric is not None:
+        if metric not in logged:
+            raise ValueError(f"metric={metric!r} is not logged while fitting or testing; {said}")
+        way = mode or _way(metric)
+        if way is None:
+            raise ValueError(f"metric={metric!r} does not tell whether more of it is better: give mode=max or mode=min")
+        return metric, way, "as it was asked for"
+    stage, names = ("validation", found.validated) if found.validated else ("test", found.tested)
+    for wanted, way in ((MAX, "max"), (MIN[:1], "min")):
+        fitting = [name for name in names if any(part in name.lower() for part in wanted)]
+        if fitting and mode in (None, way):
+            name = min(fitting, key=lambda each: (each != "val_loss", len(each), each))
+            return name, way, f"chosen of what {stage} logs ({', '.join(names)})"  # type: ignore[return-value]
+    raise ValueError(
+        "no validation or test logs an accuracy or a loss to compare: log one, or name what to compare, metric=NAME "
+        f"and mode=max or mode=min; {said}"
+    )
+
+
+def _way(metric: str) -> Mode | None:
+    ways: list[tuple[tuple[str, ...], Mode]] = [(MAX, "max"), (MIN, "min")]
+    return next((way for parts, way in ways if any(part in metric.lower() for part in parts)), None)
+
+
+def _has(loader: str, cli: LightningCLI) -> bool:
+    return is_overridden(loader, cli.model) or (cli.datamodule is not None and is_overridden(loader, cli.datamodule))
+
+
+def _names(results: Sequence[Mapping[str, float]]) -> list[str]:
+    return sorted({name for result in results for name in result})
+
+
+class _Count(Callback):
+    """Asks Lightning for the steps of a fit, and ends it before the first."""
+
+    steps: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches
+        self.steps = int(steps) if math.isfinite(steps) else None
+        trainer.should_stop = True
+
+
+def _steps(config: Config) -> int | None:
+    trainer = config["trainer"]
+    limit = None if trainer.get("max_steps") in (None, -1) else int(trainer["max_steps"])
+    if trainer.get("max_epochs") in (None, -1):
+        return limit
+    count = _Count()
+    with quietly():
+        cli = instantiate(
+            FLOAT32.config(config, 0, None), [count], max_steps=-1, min_epochs=None, min_steps=None,
+            num_sanity_val_steps=0, **IN_THIS_PROCESS,
+        )  # fmt: skip
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    if count.steps is None:
+        return limit
+    steps: int = math.ceil(count.steps / trainer["devices"])  # each process has its share of an epoch
+    return steps if limit is None else min(steps, limit)

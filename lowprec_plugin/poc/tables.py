@@ -1,0 +1,190 @@
+"""The report's tables, once for HTML and Markdown: every number in a cell is a named figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lowprec_plugin.markdown import markdown_table
+from lowprec_plugin.poc.contents import Contents
+from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
+from lowprec_plugin.poc.groups import KINDS
+from lowprec_plugin.poc.words import share, significant, spoken
+from lowprec_plugin.telemetry import Layer
+
+#: In a cell without a figure.
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a cell's text; ``name`` says which figure of ``variant`` it is, if it is one.
+
+    ``value`` is that figure, in its own unit, and ``bar`` the length of a bar beneath it, 0 to 1.
+    """
+
+    text: str
+    variant: str = ""
+    name: str = ""
+    value: float | None = None
+    bar: float | None = None
+
+
+Cell = list[Part]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a header and rows, of which the first cell names the row."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        return markdown_table(
+            [self.header, *(["".join(part.text for part in cell) for cell in row] for row in self.rows)]
+        )
+
+
+def part(contents: Contents, variant: str, name: str, bar: float | None = None) -> Part:
+    """A figure in a cell."""
+    figure = contents.figure(variant, name)
+    return Part(NONE) if figure is None else Part(contents.written(figure), variant, name, figure.value, bar)
+
+
+def plain(contents: Contents, caption: str, columns: dict[str, str], variants: Sequence[str]) -> Table:
+    """One row for each variant, one column for each figure; variants and columns without any are left out."""
+    shown = {heading: name for heading, name in columns.items() if any(contents.figure(v, name) for v in variants)}
+    rows = [
+        [[Part(spoken(variant))], *([part(contents, variant, name)] for name in shown.values())]
+        for variant in variants
+        if any(contents.figure(variant, name) for name in shown.values())
+    ]
+    return Table(caption, ["variant", *shown], rows)
+
+
+def quality(contents: Contents) -> Table:
+    """The metric by variant, and its difference from float32."""
+    header = ["variant", "mean", "lowest seed", "highest seed", "difference from float32", "seeds", "verdict"]
+    table = Table(f"{contents.study.metric} at the end, by variant", header)
+    found = {finding.variant: finding for finding in contents.verdict.findings}
+    for variant, group in contents.groups.of.items():
+        finding = found.get(variant)
+        table.rows.append(
+            [
+                [Part(spoken(variant))],
+                *([part(contents, variant, f"metric/{name}")] for name in ("mean", "low", "high")),
+                difference(contents, variant),
+                [Part(f"{len(group.values)} of {len(contents.study.seeds)}")],
+                [Part(finding.outcome if finding else NONE)],
+            ]
+        )
+    return table
+
+
+def summary(contents: Contents) -> Table:
+    """The decision in a table."""
+    header = [
+        "variant", contents.study.metric, "difference from float32", "verdict", "bytes held", "of float32's bytes",
+        "step", "of float32's step",
+    ]  # fmt: skip
+    found = {finding.variant: finding.outcome for finding in contents.verdict.findings}
+    names = ("metric/mean", "held/total", "held/share", "step/median", "step/ratio")
+    rows = []
+    for variant in contents.groups.of:
+        mean, *costs = ([part(contents, variant, name)] for name in names)
+        outcome = [Part(found.get(variant, NONE))]
+        rows.append([[Part(spoken(variant))], mean, difference(contents, variant), outcome, *costs])
+    return Table("In short", header, rows)
+
+
+def difference(contents: Contents, variant: str) -> Cell:
+    """From float32, with its standard error."""
+    value, error = (contents.figure(variant, f"metric/{name}") for name in ("difference", "standard_error"))
+    if value is None or error is None:
+        return [Part(NONE)]
+    first, unit = contents.verdict.scale.difference(value.value, error.value), contents.verdict.scale.difference_unit
+    left, right = first.removesuffix(unit).split(" ± ")
+    return [
+        Part(left, variant, "metric/difference", value.value),
+        Part(" ± "),
+        Part(right, variant, "metric/standard_error", error.value),
+        Part(unit),
+    ]
+
+
+def memory(contents: Contents) -> Table:
+    """Bytes held, by kind."""
+    columns = {"in all": "total", "of float32's": "share", **{kind: kind for kind in KINDS}}
+    table = plain(
+        contents,
+        "Bytes held by one process at the end of training, by kind",
+        {heading: f"held/{name}" for heading, name in columns.items()},
+        list(contents.groups.of),
+    )
+    if contents.figure(BF16_MIXED, "computed/total"):
+        names = [f"computed/{columns[heading]}" for heading in table.header[1:]]
+        table.rows.append([[Part(BF16_MIXED)], *([part(contents, BF16_MIXED, name)] for name in names)])
+    return table
+
+
+def wire(contents: Contents) -> Table:
+    """Bytes sent."""
+    columns = {"sent": "wire/sent", "float32 would send": "wire/float32", "of float32's": "wire/share"}
+    return plain(contents, "Gradients sent per step by one process", columns, list(contents.groups.of))
+
+
+def time(contents: Contents) -> Table:
+    """Milliseconds of a step."""
+    columns = {
+        "median": "step/median", "of float32's": "step/ratio", "a tenth is below": "step/fast",
+        "a tenth is above": "step/slow", "peak memory": "peak/bytes",
+    }  # fmt: skip
+    return plain(contents, "Time of a training step, and the most memory in use", columns, list(contents.groups.of))
+
+
+def fits(contents: Contents, kind: str, caption: str) -> Table:
+    """``model`` or ``batch`` by the cards' memory."""
+    variants = [*contents.groups.of, BF16_MIXED]
+    columns = {f"{size} GB": f"{kind}/{size}" for size in CARDS} | {"of float32's": f"{kind}/ratio"}
+    return plain(contents, caption, columns, [name for name in variants if name != "float32 twin"])
+
+
+def cost(contents: Contents) -> Table:
+    """Hours and their price, if the user gave one."""
+    columns = {"hours": "cost/hours", "price": "cost/price"}
+    return plain(contents, "Hours of one such training, and their price", columns, list(contents.groups.of))
+
+
+def updates(contents: Contents) -> Table:
+    """Saturated and lost, by variant."""
+    columns = {
+        "out of range": "updates/saturated", "smaller than half a code": "updates/lost",
+        "left the number as it was": "updates/unchanged",
+    }  # fmt: skip
+    return plain(contents, "Updates by variant: shares over all layers and steps", columns, list(contents.layers))
+
+
+def layers(contents: Contents, variant: str, most: int | None = None) -> Table:
+    """One variant's layers, those that lose most first."""
+    header = ["layer", "numbers", "weights", "state", "out of range", "smaller than half a code", "unchanged", "noise"]
+    ordered = sorted(contents.layers[variant], key=lambda layer: (-(layer.lost or 0), -(layer.saturated or 0)))
+    rows = [_layer(variant, layer) for layer in ordered[:most]]
+    return Table(f"{spoken(variant)}, layer by layer", header, rows)
+
+
+def _layer(variant: str, layer: Layer) -> list[Cell]:
+    def counted(what: str, text: Callable[[float], str]) -> Cell:
+        value: float | None = getattr(layer, what)
+        if value is None:
+            return [Part(NONE)]
+        bar = min(1.0, value) if text is share else None
+        return [Part(text(value), variant, f"layer/{layer.name}/{what}", value, bar)]
+
+    return [
+        [Part(layer.name)], [Part(f"{layer.elements:,}")], [Part(layer.weights)], [Part(layer.state)],
+        counted("saturated", share), counted("lost", share), counted("unchanged", share),
+        counted("noise_to_update", lambda value: f"{significant(value)} ×"),
+    ]  # fmt: skip

@@ -1,0 +1,220 @@
+"""One run of the proof of concept: from a configuration to a record."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from lowprec_plugin.monitoring import FixedPointMonitor
+from lowprec_plugin.monitoring.figures import PREFIX
+from lowprec_plugin.monitoring.watched import watched
+from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.plugin import FixedPointPrecision
+from lowprec_plugin.poc.environment import device_name, versions
+from lowprec_plugin.poc.measures import Measures
+from lowprec_plugin.poc.processes import LOOK, Processes, Told
+from lowprec_plugin.poc.records import RunRecord, save
+from lowprec_plugin.poc.study import RUN
+from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, quietly
+
+#: Callbacks that end runs at different steps.
+STOPPING = ("EarlyStopping",)
+#: Points of a curve, at least, and the interval of Lightning's own logging, at most.
+POINTS, INTERVAL = 30, 50
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run.
+
+    Attributes:
+        config: complete, with seed and plugin.
+        variant, seed: of the record.
+        twin: move every weight by a last bit at the start.
+        folder: for ``run.json`` and ``metrics.csv``; emptied first.
+        metric: whose being finite is part of a run's success.
+        validated, tested: whether there is a validation, and a test, of what the fit ends with.
+        interval: steps between two points of a curve.
+        activations: bytes that float32 and bf16 keep for the backward pass, by these names, where they are known.
+    """
+
+    config: Config
+    variant: str
+    seed: int
+    twin: bool
+    folder: Path
+    metric: str
+    validated: bool
+    tested: bool
+    interval: int
+    activations: Mapping[str, int]
+
+
+def interval_of(config: Config, steps: int | None) -> int:
+    """Steps between two points of a curve: as the configuration has it, or fewer if the run is short.
+
+    At least 2, for steps at which the monitor looks are not timed.
+    """
+    usual = int(config["trainer"].get("log_every_n_steps") or INTERVAL)
+    return max(2, usual if steps is None else min(usual, steps // POINTS))
+
+
+def train(order: Order, told: Told, processes: Processes) -> RunRecord:
+    """Have ``processes`` run it with :func:`fit`, and write its record, whatever becomes of it.
+
+    An interrupt alone leaves none.
+    """
+    shutil.rmtree(order.folder, ignore_errors=True)
+    order.folder.mkdir(parents=True)
+    start = time.perf_counter()
+    try:
+        record: RunRecord = processes.run(order, told)
+    except Exception as error:
+        record = RunRecord(
+            order.variant, order.seed, "failed", _reason(error), devices=order.config["trainer"]["devices"],
+            seconds=round(time.perf_counter() - start, 3), environment=versions(),
+        )  # fmt: skip
+    save(order.folder / RUN, record)
+    return record
+
+
+class _Telling(Callback):
+    """Tells where a run is, now and then."""
+
+    def __init__(self, told: Told) -> None:
+        self._told, self._last = told, 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if time.monotonic() - self._last > LOOK:
+            self._last = time.monotonic()
+            self._told(trainer.current_epoch, trainer.global_step)
+
+
+def fit(order: Order, told: Told) -> RunRecord:
+    """Train, and test; a number that is not finite ends it, and is part of the record.
+
+    Called by every process of the run alike; the record of the first is the run's.
+    """
+    start = time.perf_counter()
+    measures = Measures(order.interval)
+    monitor = FixedPointMonitor(order.interval)
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger",
+              "init_args": {"save_dir": str(order.folder), "name": "", "version": ""}}  # fmt: skip
+    with quietly():
+        # The monitor's advice is in the report, of all runs together.
+        warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
+        cli = instantiate(
+            order.config, [measures, monitor, _Telling(told)], without=STOPPING, logger=logger,
+            log_every_n_steps=order.interval,
+        )  # fmt: skip
+        if order.twin:
+            perturb_last_bit_(cli.model)
+        if cli.trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
+        refused, evaluated = "", dict[str, float]()
+        try:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        except NonFiniteGradientError as error:
+            refused = str(error)
+        record = _record(order, cli, measures, monitor)
+        if not refused:
+            given: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
+            stale = measures.validated != record.steps  # the last step was not the end of an epoch
+            results = cli.trainer.validate(cli.model, **given) if order.validated and stale else []
+            results += cli.trainer.test(cli.model, **given) if order.tested else []
+            evaluated = {name: float(value) for result in results for name, value in result.items()}
+    curves = _curves(order.folder / "metrics.csv")
+    peaks = [value for _, value in curves.get("lowprec/peak_gib", [])]
+    metrics = record.metrics | evaluated
+    reason = refused or _not_finite(metrics, order.metric, measures.loss)
+    return replace(
+        record,
+        status="diverged" if reason else "finished",
+        reason=reason,
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        curves=curves,
+        peak=round(max(peaks, default=0.0) * 2**30),
+        nonfinite=measures.nonfinite,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def _record(order: Order, cli: LightningCLI, measures: Measures, monitor: FixedPointMonitor) -> RunRecord:
+    """What is known at the end of the fit."""
+    trainer, plugin = cli.trainer, cli.trainer.precision_plugin
+    ours = plugin if isinstance(plugin, FixedPointPrecision) else None
+    kept = {name: order.activations[name] for name in ("float32", "bf16") if name in order.activations}
+    float32 = dict(measures.float32)
+    if float32 and "float32" in kept:
+        float32["activations"] = kept["float32"]
+    bf16 = {**measures.float32, "activations": kept["bf16"]} if float32 and "bf16" in kept else dict(measures.float32)
+    return RunRecord(
+        order.variant,
+        order.seed,
+        "finished",
+        steps=trainer.global_step,
+        epochs=trainer.current_epoch,
+        devices=trainer.world_size,
+        examples=measures.examples,
+        metrics={
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if isinstance(value, Tensor) and value.numel() == 1 and not name.startswith(PREFIX)
+        },
+        held=measures.held,
+        float32=float32,
+        bf16=bf16,
+        parameters=measures.parameters,
+        sent=measures.sent,
+        float32_sent=measures.float32_sent,
+        step_ms=measures.step_ms,
+        layers=monitor.layers(),
+        kept_in_float=dict(watched(trainer).kept_in_float),
+        widened=list(ours.ramping.history) if ours is not None and ours.ramping is not None else [],
+        precision=repr(ours) if ours is not None else str(plugin.precision),
+        environment={**versions(), "device": device_name(trainer.strategy.root_device)},
+    )
+
+
+def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar of the logger's file, as (step, value); those that are not finite are left out, as JSON has to."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, text in row.items():
+                    if text and name not in ("step", "epoch") and math.isfinite(float(text)):
+                        curves.setdefault(name, []).append((int(row["step"]), float(text)))
+    return {name: sorted(curve, key=lambda point: point[0]) for name, curve in curves.items()}
+
+
+def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:
+    """What is not finite at the end; empty if all that tells of a run's success is."""
+    if loss is not None and not bool(loss.isfinite().all()):
+        return "the training loss is not finite"
+    for name, value in metrics.items():
+        if (name == metric or "loss" in name.lower()) and not math.isfinite(value):
+            return f"{name} is not finite"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    if not isinstance(error, ProcessRaisedException):
+        return f"{type(error).__name__}: {lines[0]}"
+    last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # what follows is the exception
+    return next(line for line in lines[last:] if line and not line[0].isspace())

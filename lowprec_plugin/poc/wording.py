@@ -1,0 +1,292 @@
+"""The verdict in plain words: a headline, and for every variant a sentence with its evidence and uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lowprec_plugin.poc.curves import learned, training_loss
+from lowprec_plugin.poc.groups import Group, Groups
+from lowprec_plugin.poc.outcomes import Baseline, Finding
+from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.words import Scale, counted, listed, share, spoken, times
+from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
+
+#: From here on an evidence in the counted updates is worth a word.
+LOST, SATURATED, SLOWER = 0.1, 0.01, 1.05
+#: More seeds than anybody runs.
+PRACTICAL = 100
+
+
+@dataclass(frozen=True)
+class Words:
+    """Writes sentences on one comparison."""
+
+    groups: Groups
+    scale: Scale
+    baseline: Baseline
+    findings: Sequence[Finding]
+
+    def headline(self) -> str:
+        """All of it in one sentence."""
+        if self.baseline not in ("sound", "unstable"):
+            return f"{self.baseline_sentence()} This comparison says nothing of precision."
+        clauses = [f"float32 itself diverged on {self._yardsticks_diverged()}"] if self.baseline == "unstable" else []
+        equal = [each for each in self._of("equal") if each.recovers is None]
+        if equal:
+            evidence = self.evidence(equal[0]) if len(equal) == 1 else self._range(equal)
+            clauses.append(f"{_names(equal)} {_are(equal)} within seed noise of float32 ({evidence})")
+        worse = self._of("worse")
+        if worse:
+            each = [f"{spoken(finding.variant)} ({self.difference(finding)})" for finding in worse]
+            clauses.append(f"{listed(each)} {_are(worse)} {'not' if equal else 'worse than float32'}")
+        for finding in worse:
+            clauses += self._recovered(finding, "it" if len(worse) == 1 else spoken(finding.variant))
+        for finding in self._of("diverged"):
+            clauses.append(f"{spoken(finding.variant)} diverged on {self._diverged(finding)} and float32 on none")
+            clauses += self._recovered(finding, "it")
+        for finding in self._of("better"):
+            clauses.append(f"{spoken(finding.variant)} differs, in its favour ({self.difference(finding)})")
+        for outcome, text in (
+            ("unsettled", "not settled"), ("few seeds", f"without a verdict, which needs {MIN_SEEDS} seeds"),
+            ("failed", "without a result"), ("no run", "not run yet"),
+        ):  # fmt: skip
+            if some := self._of(outcome):
+                clauses.append(f"{_names(some)} {_are(some)} {text}")
+        if len(equal) > 1:
+            clauses.append("of those that are equal, none is shown to be better than another")
+        return _sentence("; ".join(clauses) or "nothing was compared with float32")
+
+    def sentence(self, finding: Finding) -> str:
+        """What is found of one variant, with the evidence, and what it costs."""
+        name, group = spoken(finding.variant), self.groups.of[finding.variant]
+        said = {
+            "equal": self._equal,
+            "worse": self._worse,
+            "better": lambda f: (
+                f"{name} differs from float32 by more than seed noise, in its favour ({self.evidence(f)}). That is a "
+                "difference, not a promise: do not count on it elsewhere"
+            ),
+            "unsettled": self._unsettled,
+            "few seeds": self._few_seeds,
+            "diverged": lambda f: f"{name} diverged on {self._diverged(f)} ({self.reasons(f)}); float32 on none",
+            "failed": lambda f: f"{name} gave no result: {_failure(group)}",
+            "no run": lambda f: f"{name} has no run yet",
+            "no yardstick": self._no_yardstick,
+        }[finding.outcome](finding)
+        failed = (
+            f"{_runs(group.failed, group)} gave no result: {_failure(group)}" if group.values and group.failed else ""
+        )
+        return " ".join(
+            _sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each
+        )
+
+    def evidence(self, finding: Finding) -> str:
+        """``val_accuracy 97.42 % against 97.51 %, −0.09 ± 0.05 points over 4 seeds``."""
+        found = _there(finding)
+        return (
+            f"{self.groups.metric} {self.scale.value(found.setting)} against {self.scale.value(found.baseline)}, "
+            f"{self.difference(finding)} over {counted(len(finding.seeds), 'seed')}"
+        )
+
+    def difference(self, finding: Finding) -> str:
+        """From float32, with its standard error."""
+        found = _there(finding)
+        return self.scale.difference(found.difference, found.standard_error)
+
+    def cost(self, variant: str) -> str:
+        """Bytes and time beside float32's, slower or not."""
+        held, slower = self.groups.ratio(variant, "held"), self.groups.ratio(variant, "step_ms")
+        parts = [f"It held {100 * held:.0f} % of float32's bytes."] if held else []
+        if slower:
+            word = "Slower: a" if slower > SLOWER else "Faster: a" if slower * SLOWER < 1 else "A"
+            parts.append(f"{word} step took {times(slower)} float32's time.")
+        return " ".join(parts)
+
+    def _range(self, findings: Sequence[Finding]) -> str:
+        """Of several variants: what their differences and errors lie between."""
+        differences = [_there(each).difference for each in findings]
+        error = max(_there(each).standard_error for each in findings)
+        seeds = sorted({len(each.seeds) for each in findings})
+        low, high = (self.scale.signed(difference) for difference in (min(differences), max(differences)))
+        return (
+            f"{self.groups.metric} {self.scale.value(_there(findings[0]).baseline)}, differences {low} to {high}"
+            f"{self.scale.difference_unit}, standard errors up to {self.scale.distance(error)}, over "
+            f"{listed([str(count) for count in seeds])} seeds"
+        )
+
+    def baseline_sentence(self) -> str:
+        """What is wrong with float32; empty if nothing is."""
+        groups = self.groups
+        bad = next((group for group in (groups.float32, groups.twin) if not group.values), groups.float32)
+        name = "float32 itself" if bad is groups.float32 else "float32's twin, by which the noise is measured,"
+        if self.baseline == "diverged":
+            diverged = bad.ended("diverged")
+            return _sentence(f"{name} diverged on {_runs(diverged, bad)} ({_reasons(diverged)})")
+        if self.baseline == "flat":
+            loss = training_loss(groups.float32.runs)
+            flat = [run for run in groups.float32.runs if learned(run, loss) is False]
+            return _sentence(f"float32 itself learned nothing on {_runs(flat, bad)}: its {loss} did not fall")
+        if self.baseline == "failed":
+            return _sentence(f"{name} gave no result: {_failure(bad)}")
+        if self.baseline == "no run":
+            return _sentence(f"{name} has no run yet")
+        if self.baseline == "unstable":
+            return _sentence(f"float32 itself diverged on {self._yardsticks_diverged()}: this training is unstable")
+        return ""
+
+    def _equal(self, finding: Finding) -> str:
+        said = f"{spoken(finding.variant)} is within seed noise of float32 ({self.evidence(finding)})"
+        found = _there(finding)
+        seen = 2 * found.standard_error
+        if seen <= LIMIT * abs(found.baseline):
+            return said
+        return (
+            f"{said}. {counted(len(finding.seeds), 'seed')} cannot show differences below {self.scale.distance(seen)}"
+        )
+
+    def _worse(self, finding: Finding) -> str:
+        found = _there(finding)
+        small = abs(found.difference) < LIMIT * abs(found.baseline)
+        end = f", beyond seed noise though below {100 * LIMIT:.1f} %" if small else ", beyond seed noise"
+        return f"{spoken(finding.variant)} is worse than float32 ({self.evidence(finding)}){end}"
+
+    def _unsettled(self, finding: Finding) -> str:
+        name = spoken(finding.variant)
+        if finding.diverged:
+            return (
+                f"{name} is not settled: it diverged on {self._diverged(finding)} ({self.reasons(finding)}), but "
+                f"float32 itself on {self._yardsticks_diverged()}, so that this need not be the precision"
+            )
+        return (
+            f"{name} is not settled: its difference ({self.evidence(finding)}) is within two standard errors, but "
+            f"above the {100 * LIMIT:.1f} % that count as equal; {self._to_settle(finding)}"
+        )
+
+    def _to_settle(self, finding: Finding) -> str:
+        needed = seeds_to_settle(finding)
+        if needed > PRACTICAL:
+            return "no practical number of seeds settles it"
+        return f"about {needed} seeds would settle it"
+
+    def _few_seeds(self, finding: Finding) -> str:
+        missing = MIN_SEEDS - len(finding.seeds)
+        so_far = f" ({self.evidence(finding)})" if finding.comparison else ""
+        return (
+            f"no verdict on {spoken(finding.variant)}{so_far}: it takes {MIN_SEEDS} seeds on which float32, its twin "
+            f"and the variant finish, {missing} more"
+        )
+
+    def _no_yardstick(self, finding: Finding) -> str:
+        group = self.groups.of[finding.variant]
+        name, nothing = spoken(finding.variant), "with no sound float32 beside it, this says nothing of its precision"
+        if finding.diverged:
+            return f"{name} diverged on {self._diverged(finding)}: {nothing}"
+        if not group.values:
+            return f"{name} gave no result: {_failure(group)}"
+        mean = self.scale.value(math.fsum(group.values.values()) / len(group.values))
+        return (
+            f"{name} ended at {self.groups.metric} {mean}, the mean of {counted(len(group.values), 'run')}: {nothing}"
+        )
+
+    def _recovered(self, finding: Finding, name: str) -> list[str]:
+        return [
+            f"the ramp recovered {name}, widening at {_steps(each.widened)}"
+            for each in self.findings
+            if each.recovers == finding.variant
+        ]
+
+    def _ramp(self, finding: Finding) -> str:
+        if finding.recovers:
+            return f"it recovered {spoken(finding.recovers)}, widening at {_steps(finding.widened)}"
+        if finding.widened:
+            return f"its words widened at {_steps(finding.widened)}"
+        return (
+            "its words never widened"
+            if finding.variant.endswith("ramp") and self.groups.of[finding.variant].runs
+            else ""
+        )
+
+    def _numerical(self, finding: Finding) -> list[str]:
+        """What the counted updates say of a variant that is worse."""
+        if finding.outcome not in ("worse", "diverged"):
+            return []
+        runs, said = self.groups.of[finding.variant].runs, []
+        if (lost := average(runs, "lost")) is not None and lost >= LOST:
+            drops = ", which rounding to nearest drops" if "nearest" in finding.variant else ""
+            said.append(f"{share(lost)} of its updates were smaller than half a code{drops}")
+        if (saturated := average(runs, "saturated")) is not None and saturated >= SATURATED:
+            said.append(f"{share(saturated)} of its numbers were out of range")
+        return said
+
+    def _of(self, outcome: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.outcome == outcome]
+
+    def _diverged(self, finding: Finding) -> str:
+        group = self.groups.of[finding.variant]
+        return _runs(group.ended("diverged"), group)
+
+    def _yardsticks_diverged(self) -> str:
+        groups = self.groups
+        runs = groups.float32.runs + groups.twin.runs
+        return f"{sum(run.status == 'diverged' for run in runs)} of {len(runs)} runs"
+
+    def reasons(self, finding: Finding) -> str:
+        """Why its runs diverged."""
+        return _reasons(self.groups.of[finding.variant].ended("diverged"))
+
+
+def average(runs: Iterable[RunRecord], what: str) -> float | None:
+    """Of a share that layers carry: the mean over all layers of all runs, by their elements; ``None``: not counted."""
+    found = [
+        (layer.elements, value) for run in runs for layer in run.layers if (value := getattr(layer, what)) is not None
+    ]
+    elements = sum(count for count, _ in found)
+    return math.fsum(count * value for count, value in found) / elements if elements else None
+
+
+def seeds_to_settle(finding: Finding) -> int:
+    """How many seeds bring two standard errors down to the limit of what counts as equal."""
+    found = _there(finding)
+    return math.ceil(len(finding.seeds) * (2 * found.standard_error / (LIMIT * abs(found.baseline))) ** 2)
+
+
+def _there(finding: Finding) -> Comparison:
+    assert finding.comparison is not None
+    return finding.comparison
+
+
+def _names(findings: Sequence[Finding]) -> str:
+    return listed([spoken(finding.variant) for finding in findings])
+
+
+def _are(findings: Sequence[Finding]) -> str:
+    return "is" if len(findings) == 1 else "are"
+
+
+def _runs(some: Sequence[RunRecord], group: Group) -> str:
+    return f"{len(some)} of {counted(len(group.runs), 'seed')}"
+
+
+def _reasons(runs: Sequence[RunRecord]) -> str:
+    """The first sentence of the reason, once if it is always the same, else the first run's."""
+    reasons = list(dict.fromkeys(run.reason.split(". ")[0].rstrip(".") for run in runs if run.reason))
+    return reasons[0] + (", and others" if len(reasons) > 1 else "") if reasons else "no reason recorded"
+
+
+def _failure(group: Group) -> str:
+    reason = _reasons(group.failed)
+    unlogged = [run for run in group.failed if run.status == "finished"]
+    return f"it logged no finite {group.metric}" if unlogged else reason
+
+
+def _steps(steps: Sequence[int]) -> str:
+    low, high = min(steps), max(steps)
+    return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
+
+
+def _sentence(text: str) -> str:
+    """With a capital, unless a name begins it, and a full stop."""
+    first = text[:1].upper() + text[1:] if not text.startswith(("float32", "bf16")) else text
+    return first if first.endswith(".") else f"{first}."

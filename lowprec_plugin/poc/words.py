@@ -1,0 +1,107 @@
+"""Figures and lists as the report writes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a metric is written: an accuracy between 0 and 1 in per cent, anything else as it is.
+
+    Attributes:
+        factor: from the metric to what is written.
+        digits: behind the point.
+        unit, difference_unit: written after a value, after a difference.
+    """
+
+    factor: float
+    digits: int
+    unit: str = ""
+    difference_unit: str = ""
+
+    @classmethod
+    def of(cls, metric: str, values: Sequence[float]) -> Scale:
+        """The scale for these values: four significant digits, or hundredths of a per cent."""
+        largest = max((abs(value) for value in values), default=0.0)
+        if "acc" in metric.lower() and largest <= 1:
+            return cls(100, 2, " %", " points")
+        return cls(1, 3 - math.floor(math.log10(largest)) if 0 < largest < 1000 else 1 if largest else 4)
+
+    def value(self, value: float) -> str:
+        """A value of the metric."""
+        return f"{self.factor * value:.{self.digits}f}{self.unit}"
+
+    def difference(self, difference: float, error: float) -> str:
+        """A difference and its standard error; one digit of the error at least."""
+        difference, error = self.factor * difference, self.factor * error
+        digits = min(9, max(self.digits, -math.floor(math.log10(error)))) if error > 0 else self.digits
+        return f"{signed(difference, digits)} ± {error:.{digits}f}{self.difference_unit}"
+
+    def signed(self, difference: float) -> str:
+        """A difference without its unit."""
+        return signed(self.factor * difference, self.digits)
+
+    def distance(self, distance: float) -> str:
+        """How far apart two values are."""
+        return f"{self.factor * abs(distance):.2g}{self.difference_unit}"
+
+
+def signed(value: float, digits: int) -> str:
+    """With its sign, a real minus, and no negative zero."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def spoken(variant: str) -> str:
+    """A variant's name in a sentence: ``16`` is 16-bit stochastic, ``16/8`` is 16/8-bit, ``12 ramp`` is 12-bit ramp."""
+    found = re.fullmatch(r"(\d+(?:/\d+)?)( .*)?", variant)
+    if not found:
+        return variant
+    bits, rest = found.groups()
+    return f"{bits}-bit{rest or ('' if '/' in bits else ' stochastic')}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def bytes_text(nbytes: float) -> str:
+    """In the largest binary unit that it fills, with three significant digits."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if nbytes >= size:
+            return f"{significant(nbytes / size)} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent below a million."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def large(number: float) -> str:
+    """A count with three significant digits: ``1.42 billion``."""
+    for word, size in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
+        if number >= size:
+            return f"{significant(number / size)} {word}"
+    return f"{number:,.0f}"
+
+
+def share(part: float) -> str:
+    """Per cent; what is not zero is not written as zero."""
+    per_cent = 100 * part
+    return "0 %" if part == 0 else "< 0.01 %" if per_cent < 0.01 else f"{per_cent:.{0 if per_cent >= 10 else 2}f} %"
+
+
+def times(ratio: float) -> str:
+    """A multiple: ``1.74 ×``."""
+    return f"{ratio:.2f} ×"

@@ -1,0 +1,15 @@
+"""Trainings of a user's own module and data, as ``lowprec fit`` would run them: for commands that make many of them."""
+
+from lowprec_plugin.trainings.config import DIGITS, Config, plugin_options, read_config, with_plugin
+from lowprec_plugin.trainings.making import (
+    IN_THIS_PROCESS,
+    instantiate,
+    perturb_last_bit_,
+    quietly,
+    rehearse,
+)
+
+__all__ = [
+    "Config", "DIGITS", "read_config", "plugin_options", "with_plugin",
+    "IN_THIS_PROCESS", "instantiate", "rehearse", "quietly", "perturb_last_bit_",
+]  # fmt: skip

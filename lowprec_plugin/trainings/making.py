@@ -1,0 +1,91 @@
+"""Module, data and trainer of a configuration, ready to run among others."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningCLI
+
+from lowprec_plugin.trainings.config import Config
+
+#: What such runs leave out: they are not logged, saved or shown unless the caller says so.
+_UNSEEN = {
+    "logger": {"class_path": "lightning.pytorch.loggers.logger.DummyLogger"},
+    "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False,
+}  # fmt: skip
+_UNSEEN_CALLBACKS = ("Checkpoint", "ProgressBar", "ModelSummary")
+IN_THIS_PROCESS: Config = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Lightning's advice on loader workers and logging intervals, and its own deprecations: no news here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@torch.no_grad()
+def perturb_last_bit_(module: torch.nn.Module) -> None:
+    """Move every parameter to the next float above it."""
+    for param in module.parameters():
+        param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+
+
+def instantiate(
+    config: Config, callbacks: Sequence[Callback] = (), *, without: Sequence[str] = (), **trainer: Any
+) -> LightningCLI:
+    """Module, data and trainer of ``config``, made as ``lowprec fit`` makes them, without what people look at.
+
+    Args:
+        config: complete, the plugin and the seed included.
+        callbacks: beside the configuration's own.
+        without: classes of callbacks that are left out of the configuration's, by the ends of their names.
+        trainer: arguments of the Trainer that take the place of the configuration's.
+
+    Raises:
+        ValueError: for a configuration that LightningCLI does not take.
+    """
+    config = copy.deepcopy(config)
+    own = config["trainer"].get("callbacks") or []
+    own = own if isinstance(own, list) else [own]
+    left_out = (*_UNSEEN_CALLBACKS, *without)
+    kept = [each for each in own if not str(each["class_path"]).endswith(left_out)]
+    config["trainer"] = {**config["trainer"], **_UNSEEN, **trainer, "callbacks": kept}
+    with warnings.catch_warnings():
+        # LightningCLI warns where it is given arguments beside a command line, here our own command's.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        try:
+            return LightningCLI(
+                args=config,
+                run=False,
+                save_config_callback=None,
+                trainer_defaults={"callbacks": list(callbacks)},
+                parser_kwargs={"exit_on_error": False},
+            )
+        except ArgumentError as error:
+            raise ValueError(f"the configuration is refused: {error}") from error
+
+
+def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI:
+    """Two batches of training and validation, in this process: everything that fails at once fails now."""
+    with quietly():
+        cli = instantiate(config, callbacks, fast_dev_run=2, **IN_THIS_PROCESS)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return cli

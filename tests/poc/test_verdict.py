@@ -1,0 +1,232 @@
+"""The verdict on records that were made for it. Its words are tested as a reader would take them."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.verdict import Verdict, judge
+from tests.poc.staged import NOISE, curves, diverged, float32, full, record, runs, widened
+
+
+def verdict(records: list[RunRecord], metric: str = "val_accuracy", mode: str = "max") -> Verdict:
+    return judge(records, metric, mode)
+
+
+def outcomes(found: Verdict) -> dict[str, str]:
+    return {finding.variant: finding.outcome for finding in found.findings}
+
+
+def test_sixteen_bits_suffice_and_nearest_fails() -> None:
+    found = verdict([*float32(), *runs("16", 0.9748, shift=1), *runs("16 nearest", 0.93)])
+    assert outcomes(found) == {"16": "equal", "16 nearest": "worse"}
+    assert found.headline == (
+        "16-bit stochastic is within seed noise of float32 (val_accuracy 97.47 % against 97.50 %, −0.02 ± 0.09 points "
+        "over 4 seeds); 16-bit nearest (−4.50 ± 0.08 points) is not."
+    )
+    assert found.costs["16"] == "It held 69 % of float32's bytes. Slower: a step took 1.54 × float32's time."
+    assert (
+        "78 % of its updates were smaller than half a code, which rounding to nearest drops"
+        in found.sentences["16 nearest"]
+    )
+    assert "Try 16-bit stochastic" in found.next[0]
+    assert "1.54 × float32's" in found.next[1]
+    assert any("Do not use 16-bit nearest: round stochastically" in each for each in found.next)
+
+
+def test_twelve_bits_stall_and_the_ramp_recovers() -> None:
+    ramp = [record("12 with ramp", seed, 0.9748 + NOISE[seed + 2], **widened(400 + 12 * seed)[0]) for seed in range(4)]
+    found = verdict([*float32(), *runs("16", 0.9748, shift=1), *runs("12", 0.94), *ramp])
+    assert outcomes(found) == {"16": "equal", "12": "worse", "12 with ramp": "equal"}
+    assert found.headline.endswith(
+        "12-bit stochastic (−3.50 ± 0.08 points) is not; the ramp recovered it, widening at steps 400 to 436."
+    )
+    assert "It recovered 12-bit stochastic, widening at steps 400 to 436" in found.sentences["12 with ramp"]
+    assert "12-bit stochastic needs its ramp." in found.next
+
+
+def test_a_ramp_that_widened_at_one_step_or_not_at_all_or_in_vain() -> None:
+    records = [*float32(), *runs("12", 0.94)]
+    one = verdict([*records, *(record("12 with ramp", s, 0.975 + NOISE[s], **widened(412)[0]) for s in range(4))])
+    assert "the ramp recovered it, widening at step 412." in one.headline
+    none = verdict([*records, *runs("12 with ramp", 0.975, shift=2)])
+    assert "recovered" not in none.headline
+    assert "Its words never widened" in none.sentences["12 with ramp"]
+    vain = verdict([*records, *(record("12 with ramp", s, 0.95 + NOISE[s], **widened(412)[0]) for s in range(4))])
+    assert "recovered" not in vain.headline
+    assert any("12-bit with ramp is not enough" in each for each in vain.next)
+    sound = verdict(
+        [*float32(), *runs("12", 0.975), *(record("12 with ramp", s, 0.975, **widened(412)[0]) for s in range(4))]
+    )
+    assert "recovered" not in sound.headline, "there was nothing to recover"
+
+
+@pytest.mark.parametrize("others", ["diverged", "finished"])
+def test_float32_itself_diverges(others: str) -> None:
+    """Precision is not to blame, whatever the variants did."""
+    mine = diverged("16", range(4)) if others == "diverged" else runs("16", 0.97)
+    found = verdict(
+        [*diverged("float32", range(4)), *diverged("float32 twin", range(4)), *mine, *diverged("12", range(4))]
+    )
+    assert found.baseline == "diverged"
+    assert set(outcomes(found).values()) == {"no yardstick"}
+    assert found.headline == (
+        "float32 itself diverged on 4 of 4 seeds (the training loss was inf at step 96). This comparison says nothing "
+        "of precision."
+    )
+    assert found.next == [
+        "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up. Then run "
+        "this again."
+    ]
+    for sentence in found.sentences.values():
+        assert "worse" not in sentence
+        assert "equal" not in sentence
+
+
+def test_float32_diverges_on_some_seeds() -> None:
+    """What diverges beside it is not settled; what does not is judged on the seeds that are left."""
+    records = [*float32(5), *diverged("float32", [5]), *diverged("float32 twin", [5])]
+    found = verdict(
+        [*records, *diverged("12", [1]), *runs("12", 0.975, seeds=6)[2:], *runs("16", 0.975, seeds=6, shift=2)]
+    )
+    assert found.baseline == "unstable"
+    assert outcomes(found) == {"12": "unsettled", "16": "equal"}
+    assert found.headline.startswith("float32 itself diverged on 2 of 12 runs; ")
+    assert "need not be the precision" in found.sentences["12"]
+    assert "over 5 seeds" in found.sentences["16"]
+    assert found.next[0].startswith("Steady the training first")
+
+
+def test_float32_learns_nothing() -> None:
+    flat = {"curves": {**curves(0, 0.1), "train_loss": [(0, 2.30), *((step, 2.31) for step in range(5, 200, 5))]}}
+    found = verdict([*(record(name, s, 0.1, **flat) for name in ("float32", "float32 twin", "16") for s in range(4))])
+    assert found.baseline == "flat"
+    assert found.headline == (
+        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall. This comparison says nothing of "
+        "precision."
+    )
+
+
+def test_differences_within_seed_noise_have_no_winner() -> None:
+    found = verdict(
+        [*float32(), *runs("bf16", 0.9746, shift=2), *runs("16", 0.9749, shift=1), *runs("16/8", 0.9753, shift=5)]
+    )
+    assert set(outcomes(found).values()) == {"equal"}
+    assert found.headline.endswith("of those that are equal, none is shown to be better than another.")
+    said = " ".join([found.headline, *found.sentences.values(), *found.next])
+    for word in ("best", "better than float32", "worse", "outperform", "improve"):
+        assert word not in said
+    assert "Try 16/8-bit: of what is equal it holds fewest bytes" in found.next[0]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(-0.001, 0.001), min_size=8, max_size=8))
+def test_no_winner_whatever_the_noise(noise: list[float]) -> None:
+    """Two variants that are both equal to float32 are never ordered by quality."""
+    values = [0.975 + each for each in noise]
+    records = [record(name, seed, values[4 * at + seed]) for at, name in enumerate(("16", "16/8")) for seed in range(4)]
+    found = verdict([*float32(), *records])
+    if set(outcomes(found).values()) == {"equal"}:
+        assert "none is shown to be better" in found.headline
+        assert "16/8-bit" in found.next[0], "the narrower one, whichever had the higher mean"
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_too_few_seeds(seeds: int) -> None:
+    found = verdict([*float32(seeds), *runs("16", 0.975, seeds=seeds)])
+    assert outcomes(found) == {"16": "few seeds"}
+    assert f"{4 - seeds} more" in found.sentences["16"]
+    assert f"Run {4 - seeds} more seed" in found.next[0]
+    assert "within seed noise" not in found.headline
+
+
+def test_a_variant_that_failed() -> None:
+    failed = [record("16", s, status="failed", reason="CUDA out of memory.", metrics={}) for s in range(4)]
+    found = verdict([*float32(), *failed, *runs("16/8", 0.975)])
+    assert outcomes(found) == {"16": "failed", "16/8": "equal"}
+    assert found.sentences["16"] == "16-bit stochastic gave no result: CUDA out of memory."
+    some = verdict(
+        [*float32(5), *runs("16", 0.975, seeds=4), record("16", 4, status="failed", reason="killed", metrics={})]
+    )
+    assert outcomes(some) == {"16": "equal"}
+    assert "1 of 5 seeds gave no result: killed" in some.sentences["16"]
+
+
+def test_a_metric_that_was_not_logged() -> None:
+    found = verdict([*float32(), *(record("16", s, metrics={"loss": 1.0}) for s in range(4))])
+    assert found.sentences["16"] == "16-bit stochastic gave no result: it logged no finite val_accuracy."
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_variant_diverges_beside_a_healthy_float32(count: int) -> None:
+    found = verdict([*float32(), *diverged("12 nearest", range(count)), *runs("12 nearest", 0.975)[count:]])
+    assert outcomes(found) == {"12 nearest": "diverged"}
+    assert f"12-bit nearest diverged on {count} of 4 seeds" in found.headline
+    assert "float32 on none" in found.headline
+    assert "inf at step 96" in found.sentences["12 nearest"]
+
+
+def test_better_than_float32_is_not_celebrated() -> None:
+    found = verdict([*float32(), *runs("16", 0.985)])
+    assert outcomes(found) == {"16": "better"}
+    assert found.headline == "16-bit stochastic differs, in its favour (+1.00 ± 0.08 points)."
+    assert "not a promise" in found.sentences["16"]
+    assert "better" not in found.headline
+
+
+def test_within_the_noise_but_beyond_the_limit_is_neither_equal_nor_worse() -> None:
+    found = verdict([*float32(), *runs("16", 0.969, spread=9)])
+    assert outcomes(found) == {"16": "unsettled"}
+    # The variant's seeds differ from float32's by 8 times the noise; two standard errors are to fall to 0.3 %.
+    error = 8 * statistics.stdev(NOISE[:4]) / 2
+    assert f"about {math.ceil(4 * (2 * error / (0.003 * 0.975)) ** 2)} seeds would settle it" in found.sentences["16"]
+    hopeless = verdict([*float32(), *runs("16", 0.95, spread=40)])
+    assert "no practical number of seeds" in hopeless.sentences["16"]
+
+
+def test_an_equal_variant_says_what_so_few_seeds_cannot_show() -> None:
+    found = verdict([*float32(), *runs("16", 0.9749, shift=2, spread=9)])
+    assert outcomes(found) == {"16": "equal"}
+    assert "4 seeds cannot show differences below" in found.sentences["16"]
+
+
+def test_a_small_difference_beyond_the_noise_is_called_small() -> None:
+    calm = [record(name, s, 0.975 + 1e-5 * NOISE[s]) for name in ("float32", "float32 twin") for s in range(4)]
+    found = verdict([*calm, *(record("16", s, 0.974 + 1e-5 * NOISE[s]) for s in range(4))])
+    assert outcomes(found) == {"16": "worse"}
+    assert "beyond seed noise though below 0.3 %" in found.sentences["16"]
+
+
+def test_less_is_better() -> None:
+    found = verdict([*float32(), *runs("16", 0.93), *runs("16/8", 0.99)], "val_loss", "min")
+    assert outcomes(found) == {"16": "worse", "16/8": "better"}
+    assert "val_loss 0.2800 against 0.1000" in found.sentences["16"]
+
+
+def test_bfloat16_beside_ours() -> None:
+    found = verdict([*float32(), *runs("bf16", 0.975, shift=2), *runs("16", 0.93)])
+    assert found.next[0] == "bf16 mixed precision is equal to float32; no fixed-point variant is shown to be."
+    small = {"held": {"weights": 1, "state": 1, "gradients": 1, "activations": 1, "buffers": 0}}
+    rival = verdict([*float32(), *runs("bf16", 0.975, shift=2, **small), *runs("16", 0.975)])
+    assert any("bf16 mixed precision is equal too and holds less here" in each for each in rival.next)
+
+
+def test_a_study_that_has_just_begun() -> None:
+    found = judge([record("float32", 0)], "val_accuracy", "max", ["float32", "float32 twin", "16"])
+    assert found.headline == (
+        "float32's twin, by which the noise is measured, has no run yet. This comparison says nothing of precision."
+    )
+    assert outcomes(found) == {"16": "no run"}
+
+
+def test_the_order_of_the_records_does_not_matter() -> None:
+    records = full()
+    shuffled = random.Random(0).sample(records, len(records))
+    names = list(dict.fromkeys(each.variant for each in records))
+    assert judge(shuffled, "val_accuracy", "max", names) == judge(records, "val_accuracy", "max", names)

@@ -1,0 +1,130 @@
+"""Two users' own modules and data, which know nothing of this package."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+Batch = tuple[Tensor, ...]
+
+
+def bits_of(param: Tensor) -> int:
+    return getattr(getattr(param, "format", None), "word_length", 32)
+
+
+class Sorter(LightningModule):
+    """Which of three clouds a point is of. With dropout, whose random numbers come from where the shuffling's do.
+
+    Args:
+        explode: for formats of so many bits the loss is infinite.
+    """
+
+    #: Of every fit in this process, in order: the sum of each batch.
+    seen: ClassVar[list[list[float]]] = []
+    #: For formats of so many bits the step raises.
+    fail: ClassVar[int] = 0
+
+    def __init__(self, lr: float = 0.01, explode: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))
+        self.lr, self.explode = lr, explode
+
+    def on_fit_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.seen[-1].append(float(x.sum()))
+        bits = bits_of(self.layers[0].weight)
+        if bits == self.fail:
+            raise RuntimeError(f"no {bits} bits here,\nfor reasons of my own")
+        loss = nn.functional.cross_entropy(self.layers(x), y)
+        self.log("train_loss", loss)
+        return loss * torch.inf if bits == self.explode else loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_acc", (self.layers(x).argmax(-1) == y).float().mean())
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        self.log("test_acc", (self.layers(x).argmax(-1) == y).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), self.lr)
+
+
+class Wide(Sorter):
+    """One that has wide layers and refuses rounding to nearest."""
+
+    def __init__(self, lr: float = 0.01, explode: int = 0) -> None:
+        super().__init__(lr, explode)
+        self.layers = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 3))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if getattr(self.layers[0].weight, "rounding", "") == "nearest":
+            raise RuntimeError("nearest is not for me")
+        return super().training_step(batch, batch_idx)
+
+
+class Clouds(LightningDataModule):
+    """300 points, always the same, in a new order in every epoch."""
+
+    def setup(self, stage: str) -> None:
+        generator = torch.Generator().manual_seed(3)
+        labels = torch.arange(300) % 3
+        points = torch.randn(300, 4, generator=generator) + 1.5 * labels.unsqueeze(1)
+        self.points = TensorDataset(points, labels)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.points, 15, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.points, 300)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return DataLoader(self.points, 150)
+
+
+class Line(LightningModule):
+    """Least squares with its own data, a validation and no test; ``head`` is to stay in float."""
+
+    def __init__(self, lr: float = 0.02) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 64), nn.Linear(64, 1)
+        self.lr = lr
+
+    def _loss(self, batch: Batch) -> Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(self.head(self.body(x)), y)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._loss(batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log_dict({"val_loss": self._loss(batch), "val_size": float(len(batch[0]))})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 16, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+class Silent(Line):
+    """Logs nothing that is a metric of quality."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val_size", float(len(batch[0])))
+
+
+class Other(Clouds):
+    """The same under another name."""
