@@ -174,7 +174,9 @@ def test_they_are_mentioned_where_nothing_else_is_known(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, batch_idx) * torch.inf
 
-    with pytest.raises(NonFiniteGradientError, match="the loss was not finite, and .* minus infinity .* module 'mask'"):
+    with pytest.raises(
+        NonFiniteGradientError, match=r"the loss was not finite, and .* minus infinity .* module 'mask'"
+    ):
         fit(tmp_path, Sickly(), FixedPointPrecision())
 
 
@@ -183,7 +185,9 @@ def test_what_is_computed_between_modules(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net[2](self.net[1](torch.log(0 * self.net[0](x))))
 
-    with pytest.raises(NonFiniteGradientError, match=r"into module 'net\.1' was .* the last of module 'net\.0', were: look at what is"):
+    with pytest.raises(
+        NonFiniteGradientError, match=r"into module 'net\.1' was .* the last of module 'net\.0', were: look at what is"
+    ):
         fit(tmp_path, Between(), FixedPointPrecision())
 
 
@@ -192,7 +196,9 @@ def test_accumulated_batches_before_the_last(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, batch_idx) * (torch.nan if batch_idx == 2 else 1)
 
-    with pytest.raises(NonFiniteGradientError, match="the last was run again, and all was finite: look at those before"):
+    with pytest.raises(
+        NonFiniteGradientError, match="the last was run again, and all was finite: look at those before"
+    ):
         fit(tmp_path, Early(), FixedPointPrecision(), accumulate_grad_batches=2)
 
 
