@@ -30,7 +30,7 @@ class _Unread(dict[Any, Any]):
 
 
 def read_file(path: str | Path) -> Any:
-    """What ``torch.save`` or Lightning wrote to a file, on the CPU: of other than plain data and tensors nothing is read.
+    """What ``torch.save`` or Lightning wrote to a file, on the CPU: plain data and tensors, and nothing of the rest.
 
     Raises:
         ValueError: if the file is not there, is none of torch's, or holds one such object.
