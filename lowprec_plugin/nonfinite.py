@@ -125,8 +125,10 @@ def _nonfinite_gradients(module: nn.Module) -> list[dict[str, Any]]:
 
 def _nan_throughout(module: nn.Module, gradients: list[dict[str, Any]]) -> bool:
     """Whether no gradient holds a number: none can be told from the others."""
-    existing = sum(param.grad is not None for param in module.parameters())
-    return len(gradients) == existing and all(each["nan"] == each["elements"] for each in gradients)
+    grads = [local_part(param.grad) for param in module.parameters() if param.grad is not None]
+    return len(gradients) == sum(grad.numel() > 0 for grad in grads) and all(
+        each["nan"] == each["elements"] for each in gradients
+    )
 
 
 def _first(gradients: list[dict[str, Any]], again: dict[str, Any], *, everywhere: bool, batches: int) -> str:
