@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,7 @@ class Stored:
 
     Attributes:
         name: where it is in the checkpoint; of optimizer state, the parameter's name and the state's, if it has them.
+            Of a tied tensor, which is stored once, its names.
         kind: ``"weights"`` or ``"state"``.
         format: a format as text, or a dtype.
         elements: numbers in it.
@@ -57,10 +58,21 @@ def inspect_checkpoint(checkpoint: Any) -> list[Stored]:
     Raises:
         ValueError: if there is no tensor in it.
     """
-    found = [_stored(name, tensor) for name, tensor in _tensors(checkpoint, ())]
+    found: dict[object, Stored] = {}
+    for path, tensor in _tensors(checkpoint, ()):
+        place, stored = _place(tensor), _stored(path, tensor)
+        tied = found.get(place)
+        found[place] = stored if tied is None else replace(tied, name=f"{tied.name} = {stored.name}")
     if not found:
         raise ValueError(f"{type(checkpoint).__name__} holds no tensors of numbers: no checkpoint, no state dict")
-    return found
+    return list(found.values())
+
+
+def _place(tensor: Tensor) -> object:
+    """The same of two tensors only if they are one, under two names."""
+    part = fixed_part(tensor)
+    plane = local_part(tensor) if part is None else part.codes
+    return (plane.data_ptr(), plane.shape, plane.stride()) if plane.numel() else object()
 
 
 def _tensors(held: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:

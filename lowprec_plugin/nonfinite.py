@@ -89,7 +89,8 @@ class Aftermath:
         again: dict[str, Any],
     ) -> str:  # fmt: skip
         trainer = module.trainer
-        first = _first(gradients, again, clipped=bool(trainer.gradient_clip_val))
+        everywhere = _nan_throughout(module, gradients)
+        first = _first(gradients, again, everywhere=everywhere, batches=trainer.accumulate_grad_batches)
         content = {
             "step": trainer.global_step, "epoch": trainer.current_epoch, "rank": trainer.global_rank,
             "outcome": outcome, "first": first, "learning_rate": learning_rate, "run_again": again,
@@ -122,30 +123,67 @@ def _nonfinite_gradients(module: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
-def _first(gradients: list[dict[str, Any]], again: dict[str, Any], *, clipped: bool) -> str:
-    """Where it began, in words."""
+def _nan_throughout(module: nn.Module, gradients: list[dict[str, Any]]) -> bool:
+    """Whether no gradient holds a number: none can be told from the others."""
+    grads = [local_part(param.grad) for param in module.parameters() if param.grad is not None]
+    return len(gradients) == sum(grad.numel() > 0 for grad in grads) and all(
+        each["nan"] == each["elements"] for each in gradients
+    )
+
+
+def _first(gradients: list[dict[str, Any]], again: dict[str, Any], *, everywhere: bool, batches: int) -> str:
+    """Where it began, in words.
+
+    Args:
+        everywhere: whether all gradients are NaN throughout.
+        batches: whose gradients are added up; of these only the last was run again.
+    """
+    ran = "When the step was run again"
     if again.get("input"):
-        return f"When the step was run again, what went into module {again['input']!r} was not finite: look at the data"
+        if again.get("before"):
+            return (
+                f"{ran}, what went into module {again['input']!r} was not finite, and the outputs before it, the last "
+                f"of module {again['before']!r}, were: look at what is computed in between, and at the data"
+            )
+        return f"{ran}, what went into module {again['input']!r} was not finite: look at the data"
     if again.get("forward"):
-        return f"When the step was run again, the first output that was not finite was module {again['forward']!r}'s"
+        return f"{ran}, the first output that was not finite was that of module {again['forward']!r}"
     if again.get("loss") is not None and not math.isfinite(float(again["loss"])):
-        return "When the step was run again, every module's output was finite and the loss was not"
+        if again.get("minus_infinity"):
+            return (
+                f"{ran}, the loss was not finite, and of the modules' outputs the first with minus infinity in it, as "
+                f"a mask would put there, was that of module {again['minus_infinity']!r}"
+            )
+        return f"{ran}, every module's output was finite and the loss was not"
     if again.get("backward"):
         return (
-            "When the step was run again, outputs and loss were finite, and in the backward pass the first gradient "
+            f"{ran}, outputs and loss were finite, and in the backward pass the first gradient "
             f"that was not was that of the output of module {again['backward']!r}"
         )
-    if again and dist.is_initialized() and dist.get_world_size() > 1:
+    others = again and dist.is_initialized() and dist.get_world_size() > 1
+    if again and batches > 1:
+        elsewhere = ", or at what the other processes wrote" if others else ""
+        return (
+            "Of the batches whose gradients are added up the last was run again, and all was finite: look at those "
+            f"before it{elsewhere}"
+        )
+    if others:
         return "All was finite on this process when the step was run again: see what the other processes wrote"
-    if gradients and clipped and not again:
-        return "Which gradient it was first cannot be told, for clipping spreads a NaN to all"
+    if gradients and everywhere:
+        return (
+            "Every gradient is NaN throughout, as a loss that is NaN makes them, and clipping: which was first cannot "
+            "be told"
+        )
     if gradients:  # the backward pass goes from the last to the first
         return f"The last parameter whose gradient is not finite is {gradients[-1]['parameter']!r}"
     return "Of the gradients that this process still holds all are finite"
 
 
 def _run_again(module: LightningModule, model: Any, closure: Callable[[], Any]) -> dict[str, Any]:
-    """Run forward and backward pass once more with hooks on every module; what was not finite first, by module."""
+    """Run forward and backward pass once more with hooks on every module; what was not finite first, by module.
+
+    Empty if no module ran: with manual optimization the passes are not in the closure.
+    """
     found: dict[str, Any] = {}
     alone = model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
     try:
@@ -153,22 +191,35 @@ def _run_again(module: LightningModule, model: Any, closure: Callable[[], Any]) 
             found["loss"] = _plain(_scalar(closure()))
     except Exception as error:  # of the user's code, on a batch that has been trouble already
         found["error"] = f"{type(error).__name__}: {error}"
-    return found
+    return found if found.pop("ran", False) else {}
 
 
 @contextmanager
 def _watched(module: nn.Module, found: dict[str, Any]) -> Iterator[None]:
-    """Within the context, note the first module whose input, output, or output's gradient is not finite."""
+    """Within the context, note the first module whose input, output, or output's gradient is not finite.
+
+    Minus infinity is what masks are made of: alone, it is noted of an output apart, and of an input only if no output
+    held it before and it is not a mask, which has zeros beside.
+    """
     hooks = []
 
     def watch(name: str, part: nn.Module) -> None:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            if not {"input", "forward"} & found.keys() and not _finite((args, kwargs)):
+            found["ran"] = True
+            if {"input", "forward"} & found.keys():
+                return
+            given = [leaf for leaf in _floats((args, kwargs)) if not _is_mask(leaf)]
+            if not _finite(given) and not ("minus_infinity" in found and _only_minus_infinity(given)):
                 found["input"] = name
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
-            if not {"input", "forward"} & found.keys() and not _finite(output):
-                found["forward"] = name
+            if not {"input", "forward"} & found.keys():
+                if _finite(output):
+                    found["before"] = name
+                elif _only_minus_infinity(output):
+                    found.setdefault("minus_infinity", name)
+                else:
+                    found["forward"] = name
             for leaf in _floats(output):
                 if leaf.requires_grad:
                     leaf.register_hook(backward)  # type: ignore[no-untyped-call]
@@ -196,6 +247,17 @@ def _floats(tree: Any) -> list[Tensor]:
 
 def _finite(tree: Any) -> bool:
     return all(bool(torch.isfinite(leaf).all()) for leaf in _floats(tree))
+
+
+def _only_minus_infinity(tree: Any) -> bool:
+    """Whether all that is not finite is minus infinity."""
+    return not any(bool((leaf.isnan() | (leaf == math.inf)).any()) for leaf in _floats(tree))
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it is nothing but zeros and minus infinities, as what is added to attention's scores."""
+    zero = tensor == 0
+    return bool(zero.any() and (zero | (tensor == -math.inf)).all())
 
 
 def _scalar(loss: Any) -> Any:

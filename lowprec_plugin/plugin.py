@@ -198,12 +198,12 @@ class FixedPointPrecision(Precision):
 
     def terms(self) -> dict[str, Any]:
         """What every rank's plugin must have alike, by name."""
+        emulation, kept = self._inside_settings
         return {
-            "package version": __version__, "seed": self.seed, "weights": str(self.format),
-            **{name: str(value) for name, value in vars(self._settings).items()},
+            "package version": __version__, "seed": self.seed, "weights": str(self.format), **self._settings.given(),
             "comm_word_length": self.comm_word_length, "comm_error_feedback": self.comm_error_feedback,
             "compute_dtype": str(self._computing), "keep_float": self.keep_float,
-            "emulation": str(self._inside_settings[0]), "activation_word_length": self._inside_settings[1],
+            "emulation": emulation and str(emulation), "activation_word_length": kept,
             "ramp": None if self.ramping is None else str(self.ramping.ramp),
         }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Mapping
 from importlib import import_module
@@ -16,27 +16,60 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 
+class _Unread(dict[Any, Any]):
+    """Stands for an object of a class that plain data and tensors have no need of: nothing of it is imported or run."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Unread:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def read_file(path: str | Path) -> Any:
-    """What ``torch.save`` or Lightning wrote to a file, on the CPU.
+    """What ``torch.save`` or Lightning wrote to a file, on the CPU: plain data and tensors, and nothing of the rest.
 
     Raises:
-        ValueError: if the file is not there, is none of torch's, or holds more than plain data and tensors.
+        ValueError: if the file is not there, is none of torch's, or holds one such object.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder, as distributed checkpoints are: make one file of it with python -m "
-            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"
-        )
+        raise ValueError(f"{path} is a folder, {_of_folder(path)}")
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:  # torch's answers to no file of its own
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        with torch.serialization.safe_globals([(_Unread, name) for name in others]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever unpickling makes of bytes that are no pickle
         raise ValueError(
-            f"{path} cannot be read as plain data and tensors ({(str(error) or 'it is empty').splitlines()[0]}): save "
-            "the weights alone, torch.save(module.state_dict(), file)"
+            f"{path} cannot be read as plain data and tensors: is it whole, and written by torch.save or Lightning? "
+            "torch.save(module.state_dict(), file) writes the weights alone"
         ) from error
+    if isinstance(content, _Unread):
+        raise ValueError(
+            f"{path} holds an object whole ({', '.join(others)}), and not plain data and tensors: "
+            "torch.save(module.state_dict(), file) writes the weights alone"
+        )
+    return content
+
+
+def _of_folder(path: Path) -> str:
+    """What kind of checkpoint it is, and what to do."""
+    if (path / "latest").exists():
+        return (
+            "as DeepSpeed's checkpoints are: give one process's file, whose name ends in _optim_states.pt, or make one "
+            f"file of floats of all with python {path / 'zero_to_fp32.py'} {path} FOLDER"
+        )
+    return (
+        "as distributed checkpoints are: make one file of it with python -m "
+        f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"
+    )
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lowprec_plugin import FixedPointPrecision, FixedPointTensor, memory, optim
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.inspection import Stored, inspect_checkpoint
+from lowprec_plugin.sources import read_file
 from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
 
 
@@ -117,18 +118,64 @@ def test_state_dicts(tmp_path: Path) -> None:
     ]
 
 
+def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
+    network = nn.ModuleDict({"embedding": nn.Embedding(20, 16), "head": nn.Linear(16, 20)})
+    network["head"].weight = network["embedding"].weight
+    optim.quantize_(network)
+    torch.save(network.state_dict(), tmp_path / "tied.pt")
+    for given in (network.state_dict(), read_file(tmp_path / "tied.pt")):
+        found = inspect_checkpoint(given)
+        assert [each.name for each in found] == ["embedding.weight = head.weight", "head.bias"]
+        assert sum(each.nbytes for each in found) == memory.report(network).weights
+    equal = torch.ones(3)
+    assert len(inspect_checkpoint({"one": equal, "other": equal.clone(), "none": equal[:0], "nothing": equal[:0]})) == 4
+
+
+class Harmful:
+    """Makes a folder when it is unpickled by those who run what a file says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return harm, (str(self.folder),)
+
+
+def harm(folder: str) -> None:
+    Path(folder).mkdir()
+
+
+def test_objects_of_others_are_left_unread(tmp_path: Path) -> None:
+    """As hyperparameters of Lightning's checkpoints are, and the loss scaler in DeepSpeed's."""
+    hyperparameters = {"path": tmp_path, "by": statistics.NormalDist(), "harm": Harmful(tmp_path / "harm")}
+    torch.save({"hyper_parameters": hyperparameters, "state_dict": {"a": torch.ones(3)}}, tmp_path / "own.ckpt")
+    assert [each.name for each in inspect_checkpoint(read_file(tmp_path / "own.ckpt"))] == ["a"]
+    assert not (tmp_path / "harm").exists()
+
+
+def test_folders_say_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder, as distributed checkpoints are: .* dcp_to_torch"):
+        read_file(tmp_path)
+    (tmp_path / "latest").write_text("global_step2")  # DeepSpeed's
+    with pytest.raises(ValueError, match=r"give one process's file, whose name ends in _optim_states\.pt"):
+        read_file(tmp_path)
+
+
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("not a checkpoint\n")
     (tmp_path / "nothing.pt").write_bytes(b"")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "array.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}")
     torch.save({"step": torch.tensor(3), "name": "x"}, tmp_path / "none.pt")
+    (tmp_path / "random.pt").write_bytes(bytes([0x80, 2, ord("q"), 0, 7, 9]))  # a pickle's beginning
     torch.save({"code": Path}, tmp_path / "code.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     expected = {
         "text.txt": "cannot be read as plain data", "nothing.pt": "cannot be read as plain data",
         "cut.pt": "cannot be read as plain data", "array.npy": "cannot be read as plain data",
-        "code.pt": "cannot be read as plain data", "none.pt": "dict holds no tensors of numbers", "": "is a folder",
-        "missing.pt": "there is no checkpoint",
+        "random.pt": "cannot be read as plain data", "code.pt": "dict holds no tensors of numbers",
+        "whole.pt": "holds an object whole (torch.nn.modules.linear.Linear)",
+        "none.pt": "dict holds no tensors of numbers", "": "is a folder", "missing.pt": "there is no checkpoint",
     }  # fmt: skip
     for name, message in expected.items():
         assert main(["inspect", str(tmp_path / name)]) == 2, name

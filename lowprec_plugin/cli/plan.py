@@ -72,6 +72,8 @@ def run_plan(
     if activations_gib < 0:
         raise ValueError(f"activations_gib={activations_gib} is negative: give what a run has been measured to hold")
     model: nn.Module | int
+    if module is None and config is None and parameters is None:
+        raise ValueError("nothing is given to plan: give module=, config= or parameters=")
     if parameters is None:
         model = _made(module, config, allocate)
     elif module is not None or config is not None:

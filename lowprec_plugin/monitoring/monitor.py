@@ -52,7 +52,6 @@ class FixedPointMonitor(Callback):
         self._counts: dict[str, UpdateCounts] = {}
         self._run: Watched | None = None  # while it trains
         self._rows: list[Layer] = []
-        self._scalars: dict[str, float] = {}  # of the last look
         self._next = 0
         self._begun = False
         self._captured: Captured | None = None
@@ -69,7 +68,7 @@ class FixedPointMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget a fit before this one; what a checkpoint says comes after."""
         if stage == "fit":
-            self._counts, self._rows, self._scalars, self._said = {}, [], {}, set()
+            self._counts, self._rows, self._said = {}, [], set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to look.
@@ -122,17 +121,17 @@ class FixedPointMonitor(Callback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(found.scalars, step=step)
+        panels.saved(trainer.loggers, found.scalars)
         if self._per_layer:
             panels.histograms(trainer.loggers, found, step)
-        self._scalars = found.scalars
         self._warn(run)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what was saved."""
+        """Log the layers, if they are wanted."""
         rows = self.layers()
         self._run = None
-        if self._scalars:
-            panels.end(trainer.loggers, self._scalars, rows if self._per_layer else None, _step(trainer))
+        if self._per_layer and rows:
+            panels.table(trainer.loggers, rows, _step(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remember the layers as they are."""

@@ -43,23 +43,23 @@ def configuration(run: Watched, plugin: Precision) -> dict[str, Any]:
     return {"precision": plugin.precision, **settings, **stored}
 
 
-def end(loggers: Sequence[Logger], scalars: dict[str, float], rows: Sequence[Layer] | None, step: int) -> None:
-    """Say in the run's summary what was saved, and log the layers as one table if they are wanted.
-
-    Args:
-        scalars: of the last look.
-        rows: the layers; ``None``: no table.
-    """
+def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
+    """Say in the run's summary what is saved: at every look, for not every run comes to its end."""
     held, float32 = scalars[f"{PREFIX}held_gib"], scalars[f"{PREFIX}float32_gib"]
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             summary = logger.experiment.summary
             summary["memory saved"] = f"{float32 - held:.4g} GiB of {float32:.4g} GiB ({1 - held / float32:.1%})"
             summary[_name(logger, f"{PREFIX}saved_gib")] = float32 - held
-            if rows is not None:
-                columns = [field.name for field in fields(Layer)]
-                logger.log_table(f"{PREFIX}layers", columns, [list(asdict(row).values()) for row in rows], step=step)
-        elif isinstance(logger, TensorBoardLogger) and rows is not None:
+
+
+def table(loggers: Sequence[Logger], rows: Sequence[Layer], step: int) -> None:
+    """Log the layers as one table."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            columns = [field.name for field in fields(Layer)]
+            logger.log_table(f"{PREFIX}layers", columns, [list(asdict(row).values()) for row in rows], step=step)
+        elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(f"{PREFIX}layers", _markdown(rows), step)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lowprec_plugin import ops
 from lowprec_plugin.counts import UpdateCounts
@@ -51,3 +52,7 @@ class StepSettings:
             FixedPointFormat(self.state_word_length, self.state_fraction_length)  # refuses bad values
         if self.nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")
+
+    def given(self) -> dict[str, Any]:
+        """The arguments, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}

@@ -49,11 +49,13 @@ class Inventory:
         parameters: in the module's order.
         buffers: bytes of buffers, which every GPU holds whole.
         assumptions: what had to be assumed, in words.
+        narrow_buffers: bytes of buffers where the module is cast to bfloat16.
     """
 
     parameters: tuple[Parameter, ...]
     buffers: int
     assumptions: tuple[str, ...]
+    narrow_buffers: int = 0
 
     @property
     def elements(self) -> int:
@@ -106,6 +108,7 @@ def of_module(module: nn.Module, keep_float: Iterable[str] = (), units: Iterable
         ),
         sum(buffer.nbytes for buffer in module.buffers()),
         ("fully_shard is called on each element of an nn.ModuleList and on the whole",) if units is None else (),
+        sum(2 * buffer.numel() if buffer.is_floating_point() else buffer.nbytes for buffer in module.buffers()),
     )  # fmt: skip
 
 

@@ -111,6 +111,10 @@ def plan(
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     _check_ranks(sharding, ranks, rank)
+    for name, elements, least in (("reduce_bucket_size", reduce_bucket_size, 1), ("persistent", persistent, 0)):
+        check_integer(elements, name)
+        if elements < least:
+            raise ValueError(f"{name}={elements} is less than {least}: give DeepSpeed's own setting, in elements")
     zero = sharding.startswith("zero")
     itemsize = Computing(compute_dtype or (torch.bfloat16 if zero else torch.float32)).dtype.itemsize
     if zero and compute_dtype in ("bf16-mixed",):
@@ -129,15 +133,17 @@ def plan(
     algorithm = OPTIMIZERS[optimizer]
     ours = fixed_point(format, state_word_length, algorithm, itemsize, bits, comm_error_feedback)
 
-    def amounts(storage: Storage, itemsize: int = itemsize) -> Amounts:
+    def amounts(storage: Storage, itemsize: int | None = None) -> Amounts:
+        itemsize = itemsize or storage.sent
+        held = inventory if itemsize == 4 else replace(inventory, buffers=inventory.narrow_buffers)
         if sharding == "none":
-            return on_one(storage, inventory, activations)
+            return on_one(storage, held, activations)
         if sharding == "ddp":
-            return under_ddp(storage, inventory, activations, ranks, bucket_view)
+            return under_ddp(storage, held, activations, ranks, bucket_view)
         if sharding == "fsdp2":
-            return under_fsdp2(storage, inventory, activations, ranks, rank)
+            return under_fsdp2(storage, held, activations, ranks, rank)
         stage = int(sharding[-1])
-        return under_zero(storage, inventory, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
+        return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
     if zero:  # what differs is the engine's own dtype: masters and state are float32
         masters = replace(float32(algorithm), source="float32 masters and state beside the engine's own parameters")

@@ -66,7 +66,8 @@ def _size(counts: UpdateCounts) -> float:
 def _of_one(name: str, part: FixedPointTensor, counts: UpdateCounts, still: float) -> list[tuple[float, Concern]]:
     """What might be wrong, each with how many times its limit it is."""
     format, saturated, noise = part.format, counts.saturated_share, counts.noise_to_update
-    more = f"more than {format.word_length} bits"
+    # Behind a radix point that is given, more bits are no finer ones.
+    more = f"more than {format.word_length} bits" if format.dynamic else "a larger fraction_length or none"
     said = (
         f"{saturated:.1%} of the numbers of {name} ({format}) and its state are out of their formats' range, and are "
         "clipped: use a smaller fraction_length (of state state_fraction_length), or none, so that the range follows "

@@ -15,7 +15,7 @@ from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plan.amounts import Storage, on_one, under_fsdp2
 from lowprec_plugin.plan.inventory import Inventory, Parameter
-from lowprec_plugin.plan.storages import fixed_point, float32
+from lowprec_plugin.plan.storages import fixed_point
 from lowprec_plugin.updates import Algorithm
 
 
@@ -32,7 +32,7 @@ def predicted(
     Args:
         module: on one process, under DDP or sharded by FSDP2.
         optimizers: of its parameters.
-        format: that the weights were to have; ``None``: float32.
+        format: that the weights were to have; ``None``: floats of the parameters' own dtypes.
         keep_float: the parameters that were to stay in float.
 
     Returns:
@@ -45,7 +45,7 @@ def predicted(
         return None
     (place,) = places
     assert place is not None
-    kept = set() if format is None else set(kept_of(params, keep_float))
+    kept = set(params) if format is None else set(kept_of(params, keep_float))
     total = 0
     for storage, names in stored:
         inventory = Inventory(
@@ -85,11 +85,10 @@ def _storages(
 def _storage(
     format: FixedPointFormat | None, settings: StepSettings, algorithm: Algorithm, params: Sequence[Tensor]
 ) -> Storage:
-    if format is None:
-        return float32(algorithm)
     itemsize = max((param.dtype.itemsize for param in params), default=4)
+    asked = format or FixedPointFormat(16)  # of which there is nothing where all is kept in float
     return fixed_point(
-        format, settings.state_word_length, algorithm, itemsize, None, False, settings.state_fraction_length
+        asked, settings.state_word_length, algorithm, itemsize, None, False, settings.state_fraction_length
     )  # fmt: skip
 
 

@@ -79,13 +79,13 @@ def finished(folder: Path) -> WandbRun:
     return read(folder)
 
 
-def fit(logger: Any, *, plugin: Any = None, **given: Any) -> tuple[Trainer, FixedPointMonitor]:
+def fit(logger: Any, *, plugin: Any = None, module: Any = None, **given: Any) -> tuple[Trainer, FixedPointMonitor]:
     monitor = FixedPointMonitor(**given)
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, logger=logger, callbacks=[monitor], plugins=plugin, log_every_n_steps=1,
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(users.Regressor(), users.vectors())
+    trainer.fit(module or users.Regressor(), users.vectors())
     return trainer, monitor
 
 
@@ -154,14 +154,32 @@ def layers(run: WandbRun, folder: Path, monitor: FixedPointMonitor) -> None:
 
 
 def test_the_configuration_says_what_is_stored_how(home: Counting, tmp_path: Path) -> None:
-    fit(WandbLogger(save_dir=tmp_path), plugin=FixedPointPrecision(12, keep_float="net.2.*", seed=3))
+    plugin = FixedPointPrecision(12, state_word_length=8, keep_float="net.2.*", seed=3)
+    fit(WandbLogger(save_dir=tmp_path), plugin=plugin)
     said = finished(tmp_path).config["lowprec"]
     assert said["precision"] == "32-true"
     assert said["weights"] == "fixed12"
-    assert said["seed"] == 3
+    numbers = {"seed": 3, "state_word_length": 8, "state_fraction_length": None, "emulation": None}
+    assert {name: said[name] for name in numbers} == numbers  # to sort and filter runs by
+    assert "counts" not in said
     assert said["kept_in_float"] == dict.fromkeys(["net.2.weight", "net.2.bias"], "keep_float='net.2.*'")
     assert [row["weights"] for row in said["table"]] == ["fixed12", "float32"]
     assert home.connections == 0
+
+
+def test_a_run_that_does_not_come_to_its_end_has_saved_memory_too(home: Counting, tmp_path: Path) -> None:
+    class Fails(users.Regressor):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.global_step == 1:
+                raise RuntimeError("nothing goes on for ever")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="for ever"):
+        fit(WandbLogger(save_dir=tmp_path), plugin=FixedPointPrecision(), module=Fails())
+    run = finished(tmp_path)
+    (line,) = ours(run)
+    assert run.summary["memory saved"].endswith(f"({line['lowprec/saved_fraction']:.1%})")
+    assert run.summary["lowprec/saved_gib"] == line["lowprec/float32_gib"] - line["lowprec/held_gib"]
 
 
 def test_a_prefix_is_the_loggers_own(home: Counting, tmp_path: Path) -> None:

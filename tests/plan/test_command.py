@@ -66,7 +66,7 @@ def test_what_needs_memory_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "module=None and config=None: give one of them"),
+        ([], "nothing is given to plan: give module=, config= or parameters="),
         ([ODD, "--parameters=7"], "beside module= or config=: give one of the three"),
         (["--parameters=7.5"], "parameters=7.5 is not a whole number"),
         ([ODD, "--activations_gib=-1"], "activations_gib=-1.0 is negative"),

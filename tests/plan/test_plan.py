@@ -79,14 +79,15 @@ def test_bfloat16() -> None:
     planned = plan(Odd())
     report = measured(module, torch.optim.AdamW(module.parameters()))
     baseline = next(each for each in planned.others if each.name == "bf16 + SR")
-    assert (baseline.weights, baseline.gradients) == (report.weights, report.gradients)
+    for kind in ("weights", "gradients", "buffers"):
+        assert getattr(baseline, kind) == getattr(report, kind)
     assert baseline.state == pytest.approx(report.state, rel=0.02)
     module = Odd()
     planned = plan(module, compute_dtype="bfloat16", keep_float=["narrow.weight"])
     optim.quantize_(module, keep_float=["narrow.weight"], dtype=torch.bfloat16)
     module.to(torch.bfloat16)
     report = measured(module, optim.AdamW(module.parameters()))
-    for kind in ("weights", "state", "gradients"):
+    for kind in ("weights", "state", "gradients", "buffers"):
         assert getattr(planned.ours, kind) == getattr(report, kind)
 
 
@@ -155,6 +156,8 @@ def test_activations_are_those_that_were_given() -> None:
         ({"keep_float": ["nothing"]}, "keep_float='nothing' matches no parameter"),
         ({"units": ["nothing"]}, "units='nothing' matches no module"),
         ({"keep_float": ["norm.*"], "sharding": "zero1", "ranks": 2}, "leave keep_float out"),
+        ({"reduce_bucket_size": 0, "sharding": "zero1", "ranks": 2}, "reduce_bucket_size=0 is less than 1"),
+        ({"persistent": -1, "sharding": "zero3", "ranks": 2}, "persistent=-1 is less than 0"),
     ],
 )
 def test_refused(given: dict[str, Any], message: str) -> None:

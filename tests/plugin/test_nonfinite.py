@@ -50,12 +50,12 @@ class Infects(nn.Module):
         return x + (x * 0).sqrt() if self.owner[0].now("backward") else x
 
 
-def fit(tmp_path: Path, module: Sick, plugin: FixedPointPrecision, **options: Any) -> None:
+def fit(tmp_path: Path, module: Any, plugin: FixedPointPrecision, data: Any = None, **options: Any) -> None:
     trainer = Trainer(
         accelerator="cpu", default_root_dir=tmp_path, plugins=plugin, logger=False, max_epochs=4,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **options,
     )  # fmt: skip
-    trainer.fit(module, users.vectors())
+    trainer.fit(module, data or users.vectors())
 
 
 def dump(tmp_path: Path, step: int = BAD) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def dump(tmp_path: Path, step: int = BAD) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("forward", "the first output that was not finite was module 'net.1'"),
+        ("forward", "the first output that was not finite was that of module 'net.1'"),
         ("loss", "every module's output was finite and the loss was not"),
         ("backward", "the first gradient that was not was that of the output of module 'net.0'"),
         ("data", "what went into module 'net' was not finite: look at the data"),
@@ -97,7 +97,7 @@ def test_a_step_that_is_well_when_run_again(tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteGradientError, match=r"The last parameter whose gradient is not finite is 'net\.2\.bias'"
     ):
-        fit(tmp_path, Once(), FixedPointPrecision())  # type: ignore[arg-type]
+        fit(tmp_path, Once(), FixedPointPrecision())
     assert dump(tmp_path)["gradients"] == [{"parameter": "net.2.bias", "elements": 1, "nan": 0, "infinite": 1}]
 
 
@@ -127,11 +127,87 @@ def test_a_disk_that_refuses_hides_nothing(tmp_path: Path) -> None:
         fit(tmp_path / "file", Sick("forward"), FixedPointPrecision())
 
 
+class Poisons(nn.Module):
+    """Makes NaN of what ``part`` gives."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x) * torch.nan
+
+
+def test_a_mask_of_minus_infinity_is_no_trouble(tmp_path: Path) -> None:
+    """Its zeros and minus infinities go into every layer of a transformer."""
+    module = users.LanguageModel()
+    module.encoder.layers[1].norm1 = Poisons(module.encoder.layers[1].norm1)
+    with pytest.raises(NonFiniteGradientError, match=r"first output .* was that of module 'encoder\.layers\.1\.norm1'"):
+        fit(tmp_path, module, FixedPointPrecision(), users.tokens())
+
+
+class Masked(users.Regressor):
+    """Softmax of masked numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.softmax = Masks(), nn.Softmax(-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net[2](self.softmax(self.mask(self.net[0](x))))
+
+
+class Masks(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(torch.arange(x.shape[-1]) > 20, -torch.inf)
+
+
+def test_masked_numbers_are_no_trouble_to_a_softmax(tmp_path: Path) -> None:
+    module = Masked()
+    module.net[2] = Poisons(module.net[2])
+    with pytest.raises(NonFiniteGradientError, match=r"first output that was not finite was that of module 'net\.2'"):
+        fit(tmp_path, module, FixedPointPrecision())
+
+
+def test_they_are_mentioned_where_nothing_else_is_known(tmp_path: Path) -> None:
+    class Sickly(Masked):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) * torch.inf
+
+    with pytest.raises(
+        NonFiniteGradientError, match=r"the loss was not finite, and .* minus infinity .* module 'mask'"
+    ):
+        fit(tmp_path, Sickly(), FixedPointPrecision())
+
+
+def test_what_is_computed_between_modules(tmp_path: Path) -> None:
+    class Between(users.Regressor):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net[2](self.net[1](torch.log(0 * self.net[0](x))))
+
+    with pytest.raises(
+        NonFiniteGradientError, match=r"into module 'net\.1' was .* the last of module 'net\.0', were: look at what is"
+    ):
+        fit(tmp_path, Between(), FixedPointPrecision())
+
+
+def test_accumulated_batches_before_the_last(tmp_path: Path) -> None:
+    class Early(users.Regressor):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) * (torch.nan if batch_idx == 2 else 1)
+
+    with pytest.raises(
+        NonFiniteGradientError, match="the last was run again, and all was finite: look at those before"
+    ):
+        fit(tmp_path, Early(), FixedPointPrecision(), accumulate_grad_batches=2)
+
+
 def test_manual_optimization(tmp_path: Path) -> None:
     class SickByHand(users.Manual):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             x, y = batch
             super().training_step((x * torch.nan if self.global_step == BAD else x, y), batch_idx)
 
-    with pytest.raises(NonFiniteGradientError, match="The last parameter whose gradient is not finite"):
-        fit(tmp_path, SickByHand(), FixedPointPrecision())  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteGradientError, match="Every gradient is NaN throughout"):
+        fit(tmp_path, SickByHand(), FixedPointPrecision())
+    assert dump(tmp_path)["run_again"] == {}  # nothing was: the passes are in the training step

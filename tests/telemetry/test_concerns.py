@@ -46,6 +46,9 @@ CASES = [
         r"1\.0% .*\(<4,12>\) .* smaller fraction_length",
     ),
     ("<4,12>", "nearest", counts(saturated=99), None, ""),
+    ("fixed12", "nearest", counts(lost=5_100, noise=0.51), "lost", "or more than 12 bits$"),
+    ("<4,12>", "nearest", counts(lost=5_100, noise=0.51), "lost", "or a larger fraction_length or none$"),
+    ("<4,12>", "stochastic", counts(noise=3), "noise", "use a larger fraction_length or none, or a ramp"),
     ("fixed12", "stochastic", counts(noise=9, size=0.013), "noise", "noise 9.0 times"),
     ("fixed12", "stochastic", counts(noise=9, size=0.006), None, ""),  # stands still beside the other layer
     ("<4,12>", "nearest", counts(saturated=101, size=0.006), "saturated", "clipped"),

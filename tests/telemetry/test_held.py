@@ -62,6 +62,16 @@ def test_a_run_in_float32_saves_nothing() -> None:
     assert predicted(module, [optimizer]) == found.ours.total
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_run_in_other_floats_is_predicted_in_these(dtype: torch.dtype) -> None:
+    module = torch.nn.Linear(5, 3).to(dtype)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(2, 5, dtype=dtype)).sum().backward()
+    optimizer.step()
+    found = held(memory.report(module, optimizer), memory.gradients(module))
+    assert predicted(module, [optimizer]) == found.ours.total != found.float32.total
+
+
 def test_a_layer_left_in_float_by_accident_shows_beside_the_prediction() -> None:
     module = MODELS["digits"]()
     optim.quantize_(module, keep_float=lambda name, param: name.startswith("3."))
