@@ -247,9 +247,12 @@ def average(runs: Iterable[RunRecord], what: str) -> float | None:
 
 
 def seeds_to_settle(finding: Finding) -> int:
-    """How many seeds bring two standard errors down to the limit of what counts as equal."""
+    """How many seeds bring two standard errors down to the limit of what counts as equal; above PRACTICAL: too many."""
     found = _there(finding)
-    return math.ceil(len(finding.seeds) * (2 * found.standard_error / (LIMIT * abs(found.baseline))) ** 2)
+    seen, limit = 2 * found.standard_error, LIMIT * abs(found.baseline)
+    if seen > PRACTICAL * limit:  # of a metric that is near zero, or zero, where no share of it is anything
+        return PRACTICAL + 1
+    return math.ceil(len(finding.seeds) * (seen / limit) ** 2)
 
 
 def _there(finding: Finding) -> Comparison:

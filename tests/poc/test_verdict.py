@@ -190,6 +190,21 @@ def test_within_the_noise_but_beyond_the_limit_is_neither_equal_nor_worse() -> N
     assert "no practical number of seeds" in hopeless.sentences["16"]
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e-9, 1e-320])
+def test_a_metric_near_zero_is_not_settled_by_any_number_of_seeds(mean: float) -> None:
+    """0.3 % of it is nothing, so that only a tie is equal."""
+    records = [
+        record(name, seed, metrics={"reward": mean + noise[seed]})
+        for name, noise in (("float32", (1, -1, 1, -1)), ("float32 twin", (-1, 1, 1, -1)), ("16", (1, 1, -1, 0)))
+        for seed in range(4)
+    ]
+    tie = [record("16/8", seed, metrics={"reward": mean + (1, -1, 1, -1)[seed]}) for seed in range(4)]
+    found = verdict([*records, *tie], "reward")
+    assert outcomes(found) == {"16": "unsettled", "16/8": "equal"}
+    assert "no practical number of seeds settles it" in found.sentences["16"]
+    assert any("Train longer, or compare a metric with less noise" in each for each in found.next)
+
+
 def test_an_equal_variant_says_what_so_few_seeds_cannot_show() -> None:
     found = verdict([*float32(), *runs("16", 0.9749, shift=2, spread=9)])
     assert outcomes(found) == {"16": "equal"}
