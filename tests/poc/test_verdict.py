@@ -224,6 +224,23 @@ def test_less_is_better() -> None:
     assert "val_loss 0.2800 against 0.1000" in found.sentences["16"]
 
 
+@pytest.mark.parametrize(
+    ("size", "evidence"),
+    [
+        (1e-11, "val_loss 1.001 × 1e-11 against 1.000 × 1e-11, +0.0010 ± 0.0008 × 1e-11 over 4 seeds"),
+        (-400, "val_loss −400.4 against −400.0, −0.4 ± 0.3 over 4 seeds"),
+        (1e20, "val_loss 1.001 × 1e20 against 1.000 × 1e20, +0.0010 ± 0.0008 × 1e20 over 4 seeds"),
+    ],
+)
+def test_metrics_of_any_size_are_readable(size: float, evidence: str) -> None:
+    records = [
+        record(name, seed, metrics={"val_loss": size * (at + NOISE[(seed + shift) % 4])})
+        for name, at, shift in (("float32", 1, 0), ("float32 twin", 1, 1), ("16", 1.001, 0))
+        for seed in range(4)
+    ]
+    assert evidence in verdict(records, "val_loss", "min").sentences["16"]
+
+
 def test_bfloat16_beside_ours() -> None:
     found = verdict([*float32(), *runs("bf16", 0.975, shift=2), *runs("16", 0.93)])
     assert found.next[0] == "bf16 mixed precision is equal to float32; no fixed-point variant is shown to be."
