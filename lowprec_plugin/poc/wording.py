@@ -126,8 +126,11 @@ class Words:
             return _sentence(f"{name} diverged on {_runs(diverged, bad)} ({_reasons(diverged)})")
         if self.baseline == "flat":
             loss = training_loss(groups.float32.runs)
-            flat = [run for run in groups.float32.runs if learned(run, loss) is False]
-            return _sentence(f"float32 itself learned nothing on {_runs(flat, bad)}: its {loss} did not fall")
+            flat = [run for run in bad.runs if learned(run, groups.metric, groups.higher_is_better) is False]
+            return _sentence(
+                f"float32 itself learned nothing on {_runs(flat, bad)}: its {loss} did not fall, and {groups.metric} "
+                "got no better"
+            )
         if self.baseline == "failed":
             return _sentence(f"{name} gave no result: {_failure(bad)}")
         if self.baseline == "no run":

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-
-#: Ends of words in names of metrics: "val_acc", "BinaryAccuracy", "top5acc1"; "loss/train" and "rmse_error", but neither
-#: "accumulated" nor "inferred".
+#: Ends of words in names of metrics: "val_acc", "BinaryAccuracy", "top5acc1", "loss/train", but neither "accumulated"
+#: nor "inferred".
 ACCURACY = re.compile(r"acc(uracy)?(?![a-z])", re.IGNORECASE)
 LOSS = re.compile(r"loss(es)?(?![a-z])", re.IGNORECASE)
 ERROR = re.compile(r"(err(or)?s?|perplexity)(?![a-z])", re.IGNORECASE)

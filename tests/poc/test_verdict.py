@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowprec_plugin.poc.curves import training_loss
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.verdict import Verdict, judge
 from tests.poc.staged import NOISE, curves, diverged, float32, full, record, runs, widened
@@ -108,8 +109,35 @@ def test_float32_learns_nothing() -> None:
     found = verdict([*(record(name, s, 0.1, **flat) for name in ("float32", "float32 twin", "16") for s in range(4))])
     assert found.baseline == "flat"
     assert found.headline == (
-        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall. This comparison says nothing of "
-        "precision."
+        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall, and val_accuracy got no better. "
+        "This comparison says nothing of precision."
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kl_loss": [(step, float(step)) for step in range(0, 200, 5)]},  # a part that rises beside a loss that falls
+        {"train_loss": [(0, 0.3), *((step, 0.31) for step in range(5, 200, 5))]},  # while the metric gets better
+    ],
+)
+def test_float32_that_learned_is_not_called_flat(changed: dict[str, list[tuple[int, float]]]) -> None:
+    names = ("float32", "float32 twin", "16")
+    found = verdict([record(name, s, curves={**curves(s, 0.97), **changed}) for name in names for s in range(4)])
+    assert found.baseline == "sound"
+    assert outcomes(found) == {"16": "equal"}
+
+
+def test_the_training_loss() -> None:
+    """The densest; the part of a loss that is logged as often does not stand for it."""
+    parts = {
+        "kl_loss": [(0, 0.0), (5, 1.0)],
+        "train_loss": [(0, 2.0), (5, 1.0)],
+        "val_loss": [(at, 1.0) for at in range(9)],
+    }
+    assert training_loss([record("float32", 0, curves=parts)]) == "train_loss"
+    assert (
+        training_loss([record("float32", 0, curves={**parts, "kl_loss": [(at, 1.0) for at in range(9)]})]) == "kl_loss"
     )
 
 
