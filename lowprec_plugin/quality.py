@@ -92,7 +92,7 @@ def compare(
     twins_error = noise / math.sqrt(seeds)
 
     def verdict(error: float) -> bool | None:
-        # An exact tie is equal whatever the noise, and at zero too; float sums of equal numbers may differ in a last bit.
+        # An exact tie is equal whatever the noise, at zero too; float sums of equal numbers may differ in the last bit.
         tie = abs(difference) <= 1e-12 * abs(mean)
         close = abs(difference) <= 2 * error and abs(difference) < limit * abs(mean)
         return tie or close if seeds >= MIN_SEEDS else None

@@ -67,7 +67,7 @@ def as_json(contents: Contents) -> str:
     names = sorted({name for figures in contents.figures.values() for name in figures})
     content = {
         "version": VERSION,
-        "study": asdict(study),
+        "study": json.loads(json.dumps(asdict(study)), parse_constant=str),  # a configuration may have .inf, JSON not
         "verdict": {
             "headline": verdict.headline,
             "baseline": verdict.baseline,

@@ -23,7 +23,7 @@ from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehears
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
-from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, read_config
+from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
 TITLES = {
@@ -177,11 +177,12 @@ def _check(arguments: Mapping[str, Any]) -> None:
 
 
 def _bounded(config: Config, steps: int | None) -> Config:
-    """``config`` with an end."""
+    """``config`` with an end that all runs reach; a limit on time would cut the slower ones short."""
     trainer = config["trainer"]
+    trainer.pop("max_time", None)
     if steps is not None:
         trainer["max_steps"] = steps
-    if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1):
+    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
         raise ValueError("no end of a run is given: epochs=, steps=, or max_epochs or max_steps in the configuration")
     return config
 
@@ -193,7 +194,7 @@ def _placed(config: Config, devices: int) -> Config:
         ValueError: for a strategy that holds a model otherwise than whole in every process.
     """
     strategy = config["trainer"].get("strategy") or "auto"
-    name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy).rpartition(".")[2]
+    name = class_path(strategy).rpartition(".")[2]
     if not name.lower().startswith(("auto", "ddp", "singledevice")):
         raise ValueError(
             f"trainer.strategy={name!r}: runs are compared on one process, or on several with DDP: leave it out"
@@ -212,7 +213,7 @@ def _title(config: Config, task: str | None) -> str:
         what = TITLES[task]
     else:
         parts = [config[part] for part in ("model", "data") if config.get(part)]
-        what = " on ".join(str(part["class_path"] if isinstance(part, Mapping) else part) for part in parts)
+        what = " on ".join(map(class_path, parts))
     if trainer.get("max_steps") not in (None, -1):
         return f"{what}, {trainer['max_steps']:,} steps"
     return f"{what}, {trainer['max_epochs']:,} epochs"

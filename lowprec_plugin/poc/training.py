@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -30,8 +31,8 @@ from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, quietly
 
-#: Callbacks that end runs at different steps.
-STOPPING = ("EarlyStopping",)
+#: Callbacks that end runs at different steps, and those that write what nobody asked for.
+LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
 #: Points of a curve, at least, and the interval of Lightning's own logging, at most.
 POINTS, INTERVAL = 30, 50
 
@@ -91,6 +92,13 @@ def train(order: Order, told: Told, processes: Processes) -> RunRecord:
     return record
 
 
+class _ToTheEnd(Callback):
+    """Leaves out what ends runs before they are over, whether the configuration or the module has it."""
+
+    def setup(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, LEFT_OUT)]  # type: ignore[attr-defined]
+
+
 class _Telling(Callback):
     """Tells where a run is, now and then."""
 
@@ -117,7 +125,7 @@ def fit(order: Order, told: Told) -> RunRecord:
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
         cli = instantiate(
-            order.config, [measures, monitor, _Telling(told)], without=STOPPING, logger=logger,
+            order.config, [measures, monitor, _Telling(told), _ToTheEnd()], logger=logger,
             log_every_n_steps=order.interval,
         )  # fmt: skip
         if order.twin:

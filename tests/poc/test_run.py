@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,13 +171,15 @@ def test_more_seeds_take_up_the_runs_that_are_there(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_another_user(tmp_path: Path) -> None:
-    """By YAML: no data module, a loss to go by, a head kept in float, and a callback that would end runs apart."""
+    """By YAML as LightningCLI saves it: a loss to go by, a head in float, callbacks that would end runs apart."""
     config = {
+        "ckpt_path": None, "weights_only": None, "seed_everything": True,
         "trainer": {
-            "max_epochs": 6, "accelerator": "cpu",
+            "max_epochs": 6, "max_time": {"seconds": 0}, "accelerator": "cpu", "precision": "32-true",
+            "gradient_clip_val": float("inf"),
             "plugins": {"class_path": "lowprec_plugin.FixedPointPrecision", "init_args": {"keep_float": ["head.*"]}},
-            "callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping",
-                           "init_args": {"monitor": "val_size", "patience": 1}}],
+            "callbacks": ["RichProgressBar", {"class_path": "EarlyStopping",
+                                              "init_args": {"monitor": "val_size", "patience": 1}}],
         },
         "model": {"class_path": "tests.poc.users.Line", "init_args": {"lr": 0.03}},
     }  # fmt: skip
@@ -188,6 +191,11 @@ def test_a_configuration_of_another_user(tmp_path: Path) -> None:
     assert study.variants["16"] == "plugins=FixedPointPrecision(keep_float=['head.*'], word_length=16)"
     assert {run.steps for run in runs} == {24}
     assert [run.status for run in runs] == ["finished"] * 4
+    assert not list(output.rglob("*.ckpt"))
+    assert (
+        json.loads((output / "report.json").read_text())["study"]["config"]["trainer"]["gradient_clip_val"]
+        == "Infinity"
+    )
     assert runs[0].metrics.keys() == {"val_loss", "val_size"}
     for run in runs[2:]:
         assert list(run.kept_in_float) == ["head.weight", "head.bias"]
@@ -331,6 +339,24 @@ def test_bad_arguments_are_refused_before_anything_is_run(
         status = exit_.code  # type: ignore[assignment]
     assert status == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "lowprec_poc").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"max_epochs": -1}, "no end of a run is given"),
+        ({"max_steps": 2, "precision": "16-mixed"}, "trainer.precision='16-mixed'"),
+        ({"max_steps": 2, "plugins": {"class_path": "lightning.pytorch.plugins.precision.MixedPrecision",
+                                      "init_args": {"precision": "bf16-mixed", "device": "cpu"}}},
+         "trainer.plugins bring precision 'bf16-mixed'"),
+    ],
+)  # fmt: skip
+def test_a_trainer_that_cannot_be_compared_is_refused(trainer: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = {"trainer": {"accelerator": "cpu", **trainer}, "model": "tests.poc.users.Line"}
+    (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_poc("user.yaml")
     assert not (tmp_path / "lowprec_poc").exists()
 
 

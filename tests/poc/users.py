@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -110,6 +111,10 @@ class Line(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Two that would end runs apart, and write files, if they were let."""
+        return [EarlyStopping("val_size", patience=1), ModelCheckpoint()]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
