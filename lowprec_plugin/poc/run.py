@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
+from lowprec_plugin.files import alone_in
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.poc import report
 from lowprec_plugin.poc.environment import versions
@@ -77,7 +78,7 @@ def run_poc(
 
     Raises:
         ValueError: for an argument outside its limits, a configuration that LightningCLI refuses, a metric that is not
-            logged, or a folder with runs of something else.
+            logged, or a folder with runs of something else, or in which another process is at work.
     """
     arguments = {**locals(), "variants": [str(name) for name in variants]}  # a command line's 16 is a number
     _check(arguments)
@@ -105,19 +106,21 @@ def run_poc(
         device=found.device,
     )
     folder = Path(output)
-    claim(folder, study)
-    if progress:
-        print(f"{study.title}: {metric}, {chosen}", flush=True)
-        for name, why in left_out.items():
-            print(f"{name} is left out: {why}", flush=True)
-    try:
-        total = len(names) * seeds
-        with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
-            runs = _runs(study, folder, found, bar)
-    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
-        print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
-        raise SystemExit(130) from None
-    print("\n" + report.write(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        claim(folder, study)
+        if progress:
+            print(f"{study.title}: {metric}, {chosen}", flush=True)
+            for name, why in left_out.items():
+                print(f"{name} is left out: {why}", flush=True)
+        try:
+            total = len(names) * seeds
+            with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
+                runs = _runs(study, folder, found, bar)
+        except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+            print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
+            raise SystemExit(130) from None
+        print("\n" + report.write(folder))
     return runs
 
 

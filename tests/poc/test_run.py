@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from lowprec_plugin.cli.main import main
+from lowprec_plugin.files import alone_in
 from lowprec_plugin.poc import VARIANTS
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import DEFAULT, run_poc
@@ -304,8 +305,12 @@ def test_a_folder_of_something_else_is_left_alone(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["poc", *USERS, "--epochs=2", *arguments, f"--output={folder}", "--progress=false"]) == 2
+    command = ["poc", *USERS, "--epochs=2", *arguments, f"--output={folder}", "--progress=false"]
+    assert main(command) == 2
     assert message in capsys.readouterr().err
+    with alone_in(folder):
+        assert main(command) == 2
+        assert "another process is at work" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
