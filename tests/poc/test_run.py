@@ -203,6 +203,38 @@ def test_a_configuration_of_another_user(tmp_path: Path) -> None:
         assert [layer.weights for layer in run.layers if layer.name.startswith("head")] == ["float32", "float32"]
 
 
+def small(model: str, **trainer: Any) -> RunRecord:
+    """The record of float32's one run."""
+    config = {
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", **trainer},
+        "model": f"tests.poc.users.{model}", "data": "tests.poc.users.Clouds",
+    }  # fmt: skip
+    Path("user.yaml").write_text(yaml.safe_dump(config))
+    return run_poc("user.yaml", variants=[], seeds=1, output="poc", progress=False)[0]
+
+
+def test_two_optimizers_by_hand() -> None:
+    """A batch of 10 ms or more makes two steps, so that steps times their time is what the run takes. The gradients are
+    those of both, where the first step has but the first optimizer's: 15 rows of an embedding, and their indices."""
+    record = small("Pair")
+    assert (record.status, record.steps) == ("finished", 2 * 20)
+    assert 5 <= record.step_ms["fast"] < 10
+    gradients = 15 * (4 * 4 + 8) + 4 * (4 * 32 + 32 + 32 * 3 + 3)
+    assert record.held["gradients"] == record.float32["gradients"] == gradients
+
+
+def test_a_step_takes_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Sorter):
+        def training_step(self, *args: Any) -> Any:
+            time.sleep(0.003)
+            return super().training_step(*args)
+
+    monkeypatch.setattr("tests.poc.users.Slow", Slow, raising=False)
+    record = small("Slow", accumulate_grad_batches=4)
+    assert record.steps == 5
+    assert record.step_ms["fast"] >= 12
+
+
 def test_a_ramp_that_fires_is_in_the_record(tmp_path: Path) -> None:
     """Steps far smaller than a code of 12 bits stall at once, and 80 steps are time enough to say so."""
     config = {

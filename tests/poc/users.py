@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import torch
@@ -133,3 +134,27 @@ class Silent(Line):
 
 class Other(Clouds):
     """The same under another name."""
+
+
+class Pair(Sorter):
+    """Two optimizers by hand; a training step makes a step of both, with the gradients of one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.rare = nn.Embedding(3, 4, sparse=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.toggle_optimizer(optimizer)
+            loss = nn.functional.cross_entropy(self.layers(x + self.rare(y)), y)
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+        time.sleep(0.01)
+        self.log("train_loss", loss)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.rare.parameters(), 0.1), torch.optim.SGD(self.layers.parameters(), 0.1)
