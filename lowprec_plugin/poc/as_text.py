@@ -35,8 +35,12 @@ def as_markdown(contents: Contents) -> str:
         tables.updates(contents), *(tables.layers(contents, variant) for variant in contents.layers),
         *([tables.cost(contents)] if study.price is not None else []),
     ]  # fmt: skip
-    kept = [f"- `{name}`, {why}: in {listed([spoken(variant) for variant in variants])}"
-            for variants, reasons in contents.kept for name, why in reasons.items()]  # fmt: skip
+    kept = []
+    for variants, reasons in contents.kept:
+        where = listed([spoken(variant) for variant in variants])
+        kept += [f"- `{name}`, {why}: in {where}" for name, why in list(reasons.items())[: tables.MOST]]
+        if len(reasons) > tables.MOST:
+            kept.append(f"- and {len(reasons) - tables.MOST:,} more in {where}: report.json has all")
     left_out = [f"- {spoken(variant)}: {why}" for variant, why in study.left_out.items()]
     versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
     return "\n".join(

@@ -35,6 +35,8 @@ from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, qui
 LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
 #: Points of a curve, at least, and the interval of Lightning's own logging, at most.
 POINTS, INTERVAL = 30, 50
+#: Characters of a reason.
+LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -220,9 +222,10 @@ def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) 
 
 
 def _reason(error: Exception) -> str:
-    """Why a run failed, in one line."""
+    """Why a run failed, in one line that a report has room for."""
     lines = str(error).strip().splitlines() or [""]
-    if not isinstance(error, ProcessRaisedException):
-        return f"{type(error).__name__}: {lines[0]}"
-    last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # what follows is the exception
-    return next(line for line in lines[last:] if line and not line[0].isspace())
+    said = f"{type(error).__name__}: {lines[0]}"
+    if isinstance(error, ProcessRaisedException):
+        last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # what follows is the exception
+        said = next(line for line in lines[last:] if line and not line[0].isspace())
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"

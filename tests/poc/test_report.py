@@ -346,6 +346,25 @@ def test_slower_and_silent_fallbacks_are_said(folder: Path) -> None:
         assert "net.0.bias" in (folder / name).read_text()
 
 
+def test_of_very_many_layers_a_report_lists_a_few(tmp_path: Path) -> None:
+    layers = [
+        staged.Layer(f"net.{at}.weight", 64, "fixed16", "fixed16", 300, 0.0, at / 200, 0.1, 0.7) for at in range(200)
+    ]
+    kept = {f"net.{at}.bias": "named in keep_float" for at in range(200)}
+    staged.folder(tmp_path, [*staged.float32(), *staged.runs("16", 0.97, layers=layers, kept_in_float=kept)])
+    write(tmp_path)
+    for name in FILES[:2]:
+        text = (tmp_path / name).read_text()
+        assert "layer by layer: the 12 of 200 that lose most; report.json has all" in text
+        assert "net.199.weight" in text
+        assert "net.187.weight" not in text
+        assert "and 188 more" in text
+        assert "net.12.bias" not in text
+    assert len(reported(tmp_path)["variants"]["16"]["layers"]) == len(
+        reported(tmp_path)["variants"]["16"]["kept_in_float"]
+    )
+
+
 def test_a_price_is_never_invented(folder: Path, tmp_path: Path) -> None:
     assert "your price of 2.5 per hour" in (folder / "report.html").read_text()
     staged.folder(tmp_path, staged.full())

@@ -19,7 +19,7 @@ import yaml
 
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.files import alone_in
-from lowprec_plugin.poc import VARIANTS
+from lowprec_plugin.poc import VARIANTS, training
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import DEFAULT, run_poc
 from lowprec_plugin.poc.study import load_runs, load_study, run_folder
@@ -299,6 +299,10 @@ def test_a_variant_that_fails_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
     again = run_poc(**arguments)
     assert [run.status for run in again] == ["finished"] * 4
     assert [path.stat().st_mtime_ns for path in before] == times
+
+
+def test_a_reason_has_an_end() -> None:
+    assert training._reason(KeyError("x" * 5000)) == f"KeyError: '{'x' * 289} …"
 
 
 def test_killed_in_the_middle(runs: dict[tuple[str, int], RunRecord], tmp_path: Path) -> None:
