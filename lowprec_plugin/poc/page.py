@@ -102,10 +102,11 @@ def _quality(contents: Contents) -> Markup | None:
         return None
     low, high = _span(rows)
     described = "; ".join(f"{row.label} {row.text}" for row in rows)
+    marks = {scale.value(at): at for at in charts.ticks(low, high)}  # none twice, where all values are as good as alike
     return charts.dots(
         f"{metric} by variant and seed",
         f"Means: {described}. A mean within the zone of its line is equal to float32.",
-        rows, [(at, scale.value(at)) for at in charts.ticks(low, high)], (low, high),
+        rows, [(at, text) for text, at in marks.items()], (low, high),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehears
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
+from lowprec_plugin.poc.words import counted
 from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
@@ -218,8 +219,8 @@ def _title(config: Config, task: str | None) -> str:
         parts = [config[part] for part in ("model", "data") if config.get(part)]
         what = " on ".join(map(class_path, parts))
     if trainer.get("max_steps") not in (None, -1):
-        return f"{what}, {trainer['max_steps']:,} steps"
-    return f"{what}, {trainer['max_epochs']:,} epochs"
+        return f"{what}, {counted(trainer['max_steps'], 'step')}"
+    return f"{what}, {counted(trainer['max_epochs'], 'epoch')}"
 
 
 def _command(arguments: Mapping[str, Any]) -> str:

@@ -365,6 +365,16 @@ def test_of_very_many_layers_a_report_lists_a_few(tmp_path: Path) -> None:
     )
 
 
+def test_an_axis_names_no_place_twice(tmp_path: Path) -> None:
+    """Where all values are alike, all ticks are."""
+    staged.folder(
+        tmp_path, [staged.record(name, seed) for name in ("float32", "float32 twin", "16") for seed in range(4)]
+    )
+    write(tmp_path)
+    picture = pictures(tmp_path)["val_accuracy by variant and seed"]
+    assert len(re.findall(r'class="tick"[^>]*>97.00 %<', picture)) == 1
+
+
 def test_a_price_is_never_invented(folder: Path, tmp_path: Path) -> None:
     assert "your price of 2.5 per hour" in (folder / "report.html").read_text()
     staged.folder(tmp_path, staged.full())
@@ -396,6 +406,9 @@ def test_what_users_write_is_escaped(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+    staged.folder(tmp_path, [*staged.float32(), bad], metric="val|acc")
+    write(tmp_path)
+    assert r"| val\|acc |" in (tmp_path / "report.md").read_text()
     json.loads((tmp_path / "report.json").read_text())
 
 
