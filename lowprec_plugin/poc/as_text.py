@@ -50,7 +50,7 @@ def as_markdown(contents: Contents) -> str:
             "## Left in float", "", *(kept or ["Nothing: every parameter of every fixed-point variant is codes."]), "",
             *(["## Left out", "", *left_out, ""] if left_out else []),
             "## How to run it again", "", f"    {study.command}", "",
-            f"Seeds {', '.join(map(str, study.seeds))}; {study.devices} processes on {study.device}; {versions}. "
+            f"Seeds {', '.join(map(str, study.seeds))}; {study.devices} {'process' if study.devices == 1 else 'processes'} on {study.device}; {versions}. "
             f"Compared: {study.metric}, {study.metric_chosen}", "",
         ]
     )  # fmt: skip
