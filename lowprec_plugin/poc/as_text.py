@@ -42,6 +42,7 @@ def as_markdown(contents: Contents) -> str:
         if len(reasons) > tables.MOST:
             kept.append(f"- and {len(reasons) - tables.MOST:,} more in {where}: report.json has all")
     left_out = [f"- {spoken(variant)}: {why}" for variant, why in study.left_out.items()]
+    processes = "1 process" if study.devices == 1 else f"{study.devices} processes"
     versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
     return "\n".join(
         [
@@ -50,7 +51,7 @@ def as_markdown(contents: Contents) -> str:
             "## Left in float", "", *(kept or ["Nothing: every parameter of every fixed-point variant is codes."]), "",
             *(["## Left out", "", *left_out, ""] if left_out else []),
             "## How to run it again", "", f"    {study.command}", "",
-            f"Seeds {', '.join(map(str, study.seeds))}; {study.devices} {'process' if study.devices == 1 else 'processes'} on {study.device}; {versions}. "
+            f"Seeds {', '.join(map(str, study.seeds))}; {processes} on {study.device}; {versions}. "
             f"Compared: {study.metric}, {study.metric_chosen}", "",
         ]
     )  # fmt: skip
