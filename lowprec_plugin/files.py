@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -30,4 +35,31 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def whole_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it too out of ``folder``, until the context or this process ends.
+
+    Where neither the system nor the file system knows locks, nobody is kept out.
+
+    Raises:
+        ValueError: if one is in it.
+    """
+    opened = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if opened is not None:
+            with suppress(OSError):
+                _lock(opened, folder)
+        yield
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def _lock(opened: int, folder: Path) -> None:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"another process is at work in {folder}: wait for it, or give another folder") from error

@@ -76,11 +76,16 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
 def gradients(module: nn.Module) -> tuple[int, int]:
     """Bytes of the gradients that ``module`` has now, on this rank if they are sharded; and in float32."""
     found = [local_part(param.grad) for param in module.parameters() if param.grad is not None]
-    return _bytes(found), 4 * sum(tensor.numel() for tensor in found)
+    return _bytes(found), sum(_bytes([t]) if t.is_sparse else 4 * t.numel() for t in found)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(part.nbytes for tensor in tensors for part in _parts(tensor))
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A sparse gradient is its indices and values, and has no bytes of its own."""
+    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
 
 
 def live_storages() -> dict[int, tuple[int, tuple[Any, ...]]]:

@@ -92,9 +92,10 @@ def compare(
     twins_error = noise / math.sqrt(seeds)
 
     def verdict(error: float) -> bool | None:
-        # An exact tie is equal whatever the noise; float sums of equal numbers may differ in the last bit.
-        close = abs(difference) <= max(2 * error, 1e-12 * abs(mean)) and abs(difference) < limit * abs(mean)
-        return close if seeds >= MIN_SEEDS else None
+        # An exact tie is equal whatever the noise, at zero too; float sums of equal numbers may differ in the last bit.
+        tie = abs(difference) <= 1e-12 * abs(mean)
+        close = abs(difference) <= 2 * error and abs(difference) < limit * abs(mean)
+        return tie or close if seeds >= MIN_SEEDS else None
 
     return Comparison(
         baseline=mean,

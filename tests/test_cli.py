@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_the_flag_on_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureF
     flag = ["--trainer.plugins=lowprec_plugin.FixedPointPrecision", "--trainer.plugins.word_length=12"]
     assert main(quick("digits.yaml", tmp_path, *flag)) == 0
     assert "weights fixed12" in caplog.text
+
+
+def test_import_paths_begin_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the script that pip installs too, whose folder is not the user's."""
+    (tmp_path / "their_own.py").write_text("from torch import nn\n\ndef network():\n    return nn.Linear(8, 8)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    monkeypatch.setattr("sys.argv", ["lowprec", "plan", "--module=their_own.network"])
+    assert main() == 0
 
 
 def test_every_configuration_is_tested() -> None:

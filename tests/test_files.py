@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lowprec_plugin.files import whole_file
+from lowprec_plugin import files
+from lowprec_plugin.files import alone_in, whole_file
 
 
 def test_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -23,3 +27,21 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "first"
     assert path.stat().st_mode == mode
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_is_utf8_whatever_the_machine_speaks(tmp_path: Path) -> None:
+    """As the page says of itself."""
+    program = f"import runpy; runpy.run_path({files.__file__!r})['whole_text']('x.txt', '\\u2212 1')"
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ascii_only, check=True)
+    assert (tmp_path / "x.txt").read_bytes() == "\u2212 1".encode()
+
+
+def test_one_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        with pytest.raises(ValueError, match="another process is at work in"), alone_in(tmp_path):
+            raise AssertionError
+        with alone_in(tmp_path.parent):
+            pass
+    with alone_in(tmp_path):
+        assert not list(tmp_path.iterdir())

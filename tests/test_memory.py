@@ -123,3 +123,9 @@ def test_report_by_kind() -> None:
     assert report.gradients == 4 * elements
     assert report.float32_per_parameter == pytest.approx(12, abs=0.001)
     assert report.saved == 12 * elements + 12 - report.weights - report.state
+
+
+def test_a_sparse_gradient_is_its_indices_and_values() -> None:
+    embedding = nn.Embedding(100, 8, sparse=True)
+    embedding(torch.tensor([3, 5, 3])).sum().backward()
+    assert memory.gradients(embedding) == (3 * 8 + 3 * 8 * 4,) * 2

@@ -40,6 +40,7 @@ def test_where_float32_is_not_chaotic_a_settings_own_spread_is_its_noise() -> No
 
 def test_an_exact_tie_is_equal_without_noise() -> None:
     assert compare([0.97] * 4, [0.97] * 4, [0.97] * 4).equal
+    assert compare([0.0] * 4, [0.0] * 4, [0.0] * 4).equal, "of a metric that is zero too"
 
 
 def test_too_few_seeds_give_no_verdict() -> None:

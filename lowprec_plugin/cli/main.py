@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -55,6 +56,8 @@ lowprec COMMAND --help lists a command's options. lowprec --version prints the v
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        sys.path.insert(0, os.getcwd())  # where import paths begin, as with python -m; a script begins in its own
     command = given[0] if given else "--help"
     if command in ("-h", "--help"):
         print(USAGE)

@@ -35,9 +35,14 @@ def as_markdown(contents: Contents) -> str:
         tables.updates(contents), *(tables.layers(contents, variant) for variant in contents.layers),
         *([tables.cost(contents)] if study.price is not None else []),
     ]  # fmt: skip
-    kept = [f"- `{name}`, {why}: in {listed([spoken(variant) for variant in variants])}"
-            for variants, reasons in contents.kept for name, why in reasons.items()]  # fmt: skip
+    kept = []
+    for variants, reasons in contents.kept:
+        where = listed([spoken(variant) for variant in variants])
+        kept += [f"- `{name}`, {why}: in {where}" for name, why in list(reasons.items())[: tables.MOST]]
+        if len(reasons) > tables.MOST:
+            kept.append(f"- and {len(reasons) - tables.MOST:,} more in {where}: report.json has all")
     left_out = [f"- {spoken(variant)}: {why}" for variant, why in study.left_out.items()]
+    processes = "1 process" if study.devices == 1 else f"{study.devices} processes"
     versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
     return "\n".join(
         [
@@ -46,7 +51,7 @@ def as_markdown(contents: Contents) -> str:
             "## Left in float", "", *(kept or ["Nothing: every parameter of every fixed-point variant is codes."]), "",
             *(["## Left out", "", *left_out, ""] if left_out else []),
             "## How to run it again", "", f"    {study.command}", "",
-            f"Seeds {', '.join(map(str, study.seeds))}; {study.devices} processes on {study.device}; {versions}. "
+            f"Seeds {', '.join(map(str, study.seeds))}; {processes} on {study.device}; {versions}. "
             f"Compared: {study.metric}, {study.metric_chosen}", "",
         ]
     )  # fmt: skip
@@ -67,7 +72,7 @@ def as_json(contents: Contents) -> str:
     names = sorted({name for figures in contents.figures.values() for name in figures})
     content = {
         "version": VERSION,
-        "study": asdict(study),
+        "study": json.loads(json.dumps(asdict(study)), parse_constant=str),  # a configuration may have .inf, JSON not
         "verdict": {
             "headline": verdict.headline,
             "baseline": verdict.baseline,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lowprec_plugin.poc.groups import Group
 from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.words import LOSS
 
 #: Most points of a curve: a picture a few hundred pixels wide shows no more.
 POINTS = 60
@@ -24,9 +25,19 @@ class Point(NamedTuple):
 
 
 def training_loss(runs: Sequence[RunRecord]) -> str | None:
-    """The name of the training loss: of all curves named after a loss, validation and test aside, the densest."""
-    names = {name for run in runs for name in run.curves if "loss" in name.lower() and not _elsewhere(name)}
-    return max(sorted(names), key=lambda name: sum(len(run.curves.get(name, ())) for run in runs), default=None)
+    """The name of the training loss: of all curves named after a loss, validation and test aside, the densest.
+
+    Of those that are as dense, one that is named after training, and not a part of it such as a penalty.
+    """
+
+    def rank(name: str) -> tuple[int, bool]:
+        return sum(len(run.curves.get(name, ())) for run in runs), "train" in name.lower()
+
+    return max(_losses(runs), key=rank, default=None)
+
+
+def _losses(runs: Sequence[RunRecord]) -> list[str]:
+    return sorted({name for run in runs for name in run.curves if LOSS.search(name) and not _elsewhere(name)})
 
 
 def _elsewhere(name: str) -> bool:
@@ -57,10 +68,23 @@ def _point(seeds: Sequence[Sequence[tuple[int, float]]]) -> Point:
     return Point(math.fsum(steps) / len(steps), math.fsum(means) / len(means), min(means), max(means))
 
 
-def learned(run: RunRecord, loss: str | None) -> bool | None:
-    """Whether the last tenth of a run's training loss is, on average, below its first value; ``None``: not known."""
-    values = [value for _, value in run.curves.get(loss, ())] if loss else []
-    if len(values) < 2:
+def learned(run: RunRecord, metric: str, higher_is_better: bool) -> bool | None:
+    """Whether a run got anywhere: any of its training losses fell, or the metric got better; ``None``: not known.
+
+    A loss may rise where all is well, as a generator's or a penalty, and one that is looked at late or fell at once may
+    show nothing. So one sign is enough. The last tenth, on average, is held against the first value.
+    """
+    losses = [values for name in _losses([run]) if len(values := _values(run, name)) > 1]
+    if not losses:
         return None
+    sign = -1 if higher_is_better else 1
+    return any(map(_fell, [*losses, [sign * value for value in _values(run, metric)]]))
+
+
+def _values(run: RunRecord, name: str) -> list[float]:
+    return [value for _, value in run.curves.get(name, ())]
+
+
+def _fell(values: Sequence[float]) -> bool:
     last = values[-max(1, len(values) // 10) :]
-    return math.fsum(last) / len(last) < values[0]
+    return bool(values) and math.fsum(last) / len(last) < values[0]

@@ -25,7 +25,8 @@ class Measures(Callback):
     """Times steps, and adds up what is held: of the first batch what autograd saves, at the end weights and state.
 
     Args:
-        untimed: every so many steps something else looks at the run, and that step is not timed. The first never is.
+        untimed: at every so many optimizer steps something else looks at the run: that step is not timed, and its
+            gradients are counted. The first is one of them.
 
     Attributes:
         examples: in the first batch.
@@ -41,10 +42,14 @@ class Measures(Callback):
     def __init__(self, untimed: int) -> None:
         self._untimed = untimed
         self._seconds: list[float] = []
-        self._steps = 0
-        self._start = 0.0
+        self._watched: list[float] = []  # seconds of the steps that were looked at
+        self._start = self._elapsed = 0.0  # of the batch; of all batches since the last step
+        self._step: int | None = None  # at which those batches began; None: not yet
+        self._looks = -1  # that have been made
+        self._looked = False
+        self._begun = False
         self._saved: _Saved | None = None
-        self._gradients: tuple[int, int] | None = None
+        self._gradients = (0, 0)
         self.examples = 0
         self.activations = 0
         self.held: dict[str, int] = {}
@@ -57,12 +62,20 @@ class Measures(Callback):
 
     @property
     def step_ms(self) -> dict[str, float]:
-        """``median``, ``fast`` and ``slow``: outside each of the latter are a tenth of the steps."""
-        return deciles([1e3 * seconds for seconds in self._seconds])
+        """Of an optimizer step, all batches that it takes together or its share of a batch that makes several.
+
+        ``median``, ``fast`` and ``slow``: outside each of the latter are a tenth of the steps.
+        """
+        timed = self._seconds or self._watched[1:]  # every batch of a short run may make a step that is looked at
+        return deciles([1e3 * seconds for seconds in timed])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock, and at the first batch look at what autograd saves."""
-        if self._steps == 0:
+        if self._step is None:
+            self._step, look = trainer.global_step, trainer.global_step // self._untimed
+            self._looks, self._looked = look, look > self._looks
+        if not self._begun:
+            self._begun = True
             try:
                 self.examples = extract_batch_size(batch)
             except MisconfigurationException:  # a batch of another make
@@ -88,18 +101,19 @@ class Measures(Callback):
             self.nonfinite = next((name for name, grad in grads if grad is not None and _not_finite(grad)), None)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
-        """Look at the gradients once, while there are some."""
-        if self._gradients is None:
-            self._gradients = memory.gradients(watched(trainer).module)
+        """Look at the gradients while there are some: of several optimizers, or batches, those that had most."""
+        if self._looked:
+            self._gradients = max(self._gradients, memory.gradients(watched(trainer).module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Stop the clock."""
         _wait_for(trainer)
-        seconds = time.perf_counter() - self._start
+        self._elapsed += time.perf_counter() - self._start
         self.on_before_backward(trainer)  # a module that never calls it
-        if self._steps % self._untimed:
-            self._seconds.append(seconds)
-        self._steps += 1
+        assert self._step is not None
+        if made := trainer.global_step - self._step:
+            (self._watched if self._looked else self._seconds).append(self._elapsed / made)
+            self._step, self._elapsed = None, 0.0
         self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
 
     def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
@@ -110,7 +124,7 @@ class Measures(Callback):
         """Add up weights and state while the optimizer is there, and what has been sent."""
         run = watched(trainer)
         report = memory.report(run.module, run.optimizers)
-        kinds = held(report, self._gradients or memory.gradients(run.module))
+        kinds = held(report, self._gradients)
         self.held, self.float32 = (
             {"weights": each.weights, "state": each.state, "gradients": each.gradients, "buffers": report.buffers}
             for each in (kinds.ours, kinds.float32)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lowprec_plugin.poc.curves import learned, training_loss
+from lowprec_plugin.poc.curves import learned
 from lowprec_plugin.poc.groups import Group, Groups
 from lowprec_plugin.quality import Comparison
 
@@ -53,8 +53,11 @@ def baseline(groups: Groups) -> Baseline:
         if not group.values:
             return "diverged" if group.ended("diverged") else "failed" if group.runs else "no run"
     yardsticks = groups.float32.runs + groups.twin.runs
-    loss = training_loss(yardsticks)
-    known = [each for run in groups.float32.runs if (each := learned(run, loss)) is not None]
+    known = [
+        each
+        for run in groups.float32.runs
+        if (each := learned(run, groups.metric, groups.higher_is_better)) is not None
+    ]
     if known and sum(known) * 2 < len(known):
         return "flat"
     return "unstable" if any(run.status == "diverged" for run in yardsticks) else "sound"

@@ -34,8 +34,6 @@ SIGNS: dict[Outcome, tuple[str, str]] = {
 }
 #: The memory, in GB, of the card that is pictured.
 PICTURED = 80
-#: Layers shown of a variant; report.json has all.
-LAYERS = 12
 
 
 def html(contents: Contents) -> str:
@@ -49,7 +47,6 @@ def html(contents: Contents) -> str:
         contents=contents, study=contents.study, verdict=contents.verdict, tables=tables, cards=_cards(contents),
         quality=_quality(contents), curves=_curves(contents), memory=_memory(contents), time=_time(contents),
         models=_models(contents), kinds=KINDS, gpus=CARDS, pictured=PICTURED, limit=100 * LIMIT, min_seeds=MIN_SEEDS,
-        most_layers=LAYERS,
     )  # fmt: skip
     return page + "\n"
 
@@ -105,10 +102,11 @@ def _quality(contents: Contents) -> Markup | None:
         return None
     low, high = _span(rows)
     described = "; ".join(f"{row.label} {row.text}" for row in rows)
+    marks = {scale.value(at): at for at in charts.ticks(low, high)}  # none twice, where all values are as good as alike
     return charts.dots(
         f"{metric} by variant and seed",
         f"Means: {described}. A mean within the zone of its line is equal to float32.",
-        rows, [(at, scale.value(at)) for at in charts.ticks(low, high)], (low, high),
+        rows, [(at, text) for text, at in marks.items()], (low, high),
     )  # fmt: skip
 
 

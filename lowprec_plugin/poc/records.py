@@ -39,7 +39,7 @@ class RunRecord:
         parameters: numbers in all parameters.
         peak: most bytes of device memory (on a CPU: resident memory), of the process that held most.
         sent, float32_sent: bytes of gradients sent per step and process, and what float32 would; 0 for one process.
-        step_ms: milliseconds of a training step: ``median``, ``fast`` and ``slow`` (10 % of steps are outside each).
+        step_ms: milliseconds of an optimizer step: ``median``, ``fast`` and ``slow`` (10 % of steps are outside each).
         seconds: of the whole run.
         layers: every parameter.
         kept_in_float: parameters left in float though the variant stores in fixed-point, and why.

@@ -14,11 +14,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lowprec_plugin.poc.environment import device_name
 from lowprec_plugin.poc.measures import Measures
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
+from lowprec_plugin.poc.words import ACCURACY, LOSS, way
 from lowprec_plugin.trainings import IN_THIS_PROCESS, Config, instantiate, quietly, rehearse
 
 Mode = Literal["max", "min"]
-#: Parts of names that tell which way a metric is good.
-MAX, MIN = ("acc",), ("loss", "err", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,11 @@ def rehearsed(config: Config) -> Rehearsed:
     """
     measures = Measures(1)
     cli = rehearse(FLOAT32.config(config, 0, None), [measures])
+    if cli.trainer.precision != "32-true":
+        raise ValueError(
+            f"trainer.plugins bring precision {cli.trainer.precision!r}, and formats are held against float32: leave "
+            "them out"
+        )
     fitted = sorted(cli.trainer.callback_metrics)
     has_test = is_overridden("test_step", cli.model) and _has("test_dataloader", cli)
     has_validation = is_overridden("validation_step", cli.model) and _has("val_dataloader", cli)
@@ -81,25 +85,20 @@ def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tu
     if metric is not None:
         if metric not in logged:
             raise ValueError(f"metric={metric!r} is not logged while fitting or testing; {said}")
-        way = mode or _way(metric)
-        if way is None:
+        told = mode or way(metric)
+        if told is None:
             raise ValueError(f"metric={metric!r} does not tell whether more of it is better: give mode=max or mode=min")
-        return metric, way, "as it was asked for"
+        return metric, told, "as it was asked for"
     stage, names = ("validation", found.validated) if found.validated else ("test", found.tested)
-    for wanted, way in ((MAX, "max"), (MIN[:1], "min")):
-        fitting = [name for name in names if any(part in name.lower() for part in wanted)]
-        if fitting and mode in (None, way):
-            name = min(fitting, key=lambda each: (each != "val_loss", len(each), each))
-            return name, way, f"chosen of what {stage} logs ({', '.join(names)})"  # type: ignore[return-value]
+    for wanted in (ACCURACY, LOSS):
+        named = {name: told for name in names if wanted.search(name) and (told := way(name)) and mode in (None, told)}
+        if named:
+            name = min(named, key=lambda each: (each != "val_loss", len(each), each))
+            return name, named[name], f"chosen of what {stage} logs ({', '.join(names)})"
     raise ValueError(
         "no validation or test logs an accuracy or a loss to compare: log one, or name what to compare, metric=NAME "
         f"and mode=max or mode=min; {said}"
     )
-
-
-def _way(metric: str) -> Mode | None:
-    ways: list[tuple[tuple[str, ...], Mode]] = [(MAX, "max"), (MIN, "min")]
-    return next((way for parts, way in ways if any(part in metric.lower() for part in parts)), None)
 
 
 def _has(loader: str, cli: LightningCLI) -> bool:

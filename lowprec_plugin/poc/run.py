@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
+from lowprec_plugin.files import alone_in
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.poc import report
 from lowprec_plugin.poc.environment import versions
@@ -23,7 +24,8 @@ from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehears
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
-from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, read_config
+from lowprec_plugin.poc.words import counted
+from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
 TITLES = {
@@ -77,7 +79,7 @@ def run_poc(
 
     Raises:
         ValueError: for an argument outside its limits, a configuration that LightningCLI refuses, a metric that is not
-            logged, or a folder with runs of something else.
+            logged, or a folder with runs of something else, or in which another process is at work.
     """
     arguments = {**locals(), "variants": [str(name) for name in variants]}  # a command line's 16 is a number
     _check(arguments)
@@ -105,19 +107,21 @@ def run_poc(
         device=found.device,
     )
     folder = Path(output)
-    claim(folder, study)
-    if progress:
-        print(f"{study.title}: {metric}, {chosen}", flush=True)
-        for name, why in left_out.items():
-            print(f"{name} is left out: {why}", flush=True)
-    try:
-        total = len(names) * seeds
-        with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
-            runs = _runs(study, folder, found, bar)
-    except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
-        print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
-        raise SystemExit(130) from None
-    print("\n" + report.write(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        claim(folder, study)
+        if progress:
+            print(f"{study.title}: {metric}, {chosen}", flush=True)
+            for name, why in left_out.items():
+                print(f"{name} is left out: {why}", flush=True)
+        try:
+            total = len(names) * seeds
+            with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
+                runs = _runs(study, folder, found, bar)
+        except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+            print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
+            raise SystemExit(130) from None
+        print("\n" + report.write(folder))
     return runs
 
 
@@ -177,11 +181,12 @@ def _check(arguments: Mapping[str, Any]) -> None:
 
 
 def _bounded(config: Config, steps: int | None) -> Config:
-    """``config`` with an end."""
+    """``config`` with an end that all runs reach; a limit on time would cut the slower ones short."""
     trainer = config["trainer"]
+    trainer.pop("max_time", None)
     if steps is not None:
         trainer["max_steps"] = steps
-    if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1):
+    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
         raise ValueError("no end of a run is given: epochs=, steps=, or max_epochs or max_steps in the configuration")
     return config
 
@@ -193,7 +198,7 @@ def _placed(config: Config, devices: int) -> Config:
         ValueError: for a strategy that holds a model otherwise than whole in every process.
     """
     strategy = config["trainer"].get("strategy") or "auto"
-    name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy).rpartition(".")[2]
+    name = class_path(strategy).rpartition(".")[2]
     if not name.lower().startswith(("auto", "ddp", "singledevice")):
         raise ValueError(
             f"trainer.strategy={name!r}: runs are compared on one process, or on several with DDP: leave it out"
@@ -212,10 +217,10 @@ def _title(config: Config, task: str | None) -> str:
         what = TITLES[task]
     else:
         parts = [config[part] for part in ("model", "data") if config.get(part)]
-        what = " on ".join(str(part["class_path"] if isinstance(part, Mapping) else part) for part in parts)
+        what = " on ".join(map(class_path, parts))
     if trainer.get("max_steps") not in (None, -1):
-        return f"{what}, {trainer['max_steps']:,} steps"
-    return f"{what}, {trainer['max_epochs']:,} epochs"
+        return f"{what}, {counted(trainer['max_steps'], 'step')}"
+    return f"{what}, {counted(trainer['max_epochs'], 'epoch')}"
 
 
 def _command(arguments: Mapping[str, Any]) -> str:

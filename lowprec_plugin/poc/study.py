@@ -131,4 +131,4 @@ def _flat(content: Any, name: str = "") -> dict[str, Any]:
             for key, each in content.items()
             for path, leaf in _flat(each, f"{name}.{key}".strip(".")).items()
         }
-    return {name: json.loads(json.dumps(content))}
+    return {name: json.loads(json.dumps(content), parse_constant=str)}  # for not even NaN is NaN

@@ -12,6 +12,8 @@ from lowprec_plugin.poc.groups import KINDS
 from lowprec_plugin.poc.words import share, significant, spoken
 from lowprec_plugin.telemetry import Layer
 
+#: Layers, and parameters left in float, that are listed of a variant.
+MOST = 12
 #: In a cell without a figure.
 NONE = "–"
 
@@ -167,12 +169,13 @@ def updates(contents: Contents) -> Table:
     return plain(contents, "Updates by variant: shares over all layers and steps", columns, list(contents.layers))
 
 
-def layers(contents: Contents, variant: str, most: int | None = None) -> Table:
-    """One variant's layers, those that lose most first."""
+def layers(contents: Contents, variant: str) -> Table:
+    """One variant's layers, those that lose most first, and no more of them than a reader takes in."""
     header = ["layer", "numbers", "weights", "state", "out of range", "smaller than half a code", "unchanged", "noise"]
     ordered = sorted(contents.layers[variant], key=lambda layer: (-(layer.lost or 0), -(layer.saturated or 0)))
-    rows = [_layer(variant, layer) for layer in ordered[:most]]
-    return Table(f"{spoken(variant)}, layer by layer", header, rows)
+    rows = [_layer(variant, layer) for layer in ordered[:MOST]]
+    left = f": the {MOST} of {len(ordered):,} that lose most; report.json has all" if len(ordered) > MOST else ""
+    return Table(f"{spoken(variant)}, layer by layer{left}", header, rows)
 
 
 def _layer(variant: str, layer: Layer) -> list[Cell]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -30,10 +31,12 @@ from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, quietly
 
-#: Callbacks that end runs at different steps.
-STOPPING = ("EarlyStopping",)
+#: Callbacks that end runs at different steps, and those that write what nobody asked for.
+LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
 #: Points of a curve, at least, and the interval of Lightning's own logging, at most.
 POINTS, INTERVAL = 30, 50
+#: Characters of a reason.
+LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,13 @@ def train(order: Order, told: Told, processes: Processes) -> RunRecord:
     return record
 
 
+class _ToTheEnd(Callback):
+    """Leaves out what ends runs before they are over, whether the configuration or the module has it."""
+
+    def setup(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, LEFT_OUT)]  # type: ignore[attr-defined]
+
+
 class _Telling(Callback):
     """Tells where a run is, now and then."""
 
@@ -117,7 +127,7 @@ def fit(order: Order, told: Told) -> RunRecord:
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
         cli = instantiate(
-            order.config, [measures, monitor, _Telling(told)], without=STOPPING, logger=logger,
+            order.config, [measures, monitor, _Telling(told), _ToTheEnd()], logger=logger,
             log_every_n_steps=order.interval,
         )  # fmt: skip
         if order.twin:
@@ -212,9 +222,10 @@ def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) 
 
 
 def _reason(error: Exception) -> str:
-    """Why a run failed, in one line."""
+    """Why a run failed, in one line that a report has room for."""
     lines = str(error).strip().splitlines() or [""]
-    if not isinstance(error, ProcessRaisedException):
-        return f"{type(error).__name__}: {lines[0]}"
-    last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # what follows is the exception
-    return next(line for line in lines[last:] if line and not line[0].isspace())
+    said = f"{type(error).__name__}: {lines[0]}"
+    if isinstance(error, ProcessRaisedException):
+        last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # what follows is the exception
+        said = next(line for line in lines[last:] if line and not line[0].isspace())
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"

@@ -126,8 +126,11 @@ class Words:
             return _sentence(f"{name} diverged on {_runs(diverged, bad)} ({_reasons(diverged)})")
         if self.baseline == "flat":
             loss = training_loss(groups.float32.runs)
-            flat = [run for run in groups.float32.runs if learned(run, loss) is False]
-            return _sentence(f"float32 itself learned nothing on {_runs(flat, bad)}: its {loss} did not fall")
+            flat = [run for run in bad.runs if learned(run, groups.metric, groups.higher_is_better) is False]
+            return _sentence(
+                f"float32 itself learned nothing on {_runs(flat, bad)}: its {loss} did not fall, and {groups.metric} "
+                "got no better"
+            )
         if self.baseline == "failed":
             return _sentence(f"{name} gave no result: {_failure(bad)}")
         if self.baseline == "no run":
@@ -247,9 +250,12 @@ def average(runs: Iterable[RunRecord], what: str) -> float | None:
 
 
 def seeds_to_settle(finding: Finding) -> int:
-    """How many seeds bring two standard errors down to the limit of what counts as equal."""
+    """How many seeds bring two standard errors down to the limit of what counts as equal; above PRACTICAL: too many."""
     found = _there(finding)
-    return math.ceil(len(finding.seeds) * (2 * found.standard_error / (LIMIT * abs(found.baseline))) ** 2)
+    seen, limit = 2 * found.standard_error, LIMIT * abs(found.baseline)
+    if seen > PRACTICAL * limit:  # of a metric that is near zero, or zero, where no share of it is anything
+        return PRACTICAL + 1
+    return math.ceil(len(finding.seeds) * (seen / limit) ** 2)
 
 
 def _there(finding: Finding) -> Comparison:

@@ -6,11 +6,26 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+#: Ends of words in names of metrics: "val_acc", "BinaryAccuracy", "top5acc1", "loss/train", but neither "accumulated"
+#: nor "inferred".
+ACCURACY = re.compile(r"acc(uracy)?(?![a-z])", re.IGNORECASE)
+LOSS = re.compile(r"loss(es)?(?![a-z])", re.IGNORECASE)
+ERROR = re.compile(r"(err(or)?s?|perplexity)(?![a-z])", re.IGNORECASE)
+
+
+def way(metric: str) -> Literal["max", "min"] | None:
+    """Whether more or less of a metric is better, by its name; ``None``: its name does not tell, or tells both."""
+    more, less = bool(ACCURACY.search(metric)), bool(LOSS.search(metric) or ERROR.search(metric))
+    return None if more == less else "max" if more else "min"
 
 
 @dataclass(frozen=True)
 class Scale:
     """How a metric is written: an accuracy between 0 and 1 in per cent, anything else as it is.
+
+    What is very small or very large is written in units of a power of ten.
 
     Attributes:
         factor: from the metric to what is written.
@@ -27,13 +42,17 @@ class Scale:
     def of(cls, metric: str, values: Sequence[float]) -> Scale:
         """The scale for these values: four significant digits, or hundredths of a per cent."""
         largest = max((abs(value) for value in values), default=0.0)
-        if "acc" in metric.lower() and largest <= 1:
+        if way(metric) == "max" and largest <= 1:
             return cls(100, 2, " %", " points")
-        return cls(1, 3 - math.floor(math.log10(largest)) if 0 < largest < 1000 else 1 if largest else 4)
+        power = math.floor(math.log10(max(largest, 1e-300))) if largest else 0
+        if power < -3 or power > 6:
+            return cls(10.0**-power, 3, f" × 1e{power}", f" × 1e{power}")
+        return cls(1, 3 - power if power < 3 else 1)
 
     def value(self, value: float) -> str:
         """A value of the metric."""
-        return f"{self.factor * value:.{self.digits}f}{self.unit}"
+        number = f"{self.factor * value:.{self.digits}f}".replace("-", "−")
+        return f"{number}{self.unit}"
 
     def difference(self, difference: float, error: float) -> str:
         """A difference and its standard error; one digit of the error at least."""

@@ -1,6 +1,6 @@
 """Trainings of a user's own module and data, as ``lowprec fit`` would run them: for commands that make many of them."""
 
-from lowprec_plugin.trainings.config import DIGITS, Config, plugin_options, read_config, with_plugin
+from lowprec_plugin.trainings.config import DIGITS, Config, class_path, plugin_options, read_config, with_plugin
 from lowprec_plugin.trainings.making import (
     IN_THIS_PROCESS,
     instantiate,
@@ -10,6 +10,6 @@ from lowprec_plugin.trainings.making import (
 )
 
 __all__ = [
-    "Config", "DIGITS", "read_config", "plugin_options", "with_plugin",
+    "Config", "DIGITS", "read_config", "class_path", "plugin_options", "with_plugin",
     "IN_THIS_PROCESS", "instantiate", "rehearse", "quietly", "perturb_last_bit_",
 ]  # fmt: skip

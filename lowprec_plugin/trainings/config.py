@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
 Config = dict[str, Any]
 
@@ -36,31 +37,48 @@ def read_config(
     if config is None:
         if data is not None and model is None:
             raise ValueError(f"data={data!r} needs a module to train: give model=, or a config with both")
-        found = {"trainer": {}, "model": {"class_path": model}} if model else copy.deepcopy(default)
+        found = {"trainer": {}} if model else copy.deepcopy(default)
     else:
         try:
-            found = yaml.safe_load(Path(config).read_text())
+            found = get_loader("yaml")(Path(config).read_text(encoding="utf-8"))  # as LightningCLI reads it, 1e-3 too
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"config={config!r} cannot be read: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"config={config!r} is not a LightningCLI configuration: a mapping with trainer and model")
-        if model is not None:
-            found["model"] = {"class_path": model}
-    if data is not None:
-        found["data"] = {"class_path": data}
+    for part, path in (("model", model), ("data", data)):
+        if path is not None:
+            found[part] = _by_path(path, found.get(part))
+        elif isinstance(found.get(part), Mapping) and "class_path" not in found[part]:
+            raise ValueError(
+                f"config={config!r} has a {part} without a class_path, as where a program fixes the class: give "
+                f"{part}=package.Class"
+            )
     trainer = found["trainer"] = dict(found.get("trainer") or {})
     if epochs is not None:
         trainer["max_epochs"] = epochs
     if found.pop("ckpt_path", None) is not None:
         raise ValueError("ckpt_path: every run trains from the start: leave it out")
-    found.pop("seed_everything", None)
+    for name in ("seed_everything", "weights_only"):  # the latter, of fit as ckpt_path is, stands in every saved one
+        found.pop(name, None)
     if trainer.get("precision") not in (None, 32, "32", "32-true"):
         raise ValueError(f"trainer.precision={trainer['precision']!r}: formats are held against float32: leave it out")
+    trainer.pop("precision", None)  # the Trainer refuses one, float32's too, beside a plugin
     if (plugin_options(found) or {}).get("ramp") is not None:
         raise ValueError(
             "the plugin has a ramp, and the formats of a run are chosen here: leave it out, and put it in afterwards"
         )
     return found
+
+
+def class_path(given: Any) -> str:
+    """The class that a configuration names: LightningCLI takes a path alone, and one with arguments."""
+    return str(given.get("class_path") if isinstance(given, Mapping) else given)
+
+
+def _by_path(path: str, given: Any) -> Config:
+    """``path`` in place of what the configuration has; where that has no class, it is this one's arguments."""
+    arguments = given if isinstance(given, Mapping) and "class_path" not in given else {}
+    return {"class_path": path, **({"init_args": dict(arguments)} if arguments else {})}
 
 
 def plugin_options(config: Config) -> dict[str, Any]:
@@ -85,5 +103,4 @@ def _plugins(config: Config) -> list[Any]:
 
 
 def _is_ours(plugin: Any) -> bool:
-    path = plugin.get("class_path") if isinstance(plugin, dict) else plugin
-    return isinstance(path, str) and path.rsplit(".", 1)[-1] == "FixedPointPrecision"
+    return class_path(plugin).rsplit(".", 1)[-1] == "FixedPointPrecision"

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 
-from lowprec_plugin.trainings.config import Config
+from lowprec_plugin.trainings.config import Config, class_path
 
 #: What such runs leave out: they are not logged, saved or shown unless the caller says so.
 _UNSEEN = {
@@ -48,15 +48,12 @@ def perturb_last_bit_(module: torch.nn.Module) -> None:
         param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
 
 
-def instantiate(
-    config: Config, callbacks: Sequence[Callback] = (), *, without: Sequence[str] = (), **trainer: Any
-) -> LightningCLI:
+def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: Any) -> LightningCLI:
     """Module, data and trainer of ``config``, made as ``lowprec fit`` makes them, without what people look at.
 
     Args:
         config: complete, the plugin and the seed included.
         callbacks: beside the configuration's own.
-        without: classes of callbacks that are left out of the configuration's, by the ends of their names.
         trainer: arguments of the Trainer that take the place of the configuration's.
 
     Raises:
@@ -65,8 +62,7 @@ def instantiate(
     config = copy.deepcopy(config)
     own = config["trainer"].get("callbacks") or []
     own = own if isinstance(own, list) else [own]
-    left_out = (*_UNSEEN_CALLBACKS, *without)
-    kept = [each for each in own if not str(each["class_path"]).endswith(left_out)]
+    kept = [each for each in own if not class_path(each).endswith(_UNSEEN_CALLBACKS)]
     config["trainer"] = {**config["trainer"], **_UNSEEN, **trainer, "callbacks": kept}
     with warnings.catch_warnings():
         # LightningCLI warns where it is given arguments beside a command line, here our own command's.

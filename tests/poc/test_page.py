@@ -101,6 +101,26 @@ def test_it_fits_the_window(browser: Browser, report: Path, window: str) -> None
     assert len(browser.evaluate(OVERFLOWING)) == 1, "the probe sees what does not fit"
 
 
+#: Names of rows of a picture that reach into the figures at their ends.
+COLLIDING = """
+[...document.querySelectorAll('svg.bars .name, svg.dots .name')].filter(each =>
+  each.getBoundingClientRect().right > each.nextElementSibling.getBoundingClientRect().left
+).map(each => each.parentElement.textContent)
+"""
+
+
+def test_long_words_find_room_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """Of a class, a failure and a verdict that is still open."""
+    word = "EnterpriseTransformerFactoryProxy" * 5
+    failed = [staged.record("16/8", 0, status="failed", reason=f"{word}Error: {word}", metrics={}, held={})]
+    records = [*staged.float32(1), *staged.runs("16", 0.97, seeds=1), *staged.runs("12", 0.97, seeds=1), *failed]
+    staged.folder(tmp_path, records, title=f"package.{word} on package.Data")
+    write(tmp_path)
+    show(browser, tmp_path / "report.html", "phone")
+    assert browser.evaluate(OVERFLOWING) == []
+    assert browser.evaluate(COLLIDING) == []
+
+
 def test_it_fits_a_very_small_phone_with_large_letters(browser: Browser, report: Path) -> None:
     browser.open(report, 320, touch=True)
     browser.evaluate("document.documentElement.style.fontSize = '130%'")

@@ -23,6 +23,8 @@ FOUND = Rehearsed(
         (["loss_of_teacher", "val_loss"], [], "val_loss", "min"),
         (["valid/loss"], ["test_acc"], "valid/loss", "min"),
         ([], ["test_loss", "test_Accuracy"], "test_Accuracy", "max"),
+        (["accel_error", "accumulated", "val_acc_loss", "val_transferred_loss"], [], "val_transferred_loss", "min"),
+        (["val/top5acc1", "val_inferred", "val/a loss"], [], "val/top5acc1", "max"),
     ],
 )
 def test_the_metric_that_is_chosen(validated: list[str], tested: list[str], metric: str, mode: str) -> None:
@@ -35,6 +37,10 @@ def test_the_metric_that_is_asked_for() -> None:
     assert chosen_metric(FOUND, "val_loss", None)[:2] == ("val_loss", "min")
     assert chosen_metric(FOUND, "train_acc", "min")[:2] == ("train_acc", "min")
     assert chosen_metric(FOUND, None, "min")[:2] == ("val_loss", "min")
+    for unclear in ("val_auc", "terrain_iou", "accumulated", "acc_loss"):
+        with pytest.raises(ValueError, match=f"metric='{unclear}' does not tell whether more of it is better"):
+            chosen_metric(replace(FOUND, validated=[unclear]), unclear, None)
+    assert chosen_metric(replace(FOUND, validated=["perplexity"]), "perplexity", None)[1] == "min"
     with pytest.raises(ValueError, match=r"metric='acc' is not logged .*; the module logs test_acc, train_acc"):
         chosen_metric(FOUND, "acc", None)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from lowprec_plugin.cli.main import main
 from lowprec_plugin.poc.report import FILES, write
 from tests.poc import staged
 
@@ -369,45 +368,7 @@ def test_nothing_is_fetched_and_nothing_is_run(folder: Path) -> None:
     assert not re.search(r"url\(|@import|https?://", (folder / "report.html").read_text())
 
 
-def test_what_users_write_is_escaped(tmp_path: Path) -> None:
-    nasty = '<script>alert("1")</script> & "quotes"'
-    bad = staged.record("16", 0, status="failed", reason=nasty, metrics={}, kept_in_float={nasty: nasty})
-    staged.folder(tmp_path, [*staged.float32(), bad], title=nasty, left_out={nasty: nasty}, command=nasty)
-    write(tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-    json.loads((tmp_path / "report.json").read_text())
-
-
 def test_the_same_files_give_the_same_report(folder: Path) -> None:
     before = [(folder / name).read_bytes() for name in FILES]
     write(folder)
     assert [(folder / name).read_bytes() for name in FILES] == before
-
-
-def test_the_command_writes_it_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    staged.folder(tmp_path, staged.full())
-    assert main(["poc", "report", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert reported(tmp_path)["verdict"]["headline"] in printed
-    assert "| 16/8-bit " in printed
-    assert main(["poc", "report", str(tmp_path / "nothing")]) == 2
-    assert "poc.json" in capsys.readouterr().err
-
-
-def test_a_damaged_run_leaves_the_report_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    staged.folder(tmp_path, staged.full())
-    write(tmp_path)
-    before = [(tmp_path / name).read_bytes() for name in FILES]
-    (tmp_path / "runs" / "16-seed0" / "run.json").write_text("{")
-    assert main(["poc", "report", str(tmp_path)]) == 2
-    assert "16-seed0" in capsys.readouterr().err
-    assert [(tmp_path / name).read_bytes() for name in FILES] == before
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_a_study_without_an_ended_run(tmp_path: Path) -> None:
-    staged.folder(tmp_path, [])
-    with pytest.raises(ValueError, match=r"no run in .* has ended yet"):
-        write(tmp_path)

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.poc import VARIANTS
+from lowprec_plugin.files import alone_in
+from lowprec_plugin.poc import VARIANTS, training
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import DEFAULT, run_poc
 from lowprec_plugin.poc.study import load_runs, load_study, run_folder
@@ -169,31 +170,6 @@ def test_more_seeds_take_up_the_runs_that_are_there(tmp_path: Path) -> None:
     assert len(list((tmp_path / "poc").glob("runs/*/run.json"))) == 6
 
 
-def test_a_configuration_of_another_user(tmp_path: Path) -> None:
-    """By YAML: no data module, a loss to go by, a head kept in float, and a callback that would end runs apart."""
-    config = {
-        "trainer": {
-            "max_epochs": 6, "accelerator": "cpu",
-            "plugins": {"class_path": "lowprec_plugin.FixedPointPrecision", "init_args": {"keep_float": ["head.*"]}},
-            "callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping",
-                           "init_args": {"monitor": "val_size", "patience": 1}}],
-        },
-        "model": {"class_path": "tests.poc.users.Line", "init_args": {"lr": 0.03}},
-    }  # fmt: skip
-    (tmp_path / "line.yaml").write_text(yaml.safe_dump(config))
-    output = tmp_path / "poc"
-    runs = run_poc("line.yaml", variants=["16", "12 with ramp"], seeds=1, output=str(output), progress=False)
-    study = load_study(output)
-    assert (study.metric, study.mode, study.steps) == ("val_loss", "min", 24)
-    assert study.variants["16"] == "plugins=FixedPointPrecision(keep_float=['head.*'], word_length=16)"
-    assert {run.steps for run in runs} == {24}
-    assert [run.status for run in runs] == ["finished"] * 4
-    assert runs[0].metrics.keys() == {"val_loss", "val_size"}
-    for run in runs[2:]:
-        assert list(run.kept_in_float) == ["head.weight", "head.bias"]
-        assert [layer.weights for layer in run.layers if layer.name.startswith("head")] == ["float32", "float32"]
-
-
 def test_a_ramp_that_fires_is_in_the_record(tmp_path: Path) -> None:
     """Steps far smaller than a code of 12 bits stall at once, and 80 steps are time enough to say so."""
     config = {
@@ -260,6 +236,10 @@ def test_a_variant_that_fails_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
     assert [path.stat().st_mtime_ns for path in before] == times
 
 
+def test_a_reason_has_an_end() -> None:
+    assert training._reason(KeyError("x" * 5000)) == f"KeyError: '{'x' * 289} …"
+
+
 def test_killed_in_the_middle(runs: dict[tuple[str, int], RunRecord], tmp_path: Path) -> None:
     """The runs that had ended stay as they were; the one that was at work is made anew, as if nothing had been."""
     arguments = ["poc", *USERS, "--epochs=2", "--seeds=1", "--variants=[16]", "--output=poc", "--progress=false"]
@@ -296,8 +276,12 @@ def test_a_folder_of_something_else_is_left_alone(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["poc", *USERS, "--epochs=2", *arguments, f"--output={folder}", "--progress=false"]) == 2
+    command = ["poc", *USERS, "--epochs=2", *arguments, f"--output={folder}", "--progress=false"]
+    assert main(command) == 2
     assert message in capsys.readouterr().err
+    with alone_in(folder):
+        assert main(command) == 2
+        assert "another process is at work" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -332,16 +316,6 @@ def test_bad_arguments_are_refused_before_anything_is_run(
     assert status == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "lowprec_poc").exists()
-
-
-@pytest.mark.parametrize(
-    "strategy", ["fsdp", "deepspeed_stage_2", {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}]
-)
-def test_strategies_that_shard_are_refused(strategy: Any, tmp_path: Path) -> None:
-    config = {"trainer": {"max_steps": 2, "strategy": strategy}, "model": {"class_path": "tests.poc.users.Line"}}
-    (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match="runs are compared on one process, or on several with DDP"):
-        run_poc("user.yaml")
 
 
 def test_nothing_is_drawn_where_nobody_looks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowprec_plugin.poc.curves import training_loss
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.verdict import Verdict, judge
 from tests.poc.staged import NOISE, curves, diverged, float32, full, record, runs, widened
@@ -108,8 +109,35 @@ def test_float32_learns_nothing() -> None:
     found = verdict([*(record(name, s, 0.1, **flat) for name in ("float32", "float32 twin", "16") for s in range(4))])
     assert found.baseline == "flat"
     assert found.headline == (
-        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall. This comparison says nothing of "
-        "precision."
+        "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall, and val_accuracy got no better. "
+        "This comparison says nothing of precision."
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kl_loss": [(step, float(step)) for step in range(0, 200, 5)]},  # a part that rises beside a loss that falls
+        {"train_loss": [(0, 0.3), *((step, 0.31) for step in range(5, 200, 5))]},  # while the metric gets better
+    ],
+)
+def test_float32_that_learned_is_not_called_flat(changed: dict[str, list[tuple[int, float]]]) -> None:
+    names = ("float32", "float32 twin", "16")
+    found = verdict([record(name, s, curves={**curves(s, 0.97), **changed}) for name in names for s in range(4)])
+    assert found.baseline == "sound"
+    assert outcomes(found) == {"16": "equal"}
+
+
+def test_the_training_loss() -> None:
+    """The densest; the part of a loss that is logged as often does not stand for it."""
+    parts = {
+        "kl_loss": [(0, 0.0), (5, 1.0)],
+        "train_loss": [(0, 2.0), (5, 1.0)],
+        "val_loss": [(at, 1.0) for at in range(9)],
+    }
+    assert training_loss([record("float32", 0, curves=parts)]) == "train_loss"
+    assert (
+        training_loss([record("float32", 0, curves={**parts, "kl_loss": [(at, 1.0) for at in range(9)]})]) == "kl_loss"
     )
 
 
@@ -190,6 +218,21 @@ def test_within_the_noise_but_beyond_the_limit_is_neither_equal_nor_worse() -> N
     assert "no practical number of seeds" in hopeless.sentences["16"]
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e-9, 1e-320])
+def test_a_metric_near_zero_is_not_settled_by_any_number_of_seeds(mean: float) -> None:
+    """0.3 % of it is nothing, so that only a tie is equal."""
+    records = [
+        record(name, seed, metrics={"reward": mean + noise[seed]})
+        for name, noise in (("float32", (1, -1, 1, -1)), ("float32 twin", (-1, 1, 1, -1)), ("16", (1, 1, -1, 0)))
+        for seed in range(4)
+    ]
+    tie = [record("16/8", seed, metrics={"reward": mean + (1, -1, 1, -1)[seed]}) for seed in range(4)]
+    found = verdict([*records, *tie], "reward")
+    assert outcomes(found) == {"16": "unsettled", "16/8": "equal"}
+    assert "no practical number of seeds settles it" in found.sentences["16"]
+    assert any("Train longer, or compare a metric with less noise" in each for each in found.next)
+
+
 def test_an_equal_variant_says_what_so_few_seeds_cannot_show() -> None:
     found = verdict([*float32(), *runs("16", 0.9749, shift=2, spread=9)])
     assert outcomes(found) == {"16": "equal"}
@@ -207,6 +250,23 @@ def test_less_is_better() -> None:
     found = verdict([*float32(), *runs("16", 0.93), *runs("16/8", 0.99)], "val_loss", "min")
     assert outcomes(found) == {"16": "worse", "16/8": "better"}
     assert "val_loss 0.2800 against 0.1000" in found.sentences["16"]
+
+
+@pytest.mark.parametrize(
+    ("size", "evidence"),
+    [
+        (1e-11, "val_loss 1.001 × 1e-11 against 1.000 × 1e-11, +0.0010 ± 0.0008 × 1e-11 over 4 seeds"),
+        (-400, "val_loss −400.4 against −400.0, −0.4 ± 0.3 over 4 seeds"),
+        (1e20, "val_loss 1.001 × 1e20 against 1.000 × 1e20, +0.0010 ± 0.0008 × 1e20 over 4 seeds"),
+    ],
+)
+def test_metrics_of_any_size_are_readable(size: float, evidence: str) -> None:
+    records = [
+        record(name, seed, metrics={"val_loss": size * (at + NOISE[(seed + shift) % 4])})
+        for name, at, shift in (("float32", 1, 0), ("float32 twin", 1, 1), ("16", 1.001, 0))
+        for seed in range(4)
+    ]
+    assert evidence in verdict(records, "val_loss", "min").sentences["16"]
 
 
 def test_bfloat16_beside_ours() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -111,6 +113,10 @@ class Line(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Two that would end runs apart, and write files, if they were let."""
+        return [EarlyStopping("val_size", patience=1), ModelCheckpoint()]
+
     def train_dataloader(self) -> DataLoader[Batch]:
         x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), 16, shuffle=True)
@@ -128,3 +134,27 @@ class Silent(Line):
 
 class Other(Clouds):
     """The same under another name."""
+
+
+class Pair(Sorter):
+    """Two optimizers by hand; a training step makes a step of both, with the gradients of one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.rare = nn.Embedding(3, 4, sparse=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.toggle_optimizer(optimizer)
+            loss = nn.functional.cross_entropy(self.layers(x + self.rare(y)), y)
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+        time.sleep(0.01)
+        self.log("train_loss", loss)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.rare.parameters(), 0.1), torch.optim.SGD(self.layers.parameters(), 0.1)

@@ -1,0 +1,116 @@
+"""Proofs of concept of what users' configurations and modules are like."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.run import run_poc
+from lowprec_plugin.poc.study import load_study
+from tests.poc.users import Sorter
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
+    monkeypatch.setattr("sys.argv", ["lowprec"])
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_configuration_of_another_user(tmp_path: Path) -> None:
+    """By YAML as LightningCLI saves it: a loss to go by, a head in float, callbacks that would end runs apart."""
+    config = {
+        "ckpt_path": None, "weights_only": None, "seed_everything": True,
+        "trainer": {
+            "max_epochs": 6, "max_time": {"seconds": 0}, "accelerator": "cpu", "precision": "32-true",
+            "gradient_clip_val": float("inf"),
+            "plugins": {"class_path": "lowprec_plugin.FixedPointPrecision", "init_args": {"keep_float": ["head.*"]}},
+            "callbacks": ["RichProgressBar", {"class_path": "EarlyStopping",
+                                              "init_args": {"monitor": "val_size", "patience": 1}}],
+        },
+        "model": {"class_path": "tests.poc.users.Line", "init_args": {"lr": 0.03}},
+    }  # fmt: skip
+    (tmp_path / "line.yaml").write_text(yaml.safe_dump(config))
+    output = tmp_path / "poc"
+    runs = run_poc("line.yaml", variants=["16", "12 with ramp"], seeds=1, output=str(output), progress=False)
+    study = load_study(output)
+    assert (study.metric, study.mode, study.steps) == ("val_loss", "min", 24)
+    assert study.variants["16"] == "plugins=FixedPointPrecision(keep_float=['head.*'], word_length=16)"
+    assert {run.steps for run in runs} == {24}
+    assert [run.status for run in runs] == ["finished"] * 4
+    assert not list(output.rglob("*.ckpt"))
+    assert (
+        json.loads((output / "report.json").read_text())["study"]["config"]["trainer"]["gradient_clip_val"]
+        == "Infinity"
+    )
+    assert runs[0].metrics.keys() == {"val_loss", "val_size"}
+    for run in runs[2:]:
+        assert list(run.kept_in_float) == ["head.weight", "head.bias"]
+        assert [layer.weights for layer in run.layers if layer.name.startswith("head")] == ["float32", "float32"]
+
+
+def small(model: str, **trainer: Any) -> RunRecord:
+    """The record of float32's one run."""
+    config = {
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", **trainer},
+        "model": f"tests.poc.users.{model}", "data": "tests.poc.users.Clouds",
+    }  # fmt: skip
+    Path("user.yaml").write_text(yaml.safe_dump(config))
+    return run_poc("user.yaml", variants=[], seeds=1, output="poc", progress=False)[0]
+
+
+def test_two_optimizers_by_hand() -> None:
+    """A batch of 10 ms or more makes two steps, so that steps times their time is what the run takes. The gradients are
+    those of both, where the first step has but the first optimizer's: 15 rows of an embedding, and their indices."""
+    record = small("Pair")
+    assert (record.status, record.steps) == ("finished", 2 * 20)
+    assert 5 <= record.step_ms["fast"] < 10
+    gradients = 15 * (4 * 4 + 8) + 4 * (4 * 32 + 32 + 32 * 3 + 3)
+    assert record.held["gradients"] == record.float32["gradients"] == gradients
+
+
+def test_a_step_takes_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Sorter):
+        def training_step(self, *args: Any) -> Any:
+            time.sleep(0.003)
+            return super().training_step(*args)
+
+    monkeypatch.setattr("tests.poc.users.Slow", Slow, raising=False)
+    record = small("Slow", accumulate_grad_batches=4)
+    assert record.steps == 5
+    assert record.step_ms["fast"] >= 12
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"max_epochs": -1}, "no end of a run is given"),
+        ({"max_steps": 2, "precision": "16-mixed"}, "trainer.precision='16-mixed'"),
+        ({"max_steps": 2, "plugins": {"class_path": "lightning.pytorch.plugins.precision.MixedPrecision",
+                                      "init_args": {"precision": "bf16-mixed", "device": "cpu"}}},
+         "trainer.plugins bring precision 'bf16-mixed'"),
+    ],
+)  # fmt: skip
+def test_a_trainer_that_cannot_be_compared_is_refused(trainer: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = {"trainer": {"accelerator": "cpu", **trainer}, "model": "tests.poc.users.Line"}
+    (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_poc("user.yaml")
+    assert not (tmp_path / "lowprec_poc").exists()
+
+
+@pytest.mark.parametrize(
+    "strategy", ["fsdp", "deepspeed_stage_2", {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}]
+)
+def test_strategies_that_shard_are_refused(strategy: Any, tmp_path: Path) -> None:
+    config = {"trainer": {"max_steps": 2, "strategy": strategy}, "model": {"class_path": "tests.poc.users.Line"}}
+    (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="runs are compared on one process, or on several with DDP"):
+        run_poc("user.yaml")
