@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lowprec_plugin.poc.groups import BF16, Groups
 from lowprec_plugin.poc.outcomes import Finding
-from lowprec_plugin.poc.wording import PRACTICAL, SLOWER, Words, seeds_to_settle
+from lowprec_plugin.poc.pace import pace
+from lowprec_plugin.poc.wording import PRACTICAL, SHORT, Words, seeds_to_settle
 from lowprec_plugin.poc.words import bytes_text, counted, listed, spoken, times
 from lowprec_plugin.quality import MIN_SEEDS
 
@@ -24,6 +25,8 @@ def advice(words: Words) -> list[str]:
     if words.baseline in ("failed", "no run"):
         return ["Let float32 and its twin finish: the same command goes on where it stopped."]
     said = []
+    if max(run.steps for run in words.groups.float32.runs) < SHORT:
+        said.append(f"Give the runs {SHORT} steps and more; a few hundred are better.")
     if words.baseline == "unstable":
         said.append("Steady the training first (lower learning rate, gradient clipping): float32 diverges too.")
     said += _adopt(words)
@@ -47,9 +50,10 @@ def _adopt(words: Words) -> list[str]:
     little = ", little less" if held[best] > LITTLE * whole else ""
     saved = f"{bytes_text(held[best])} where float32 holds {bytes_text(whole)}{little}"
     said = [f"Try {spoken(best)}: of what is equal it holds fewest bytes, {saved}."]
-    if (slower := groups.ratio(best, "step_ms")) and slower > SLOWER:
+    if (found := pace(groups, best)) and found.word == "slower":
         said.append(
-            f"Weigh the time: here a step of {spoken(best)} took {times(slower)} float32's. Measure on your device."
+            f"Weigh the time: here a step of {spoken(best)} took {times(found.ratio)} float32's. Measure on your "
+            "device."
         )
     rival = next((each for each in _of(words, "equal") if each.variant == BF16), None)
     if rival and (theirs := groups.of[BF16].held) and theirs < held[best]:
@@ -106,8 +110,13 @@ def _seeds(words: Words) -> list[str]:
         )
     if unsettled := [each for each in _of(words, "unsettled") if not each.diverged]:
         most = max(seeds_to_settle(each) for each in unsettled)
-        seeds = f"Run about {most} seeds" if most <= PRACTICAL else "Train longer, or compare a metric with less noise,"
-        said.append(f"{seeds} to settle {_names(unsettled)}.")
+        said.append(
+            f"Run about {most} seeds to settle {_names(unsettled)}."
+            if most <= PRACTICAL
+            else f"Float32's own seeds and twins end too far apart to settle {_names(unsettled)}: let the learning "
+            "rate fall towards zero, train longer, or compare a metric with less noise. Until then go by how much "
+            "worse it may be."
+        )
     return said
 
 

@@ -27,11 +27,12 @@ class Point(NamedTuple):
 def training_loss(runs: Sequence[RunRecord]) -> str | None:
     """The name of the training loss: of all curves named after a loss, validation and test aside, the densest.
 
-    Of those that are as dense, one that is named after training, and not a part of it such as a penalty.
+    Of those that are as dense, one that is named after training, and of these the shortest name: the whole of it,
+    and not a part such as ``train_kl_loss``.
     """
 
-    def rank(name: str) -> tuple[int, bool]:
-        return sum(len(run.curves.get(name, ())) for run in runs), "train" in name.lower()
+    def rank(name: str) -> tuple[int, bool, int]:
+        return sum(len(run.curves.get(name, ())) for run in runs), "train" in name.lower(), -len(name)
 
     return max(_losses(runs), key=rank, default=None)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lowprec_plugin.plan.table import SIZES
 from lowprec_plugin.poc.groups import BF16, KINDS, Group, Groups
+from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.study import Study
 from lowprec_plugin.poc.variants import FLOAT32
 from lowprec_plugin.poc.wording import average
@@ -33,7 +34,8 @@ HOW = {
     "wire/float32": "median over the runs of float32_sent",
     "wire/share": "wire/sent over wire/float32",
     "step/": "median over the runs of step_ms",
-    "step/ratio": "step/median over float32's",
+    "step/ratio": "geometric mean over the seeds of step_ms's median over that of float32's run of the same seed",
+    "step/error": "standard error of step/ratio: the larger of the twins' and the seeds' own (lowprec_plugin.quality)",
     "updates/": "mean over all layers of all runs, weighted by their elements",
     "model/": "parameters x memory / held/total: everything measured grows alike",
     "model/ratio": "float32's held/total over the variant's",
@@ -85,13 +87,21 @@ def _of_variant(groups: Groups, group: Group, study: Study, limit: float) -> dic
         **_some("step/median", group.step_ms, "ms"),
         **_some("step/fast", group.median(lambda run: run.step_ms.get("fast", 0.0)), "ms"),
         **_some("step/slow", group.median(lambda run: run.step_ms.get("slow", 0.0)), "ms"),
-        **_some("step/ratio", groups.ratio(group.variant, "step_ms"), "times"),
+        **_pace(groups, group.variant),
         **_fits(groups, group, group.kinds),
         **_cost(group, study),
     }
     for what in ("saturated", "lost", "unchanged"):
         found |= _some(f"updates/{what}", average(group.runs, what), "share")
     return found
+
+
+def _pace(groups: Groups, variant: str) -> dict[str, Figure]:
+    found = pace(groups, variant)
+    if found is None:
+        return {}
+    ratio = {"step/ratio": Figure(found.ratio, "times")}
+    return ratio if variant == FLOAT32.name else ratio | {"step/error": Figure(found.error, "times")}
 
 
 def _metric(groups: Groups, group: Group, limit: float) -> dict[str, Figure]:

@@ -113,7 +113,7 @@ class Groups:
         sides = (self.float32.values, self.twin.values, self.of[variant].values)
         return compare(*([values[seed] for seed in seeds] for values in sides))
 
-    def ratio(self, variant: str, figure: str) -> float | None:
-        """``held`` or ``step_ms`` of the variant over float32's; ``None`` if either is not known."""
-        part, whole = getattr(self.of[variant], figure), getattr(self.float32, figure)
+    def share_held(self, variant: str) -> float | None:
+        """Bytes that the variant holds over float32's; ``None`` if either is not known."""
+        part, whole = self.of[variant].held, self.float32.held
         return part / whole if part and whole else None

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lowprec_plugin import memory
@@ -31,6 +31,7 @@ class Measures(Callback):
     Attributes:
         examples: in the first batch.
         activations: bytes that autograd saved for the backward pass of the first batch, parameters left out.
+        copies: bytes that it saved of copies of parameters, as autocast makes them in bfloat16.
         held, float32: bytes by kind, of this process, and what float32 would take; empty until the end.
         parameters: numbers in all of them.
         sent, float32_sent: bytes of gradients sent per step, and what float32 would.
@@ -51,7 +52,7 @@ class Measures(Callback):
         self._saved: _Saved | None = None
         self._gradients = (0, 0)
         self.examples = 0
-        self.activations = 0
+        self.activations = self.copies = 0
         self.held: dict[str, int] = {}
         self.float32: dict[str, int] = {}
         self.parameters = 0
@@ -80,7 +81,7 @@ class Measures(Callback):
                 self.examples = extract_batch_size(batch)
             except MisconfigurationException:  # a batch of another make
                 self.examples = 0
-            self._saved = _Saved()
+            self._saved = _Saved(pl_module)
             self._saved.__enter__()
         _wait_for(trainer)
         self._start = time.perf_counter()
@@ -90,7 +91,8 @@ class Measures(Callback):
         if self._saved is not None:
             self._saved.__exit__()
             kept = watched(trainer).kept
-            self.activations = self._saved.nbytes + (0 if kept is None else kept.stored + kept.left)
+            self.activations = self._saved.activations + (0 if kept is None else kept.stored + kept.left)
+            self.copies = self._saved.copies
             self._saved = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -130,6 +132,7 @@ class Measures(Callback):
             for each in (kinds.ours, kinds.float32)
         )
         self.held["activations"] = self.activations
+        self.held["weights"] += self.copies
         self.parameters = report.elements
         if trainer.world_size > 1:
             trainable = sum(param.numel() for param in pl_module.parameters() if param.requires_grad)
@@ -156,19 +159,28 @@ def _wait_for(trainer: Trainer) -> None:
 
 
 class _Saved(saved_tensors_hooks):
-    """Counts the bytes of what autograd saves, each storage once."""
+    """Adds up what autograd saves, each storage once: copies of weights, and the rest; the weights themselves aside."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: LightningModule) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
-        self._sizes: dict[int, int] = {}
+        floats = [param for param in module.parameters() if type(param) is nn.Parameter]
+        self._own = {param.untyped_storage().data_ptr() for param in floats}
+        self._copies: dict[int, int] = {}
+        self._rest: dict[int, int] = {}
 
     @property
-    def nbytes(self) -> int:
-        return sum(self._sizes.values())
+    def copies(self) -> int:
+        return sum(self._copies.values())
+
+    @property
+    def activations(self) -> int:
+        return sum(self._rest.values())
 
     def _pack(self, tensor: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            if type(tensor) is Tensor and not is_weight(tensor):  # fixed-point weights are of another type
+            if type(tensor) is Tensor:  # fixed-point weights are of another type
                 address = tensor.untyped_storage().data_ptr()
-                self._sizes[address] = max(self._sizes.get(address, 0), tensor.nbytes)
+                if address not in self._own:
+                    sizes = self._copies if is_weight(tensor) else self._rest
+                    sizes[address] = max(sizes.get(address, 0), tensor.nbytes)
         return tensor

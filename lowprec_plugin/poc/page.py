@@ -15,8 +15,8 @@ from lowprec_plugin.poc.curves import Point
 from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
 from lowprec_plugin.poc.outcomes import Outcome
+from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
-from lowprec_plugin.poc.wording import SLOWER
 from lowprec_plugin.poc.words import bytes_text, spoken
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
@@ -68,11 +68,11 @@ def _cards(contents: Contents) -> list[Card]:
     cards = []
     for finding in contents.verdict.findings:
         variant = finding.variant
-        ratio = contents.figure(variant, "step/ratio")
-        slower = ", slower" if ratio and ratio.value > SLOWER else ""
+        time = pace(contents.groups, variant)
+        word = f", {time.word}" if time and time.word == "slower" else ""
         figures = {
             "of float32's bytes": [tables.part(contents, variant, "held/share")],
-            f"of its step time{slower}": [tables.part(contents, variant, "step/ratio")],
+            f"of its step time{word}": [tables.part(contents, variant, "step/ratio")],
         }
         cards.append(
             Card(
@@ -193,16 +193,16 @@ def _memory(contents: Contents) -> Markup | None:
 
 def _models(contents: Contents) -> Markup | None:
     title = f"Largest network of this kind in {PICTURED} GB, in parameters"
-    return _beside_float32(contents, title, f"model/{PICTURED}", "model/ratio")
+    return _beside_float32(contents, title, f"model/{PICTURED}", "model/ratio", judged=True)
 
 
 def _time(contents: Contents) -> Markup | None:
     return _beside_float32(contents, "Time of a training step by variant", "step/median", "step/ratio")
 
 
-def _beside_float32(contents: Contents, title: str, name: str, ratio: str) -> Markup | None:
-    """A bar for each variant, with its multiple of float32's, and a word where the variant is not equal to it."""
-    words = {finding.variant: SIGNS[finding.outcome][1] for finding in contents.verdict.findings}
+def _beside_float32(contents: Contents, title: str, name: str, ratio: str, *, judged: bool = False) -> Markup | None:
+    """A bar for each variant, with its multiple of float32's; ``judged``: and a word where its quality is not equal."""
+    words = {finding.variant: SIGNS[finding.outcome][1] for finding in contents.verdict.findings if judged}
     rows = []
     for variant, figures in contents.figures.items():
         if name not in figures or variant == TWIN.name:

@@ -33,8 +33,8 @@ class RunRecord:
         metrics: what the module logged last, by name: after the last validation, and test if there is one.
         curves: every scalar logged, by name, as (step, value) in the order of steps: the module's own, and the
             monitor's under ``lowprec/``.
-        held: bytes held by one process: ``weights``, ``state``, ``gradients``, ``buffers``, ``activations`` (kept for
-            the backward pass of one step).
+        held: bytes held by one process: ``weights`` (with copies of them that autocast keeps), ``state``,
+            ``gradients``, ``buffers``, ``activations`` (kept for the backward pass of one step).
         float32, bf16: what the same would take in float32 and in bf16 mixed precision, by the same names.
         parameters: numbers in all parameters.
         peak: most bytes of device memory (on a CPU: resident memory), of the process that held most.

@@ -28,7 +28,8 @@ class Rehearsed:
         fitted, validated, tested: names that are logged: at all while fitting, by validation, by a test.
         has_validation, has_test: whether there is something to validate, and to test, with.
         steps: of a whole run, as Lightning estimates them; ``None`` if it cannot.
-        activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs.
+        activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs;
+            ``"bf16 copies"``: what autocast keeps of weights besides.
         device: what it ran on.
     """
 
@@ -66,7 +67,7 @@ def rehearsed(config: Config) -> Rehearsed:
     bf16 = Measures(1)
     try:
         rehearse(VARIANTS["bf16"].config(config, 0, None), [bf16])
-        activations["bf16"] = bf16.activations
+        activations |= {"bf16": bf16.activations, "bf16 copies": bf16.copies}
     except Exception:  # a module that does not run so: its own run will say why
         pass
     device = device_name(cli.trainer.strategy.root_device)

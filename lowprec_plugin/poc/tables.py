@@ -141,7 +141,7 @@ def wire(contents: Contents) -> Table:
 def time(contents: Contents) -> Table:
     """Milliseconds of a step."""
     columns = {
-        "median": "step/median", "of float32's": "step/ratio", "a tenth is below": "step/fast",
+        "median": "step/median", "of float32's": "step/ratio", "±": "step/error", "a tenth is below": "step/fast",
         "a tenth is above": "step/slow", "peak memory": "peak/bytes",
     }  # fmt: skip
     return plain(contents, "Time of a training step, and the most memory in use", columns, list(contents.groups.of))

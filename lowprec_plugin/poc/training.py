@@ -51,7 +51,7 @@ class Order:
         metric: whose being finite is part of a run's success.
         validated, tested: whether there is a validation, and a test, of what the fit ends with.
         interval: steps between two points of a curve.
-        activations: bytes that float32 and bf16 keep for the backward pass, by these names, where they are known.
+        activations: bytes that float32 and bf16 keep for the backward pass, as :class:`.Rehearsed` has them.
     """
 
     config: Config
@@ -166,11 +166,12 @@ def _record(order: Order, cli: LightningCLI, measures: Measures, monitor: FixedP
     """What is known at the end of the fit."""
     trainer, plugin = cli.trainer, cli.trainer.precision_plugin
     ours = plugin if isinstance(plugin, FixedPointPrecision) else None
-    kept = {name: order.activations[name] for name in ("float32", "bf16") if name in order.activations}
-    float32 = dict(measures.float32)
+    kept, float32 = order.activations, dict(measures.float32)
     if float32 and "float32" in kept:
         float32["activations"] = kept["float32"]
-    bf16 = {**measures.float32, "activations": kept["bf16"]} if float32 and "bf16" in kept else dict(measures.float32)
+    bf16 = dict(measures.float32)
+    if bf16 and "bf16" in kept:
+        bf16 |= {"activations": kept["bf16"], "weights": bf16["weights"] + kept["bf16 copies"]}
     return RunRecord(
         order.variant,
         order.seed,

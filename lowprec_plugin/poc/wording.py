@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from lowprec_plugin.poc.curves import learned, training_loss
 from lowprec_plugin.poc.groups import Group, Groups
 from lowprec_plugin.poc.outcomes import Baseline, Finding
+from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.words import Scale, counted, listed, share, spoken, times
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
 
 #: From here on an evidence in the counted updates is worth a word.
-LOST, SATURATED, SLOWER = 0.1, 0.01, 1.05
+LOST, SATURATED = 0.1, 0.01
+#: Fewer steps than these, and updates that are lost have not added up to anything yet.
+SHORT = 50
 #: More seeds than anybody runs.
 PRACTICAL = 100
 
@@ -32,7 +35,11 @@ class Words:
         """All of it in one sentence."""
         if self.baseline not in ("sound", "unstable"):
             return f"{self.baseline_sentence()} This comparison says nothing of precision."
-        clauses = [f"float32 itself diverged on {self._yardsticks_diverged()}"] if self.baseline == "unstable" else []
+        steps, clauses = max(run.steps for run in self.groups.float32.runs), []
+        if steps < SHORT:
+            clauses.append(f"these runs had {counted(steps, 'step')}, too few to show what a format does")
+        if self.baseline == "unstable":
+            clauses.append(f"float32 itself diverged on {self._yardsticks_diverged()}")
         equal = [each for each in self._of("equal") if each.recovers is None]
         if equal:
             evidence = self.evidence(equal[0]) if len(equal) == 1 else self._range(equal)
@@ -97,11 +104,13 @@ class Words:
 
     def cost(self, variant: str) -> str:
         """Bytes and time beside float32's, slower or not."""
-        held, slower = self.groups.ratio(variant, "held"), self.groups.ratio(variant, "step_ms")
+        held, found = self.groups.share_held(variant), pace(self.groups, variant)
         parts = [f"It held {100 * held:.0f} % of float32's bytes."] if held else []
-        if slower:
-            word = "Slower: a" if slower > SLOWER else "Faster: a" if slower * SLOWER < 1 else "A"
-            parts.append(f"{word} step took {times(slower)} float32's time.")
+        if found:
+            took = f"step took {found.ratio:.2f} ± {times(found.error)} float32's time"
+            parts.append(
+                f"{found.word.capitalize()}: a {took}." if found.word else f"A {took}: no difference that is shown."
+            )
         return " ".join(parts)
 
     def _range(self, findings: Sequence[Finding]) -> str:
@@ -164,8 +173,18 @@ class Words:
             )
         return (
             f"{name} is not settled: its difference ({self.evidence(finding)}) is within two standard errors, but "
-            f"above the {100 * LIMIT:.1f} % that count as equal; {self._to_settle(finding)}"
+            f"above the {100 * LIMIT:.1f} % that count as equal; {self._to_settle(finding)}. {self._at_worst(finding)}"
         )
+
+    def _at_worst(self, finding: Finding) -> str:
+        """The bound that an open question has nevertheless."""
+        found = _there(finding)
+        bound = found.worse(higher_is_better=self.groups.higher_is_better) + 2 * found.standard_error
+        if bound <= 0:
+            return "Even two standard errors away it is not worse"
+        near_zero = bound > abs(found.baseline)  # where a share of it says nothing
+        part = "" if near_zero else f", {share(bound / abs(found.baseline))} of float32's"
+        return f"It may be {self.scale.distance(bound)} worse{part}, two standard errors taken in, and hardly more"
 
     def _to_settle(self, finding: Finding) -> str:
         needed = seeds_to_settle(finding)

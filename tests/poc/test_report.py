@@ -97,6 +97,21 @@ def middle(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
+def paced(each: list[dict[str, Any]], runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Ratio of step times and its error, from the logarithms."""
+    sides = [
+        {run["seed"]: math.log(run["step_ms"]["median"]) for run in side if run["step_ms"]}
+        for side in (each, runs["float32"], runs["float32 twin"])
+    ]
+    seeds = sorted(set.intersection(*map(set, sides)))
+    apart = [sides[0][seed] - sides[1][seed] for seed in seeds]
+    noise = math.sqrt(statistics.fmean((sides[2][seed] - sides[1][seed]) ** 2 for seed in seeds))
+    ratio = math.exp(statistics.fmean(apart))
+    if each is runs["float32"]:
+        return {"step/ratio": 1.0}
+    return {"step/ratio": ratio, "step/error": ratio * max(noise, statistics.stdev(apart)) / math.sqrt(len(seeds))}
+
+
 def recomputed(folder: Path) -> dict[str, dict[str, float]]:
     """Every figure from the raw run files."""
     runs = raw(folder)
@@ -110,8 +125,6 @@ def recomputed(folder: Path) -> dict[str, dict[str, float]]:
     }
     held = {name: [run["held"] for run in each if run["held"]] for name, each in runs.items()}
     base = {kind: statistics.median(one[kind] for one in held["float32"]) for kind in KINDS}
-    slow = middle([run["step_ms"]["median"] for run in runs["float32"]])
-    assert slow is not None
     found: dict[str, dict[str, float]] = {}
     for name, each in runs.items():
         mine = found[name] = {}
@@ -145,7 +158,7 @@ def recomputed(folder: Path) -> dict[str, dict[str, float]]:
             }
         step = middle([run["step_ms"]["median"] for run in each])
         if step:
-            mine |= {"step/median": step, "step/ratio": step / slow}
+            mine |= {"step/median": step} | paced(each, runs)
             mine |= {
                 f"step/{kind}": statistics.median(run["step_ms"][kind] for run in each) for kind in ("fast", "slow")
             }
@@ -296,10 +309,12 @@ def test_sentences_carry_the_figures(folder: Path) -> None:
             f"{difference} ± {100 * figures['metric/standard_error']:.2f} points over 4 seeds"
         )
         assert evidence in finding["sentence"]
-        share, ratio = f"{100 * figures['held/share']:.0f} %", f"{figures['step/ratio']:.2f} ×"
+        share = f"{100 * figures['held/share']:.0f} %"
+        ratio = f"{figures['step/ratio']:.2f} ± {figures['step/error']:.2f} ×"
         assert f"held {share} of float32's bytes" in finding["cost"]
         assert f"{ratio} float32's time" in finding["cost"]
-        assert ("Slower" in finding["cost"]) == (figures["step/ratio"] > 1.05)
+        noise = 2 * figures["step/error"] / figures["step/ratio"]
+        assert ("Slower" in finding["cost"]) == (math.log(figures["step/ratio"]) > max(math.log(1.05), noise))
 
 
 def pictures(folder: Path) -> dict[str, str]:

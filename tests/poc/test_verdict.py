@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ def test_sixteen_bits_suffice_and_nearest_fails() -> None:
         "16-bit stochastic is within seed noise of float32 (val_accuracy 97.47 % against 97.50 %, −0.02 ± 0.09 points "
         "over 4 seeds); 16-bit nearest (−4.50 ± 0.08 points) is not."
     )
-    assert found.costs["16"] == "It held 69 % of float32's bytes. Slower: a step took 1.54 × float32's time."
+    assert found.costs["16"] == "It held 69 % of float32's bytes. Slower: a step took 1.54 ± 0.01 × float32's time."
     assert (
         "78 % of its updates were smaller than half a code, which rounding to nearest drops"
         in found.sentences["16 nearest"]
@@ -133,6 +134,7 @@ def test_the_training_loss() -> None:
     parts = {
         "kl_loss": [(0, 0.0), (5, 1.0)],
         "train_loss": [(0, 2.0), (5, 1.0)],
+        "train_backcast_loss": [(0, 0.1), (5, 0.2)],
         "val_loss": [(at, 1.0) for at in range(9)],
     }
     assert training_loss([record("float32", 0, curves=parts)]) == "train_loss"
@@ -214,6 +216,7 @@ def test_within_the_noise_but_beyond_the_limit_is_neither_equal_nor_worse() -> N
     # The variant's seeds differ from float32's by 8 times the noise; two standard errors are to fall to 0.3 %.
     error = 8 * statistics.stdev(NOISE[:4]) / 2
     assert f"about {math.ceil(4 * (2 * error / (0.003 * 0.975)) ** 2)} seeds would settle it" in found.sentences["16"]
+    assert f"It may be {100 * (0.006 + 2 * error):.2g} points worse" in found.sentences["16"]
     hopeless = verdict([*float32(), *runs("16", 0.95, spread=40)])
     assert "no practical number of seeds" in hopeless.sentences["16"]
 
@@ -230,7 +233,30 @@ def test_a_metric_near_zero_is_not_settled_by_any_number_of_seeds(mean: float) -
     found = verdict([*records, *tie], "reward")
     assert outcomes(found) == {"16": "unsettled", "16/8": "equal"}
     assert "no practical number of seeds settles it" in found.sentences["16"]
-    assert any("Train longer, or compare a metric with less noise" in each for each in found.next)
+    assert any("train longer, or compare a metric with less noise" in each for each in found.next)
+
+
+def test_a_few_steps_show_nothing() -> None:
+    found = verdict([replace(run, steps=5) for run in [*float32(), *runs("16", 0.9748, shift=1)]])
+    assert found.headline.startswith("These runs had 5 steps, too few to show what a format does; ")
+    assert found.next[0] == "Give the runs 50 steps and more; a few hundred are better."
+
+
+def test_a_step_is_slower_only_beyond_what_the_twin_shows() -> None:
+    """A machine with other work: float32's twin, the same code, takes 1.4 times as long or 0.8 times."""
+
+    def said(ratio: float, *twins: float) -> str:
+        times = {"float32": [10.0] * 4, "float32 twin": [10 * each for each in twins], "16": [10 * ratio] * 4}
+        found = verdict([
+            replace(run, step_ms={"median": times[run.variant][run.seed]})
+            for run in [*float32(), *runs("16", 0.9748, shift=1)]
+        ])  # fmt: skip
+        return found.costs["16"]
+
+    assert "A step took 1.30 ± 0.19 × float32's time: no difference that is shown." in said(1.3, 1.5, 0.7, 1.2, 1)
+    assert "Slower: a step took 1.30 ± 0.01 ×" in said(1.3, 1.02, 1, 1, 1)
+    assert "Faster: a step took 0.80 ± 0.01 ×" in said(0.8, 1, 1, 1.03, 1)
+    assert "no difference that is shown" in said(1.04, 1, 1, 1, 1), "nobody's concern"
 
 
 def test_an_equal_variant_says_what_so_few_seeds_cannot_show() -> None:
