@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+# One thread, of processes that tests start too: the tensors are small. Tests of threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
 from tests import strategies
 
-# One thread: the tensors are small, and runs beside others. Tests of threads set their own number.
 torch.set_num_threads(1)
 # Lightning's own calls of jsonargparse.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"

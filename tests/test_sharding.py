@@ -615,7 +615,8 @@ def _stored_in_the_background(rank: int, folder: str) -> Any:
     states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
     at = everything(model, optimizer)
     dcp.save(states, checkpoint_id=f"{folder}/at once")
-    future = dcp.async_save(states, checkpoint_id=f"{folder}/later")
+    # It saves in a thread: on the training's own group, ranks could meet in collectives of one and of the other.
+    future = dcp.async_save(states, checkpoint_id=f"{folder}/later", process_group=dist.new_group())
     _advance(model, optimizer, 2, 3)
     future.result()
     other = _zeroed()
