@@ -183,8 +183,8 @@ class Words:
         if bound <= 0:
             return "Even two standard errors away it is not worse"
         near_zero = bound > abs(found.baseline)  # where a share of it says nothing
-        part = "" if near_zero else f", {share(bound / abs(found.baseline))} of float32's"
-        return f"It may be {self.scale.distance(bound)} worse{part}, two standard errors taken in, and hardly more"
+        part = "" if near_zero else f" ({100 * bound / abs(found.baseline):.2g} % of float32's)"
+        return f"Two standard errors away it is {self.scale.distance(bound)} worse{part}, and hardly more"
 
     def _to_settle(self, finding: Finding) -> str:
         needed = seeds_to_settle(finding)

@@ -216,7 +216,7 @@ def test_within_the_noise_but_beyond_the_limit_is_neither_equal_nor_worse() -> N
     # The variant's seeds differ from float32's by 8 times the noise; two standard errors are to fall to 0.3 %.
     error = 8 * statistics.stdev(NOISE[:4]) / 2
     assert f"about {math.ceil(4 * (2 * error / (0.003 * 0.975)) ** 2)} seeds would settle it" in found.sentences["16"]
-    assert f"It may be {100 * (0.006 + 2 * error):.2g} points worse" in found.sentences["16"]
+    assert f"Two standard errors away it is {100 * (0.006 + 2 * error):.2g} points worse" in found.sentences["16"]
     hopeless = verdict([*float32(), *runs("16", 0.95, spread=40)])
     assert "no practical number of seeds" in hopeless.sentences["16"]
 
