@@ -8,8 +8,10 @@ from lowprec_plugin.trainings.making import (
     quietly,
     rehearse,
 )
+from lowprec_plugin.trainings.refusals import is_of_parser, refused
 
 __all__ = [
     "Config", "DIGITS", "read_config", "class_path", "plugin_options", "with_plugin",
     "IN_THIS_PROCESS", "instantiate", "rehearse", "quietly", "perturb_last_bit_",
+    "is_of_parser", "refused",
 ]  # fmt: skip

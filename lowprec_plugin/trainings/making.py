@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 
 from lowprec_plugin.trainings.config import Config, class_path
+from lowprec_plugin.trainings.refusals import is_of_parser, refused
 
 #: What such runs leave out: they are not logged, saved or shown unless the caller says so.
 _UNSEEN = {
@@ -75,8 +76,11 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
                 trainer_defaults={"callbacks": list(callbacks)},
                 parser_kwargs={"exit_on_error": False},
             )
-        except ArgumentError as error:
-            raise ValueError(f"the configuration is refused: {error}") from error
+        except (ArgumentError, ValueError) as error:
+            if not is_of_parser(error):
+                raise
+            short = refused(error, config)
+            raise short from short.__cause__
 
 
 def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI:
