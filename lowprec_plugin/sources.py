@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lowprec_plugin.trainings import is_of_parser, refused
+
 
 class _Unread(dict[Any, Any]):
     """Stands for an object of a class that plain data and tensors have no need of: nothing of it is imported or run."""
@@ -133,8 +135,11 @@ def configured_module(path: str | Path) -> nn.Module:
     parser.add_subclass_arguments(LightningModule, "model")
     try:
         made = parser.instantiate_classes(parser.parse_object({"model": dict(model)}))
-    except ArgumentError as error:
-        raise ValueError(f"the model: of {path} is refused: {error}") from error
+    except (ArgumentError, ValueError) as error:
+        if not is_of_parser(error):
+            raise
+        short = refused(error, {"model": model})
+        raise ValueError(f"the model: of {path} is refused: {short}") from short.__cause__
     module: nn.Module = made.model
     return module
 

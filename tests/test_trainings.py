@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
 
-from lowprec_plugin.trainings import read_config
+from lowprec_plugin.trainings import Config, instantiate, quietly, read_config
 
 FIXED = """
 model:
@@ -37,3 +40,86 @@ def test_of_a_program_that_fixes_its_classes(tmp_path: Path) -> None:
 def test_a_class_takes_the_place_of_another_with_its_arguments(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {class_path: their.Model, init_args: {lr: 0.1}}")
     assert read_config(str(tmp_path / "config.yaml"), "my.Model", None, None)["model"] == {"class_path": "my.Model"}
+
+
+class Empty(LightningModule):
+    """A module without anything."""
+
+
+class Needy(LightningModule):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 1)
+
+
+class Pretending(LightningModule):
+    """All of its arguments have a default, and it cannot be made with them."""
+
+    def __init__(self, widths: list[int] | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(widths[0], 1)  # type: ignore[index]
+
+
+class NeedyData(LightningDataModule):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+
+
+def annotated() -> Needy:
+    return Needy(3)
+
+
+def unannotated():  # type: ignore[no-untyped-def]
+    return Needy(3)
+
+
+def made(model: Any, data: Any = None) -> Any:
+    here = f"{__name__}."
+    config: Config = {"seed_everything": 0, "trainer": {"accelerator": "cpu"}}
+    for part, given in (("model", model), ("data", data)):
+        if given:
+            config[part] = given if isinstance(given, dict) or "." in given else here + given
+    with quietly():
+        return instantiate(config).model
+
+
+REMEDY = r"\. Give a configuration, --config, with {0}\.class_path .*, {0}\.init_args; or .* def make\(\) -> Net"
+
+
+def test_a_module_that_needs_arguments_may_come_from_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["lowprec"])
+    assert isinstance(made("annotated"), Needy)
+    assert made({"class_path": f"{__name__}.Needy", "init_args": {"width": 5}}).layer.in_features == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("Needy", None, "^model='tests.test_trainings.Needy' cannot be made without arguments: .*required: width"
+         + REMEDY.format("model")),
+        ("Pretending", None, r"Pretending' .*: TypeError: 'NoneType' object is not subscriptable \(test_trainings.py, "
+         r"line \d+\)" + REMEDY.format("model")),
+        ("Empty", "NeedyData", "^data='tests.test_trainings.NeedyData' .*required: path" + REMEDY.format("data")),
+        ("unannotated", None, r"unannotated' is a function without a return annotation: write def unannotated\(\) ->"),
+        ("Empty", "annotated", "annotated' is no LightningDataModule, and no function annotated with"),
+        ("nobody", None, "nobody' cannot be imported: module 'tests.test_trainings' has no attribute 'nobody'$"),
+        ("no.one", None, "model='no.one' cannot be imported: No module named 'no'$"),
+        ({"class_path": f"{__name__}.Pretending", "init_args": {"widths": []}}, None,
+         r"Pretending' cannot be made with its init_args: IndexError: list index out of range .*\)$"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_is_told_in_short(
+    model: Any, data: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lowprec"])
+    with pytest.raises(ValueError, match=message) as refused:
+        made(model, data)
+    assert "Union" not in str(refused.value)
+
+
+def test_what_else_is_refused_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["lowprec"])
+    with pytest.raises(ValueError, match=r"the configuration is refused: .*max_epochz"):
+        instantiate({"seed_everything": 0, "trainer": {"max_epochz": 1}, "model": f"{__name__}.Empty"})
+    with pytest.raises(ValueError, match="accelerator"):
+        instantiate({"seed_everything": 0, "trainer": {"accelerator": "abacus"}, "model": f"{__name__}.Empty"})

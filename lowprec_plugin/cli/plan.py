@@ -101,8 +101,11 @@ def _made(module: str | None, config: str | None, allocate: bool) -> nn.Module:
     try:
         with torch.device("meta"):
             return described_module(module, config)
-    except (NotImplementedError, RuntimeError) as error:
+    except (RuntimeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, ValueError) else error
+        if not isinstance(cause, RuntimeError):
+            raise
         raise ValueError(
-            f"{module or config} cannot be made without memory for its weights ({str(error).splitlines()[0]}): "
+            f"{module or config} cannot be made without memory for its weights ({str(cause).splitlines()[0]}): "
             "allocate=true makes it with them, in this machine's memory"
-        ) from error
+        ) from cause

@@ -13,9 +13,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lowprec_plugin.poc.environment import device_name
 from lowprec_plugin.poc.measures import Measures
+from lowprec_plugin.poc.training import LEFT_OUT
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
 from lowprec_plugin.poc.words import ACCURACY, LOSS, way
-from lowprec_plugin.trainings import IN_THIS_PROCESS, Config, instantiate, quietly, rehearse
+from lowprec_plugin.trainings import IN_THIS_PROCESS, Config, instantiate, quietly, rehearse, unseen
 
 Mode = Literal["max", "min"]
 
@@ -31,6 +32,7 @@ class Rehearsed:
         activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs;
             ``"bf16 copies"``: what autocast keeps of weights besides.
         device: what it ran on.
+        left_out: classes of the configuration's and the module's own callbacks and loggers that no run has.
     """
 
     fitted: Sequence[str]
@@ -41,6 +43,7 @@ class Rehearsed:
     steps: int | None
     activations: Mapping[str, int]
     device: str
+    left_out: Sequence[str]
 
 
 def rehearsed(config: Config) -> Rehearsed:
@@ -71,7 +74,9 @@ def rehearsed(config: Config) -> Rehearsed:
     except Exception:  # a module that does not run so: its own run will say why
         pass
     device = device_name(cli.trainer.strategy.root_device)
-    return Rehearsed(fitted, validated, tested, has_validation, has_test, _steps(config), activations, device)
+    ending = [type(each).__name__ for each in cli.trainer.callbacks if isinstance(each, LEFT_OUT)]  # type: ignore[attr-defined]
+    left_out = sorted({*ending, *unseen(config)})
+    return Rehearsed(fitted, validated, tested, has_validation, has_test, _steps(config), activations, device, left_out)
 
 
 def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tuple[str, Mode, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehears
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
-from lowprec_plugin.poc.words import counted
+from lowprec_plugin.poc.words import counted, listed
 from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
@@ -39,7 +40,7 @@ def run_poc(
     model: str | None = None,
     data: str | None = None,
     task: Literal["digits", "mnist"] = "digits",
-    variants: Sequence[str | int] = DEFAULT,
+    variants: Sequence[str | int] | str = DEFAULT,
     metric: str | None = None,
     mode: Mode | None = None,
     seeds: int = 4,
@@ -59,10 +60,13 @@ def run_poc(
 
     Args:
         config: a LightningCLI configuration (YAML) of what to train; none: a task.
-        model: import path of a LightningModule, in place of the configuration's.
-        data: import path of a LightningDataModule, likewise.
+        model: import path of a LightningModule that is made without arguments, in place of the configuration's; or of a
+            function without arguments, annotated with the LightningModule that it returns: def make() -> Net. Arguments
+            are given by a configuration, as model.class_path and model.init_args.
+        data: import path of a LightningDataModule, or of such a function, likewise.
         task: where neither is given: "digits" (scikit-learn's, no download) or "mnist".
-        variants: which to run, by name; float32 and its twin are always run, for they are the yardstick.
+        variants: names, as a list or with commas between; float32 and its twin are always run, for they are the
+            yardstick.
         metric: what is compared: a name that the module logs; none: an accuracy or a loss that validation logs.
         mode: whether more of it is better, "max" or "min"; none: as its name says.
         seeds: how many; with at least 4 there is a verdict on equal quality.
@@ -72,7 +76,7 @@ def run_poc(
         price: of an hour of one device, in your own currency, for a line on cost.
         root: folder of MNIST's files.
         output: folder for the runs and the report.
-        progress: show a progress bar.
+        progress: show a progress bar; without one, and where there is no terminal, a line tells of each run.
 
     Returns:
         the records of all runs.
@@ -81,10 +85,15 @@ def run_poc(
         ValueError: for an argument outside its limits, a configuration that LightningCLI refuses, a metric that is not
             logged, or a folder with runs of something else, or in which another process is at work.
     """
+    if isinstance(variants, str):
+        variants = re.split(r",\s*(?![^<]*>)", variants)  # the comma of <2,10> is none between two
     arguments = {**locals(), "variants": [str(name) for name in variants]}  # a command line's 16 is a number
     _check(arguments)
-    complete = _placed(_bounded(read_config(config, model, data, epochs, _tasks(root)[task]), steps), devices)
+    given = read_config(config, model, data, epochs, _tasks(root)[task])
+    limits = ["max_time"] if given["trainer"].get("max_time") else []
+    complete = _placed(_bounded(given, steps), devices)
     found = rehearsed(complete)
+    unused = [*limits, *found.left_out]
     metric, mode, chosen = chosen_metric(found, metric, mode)
     left_out = {}
     if devices == 1 and WIRE.name in arguments["variants"]:
@@ -110,14 +119,14 @@ def run_poc(
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         claim(folder, study)
-        if progress:
-            print(f"{study.title}: {metric}, {chosen}", flush=True)
-            for name, why in left_out.items():
-                print(f"{name} is left out: {why}", flush=True)
+        print(f"{study.title}: {metric}, {chosen}", flush=True)
+        for name, why in left_out.items():
+            print(f"{name} is left out: {why}", flush=True)
+        if unused:
+            why = f"all runs take the same steps and write to {output} alone"
+            print(f"left out of the configuration, for {why}: {listed(unused)}", flush=True)
         try:
-            total = len(names) * seeds
-            with tqdm(total=total, disable=None if progress else True, unit="run", dynamic_ncols=True) as bar:
-                runs = _runs(study, folder, found, bar)
+            runs = _runs(study, folder, found, progress)
         except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
             print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
             raise SystemExit(130) from None
@@ -125,29 +134,44 @@ def run_poc(
     return runs
 
 
-def _runs(study: Study, folder: Path, found: Rehearsed, bar: Any) -> list[RunRecord]:
+def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[RunRecord]:
     """Every run of the study: from its record if it has ended, else made now."""
-    runs = []
+    # All variants of a seed in turn, so that a slow minute slows them alike.
+    ended = {(seed, name): _ended(run_folder(folder, name, seed)) for seed in study.seeds for name in study.variants}
+    there = sum(record is not None for record in ended.values())
+    hidden = None if progress else True  # None: where there is no terminal
+    bar = tqdm(total=len(ended), initial=there, disable=hidden, unit="run", dynamic_ncols=True)
 
     def told(epoch: int, step: int) -> None:
         bar.set_postfix(epoch=epoch + 1, step=step)
 
-    with closing(Processes(study.devices, fit)) as processes:
-        for seed in study.seeds:  # all variants of a seed in turn, so that a slow minute slows them alike
-            for name in study.variants:
+    runs = []
+    with closing(Processes(study.devices, fit)) as processes, bar:
+        if bar.disable and there:
+            print(f"{counted(there, 'run')} of {len(ended)} had ended before", flush=True)
+        for (seed, name), record in ended.items():
+            if record is None:
                 bar.set_description(f"{name}, seed {seed}")
-                at = run_folder(folder, name, seed)
-                record = _ended(at)
-                if record is None:
-                    variant, interval = VARIANTS[name], interval_of(study.config, study.steps)
-                    order = Order(
-                        variant.config(study.config, seed, study.steps), name, seed, variant.twin, at, study.metric,
-                        found.has_validation, found.has_test, interval, found.activations,
-                    )  # fmt: skip
-                    record = train(order, told, processes)
-                runs.append(record)
+                variant, interval = VARIANTS[name], interval_of(study.config, study.steps)
+                order = Order(
+                    variant.config(study.config, seed, study.steps), name, seed, variant.twin,
+                    run_folder(folder, name, seed), study.metric, found.has_validation, found.has_test, interval,
+                    found.activations,
+                )  # fmt: skip
+                record = train(order, told, processes)
                 bar.update()
+                if bar.disable:
+                    print(_line(record, study.metric), flush=True)
+            runs.append(record)
     return runs
+
+
+def _line(run: RunRecord, metric: str) -> str:
+    """What became of a run, for those who see no progress bar."""
+    told = f"{run.status}: {run.reason}" if run.reason else run.status
+    if run.status == "finished" and metric in run.metrics:
+        told = f"{metric} {run.metrics[metric]:.4g}"
+    return f"{run.variant}, seed {run.seed}: {told}, {run.seconds:.1f} s"
 
 
 def _tasks(root: str) -> dict[str, Config]:

@@ -7,9 +7,12 @@ from lowprec_plugin.trainings.making import (
     perturb_last_bit_,
     quietly,
     rehearse,
+    unseen,
 )
+from lowprec_plugin.trainings.refusals import is_of_parser, refused
 
 __all__ = [
     "Config", "DIGITS", "read_config", "class_path", "plugin_options", "with_plugin",
-    "IN_THIS_PROCESS", "instantiate", "rehearse", "quietly", "perturb_last_bit_",
+    "IN_THIS_PROCESS", "instantiate", "rehearse", "quietly", "perturb_last_bit_", "unseen",
+    "is_of_parser", "refused",
 ]  # fmt: skip

@@ -83,7 +83,7 @@ def _by_path(path: str, given: Any) -> Config:
 
 def plugin_options(config: Config) -> dict[str, Any]:
     """What the configuration says of our plugin already; what is not chosen here is kept."""
-    for plugin in _plugins(config):
+    for plugin in one_or_more(config["trainer"].get("plugins")):
         if _is_ours(plugin):
             return dict(plugin.get("init_args") or {}) if isinstance(plugin, dict) else {}
     return {}
@@ -91,15 +91,15 @@ def plugin_options(config: Config) -> dict[str, Any]:
 
 def with_plugin(config: Config, options: Mapping[str, Any] | None, seed: int) -> Config:
     """``config`` with the plugin of ``options`` (``None``: float32, without it) and a seed."""
-    others = [plugin for plugin in _plugins(config) if not _is_ours(plugin)]
+    others = [plugin for plugin in one_or_more(config["trainer"].get("plugins")) if not _is_ours(plugin)]
     ours = [] if options is None else [{"class_path": PLUGIN, "init_args": dict(options)}]
     trainer = {**config["trainer"], "plugins": [*others, *ours]}
     return copy.deepcopy({"seed_everything": seed, **config, "trainer": trainer})
 
 
-def _plugins(config: Config) -> list[Any]:
-    plugins = config["trainer"].get("plugins") or []
-    return plugins if isinstance(plugins, list) else [plugins]
+def one_or_more(given: Any) -> list[Any]:
+    """What a configuration may have none, one or several of."""
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def _is_ours(plugin: Any) -> bool:

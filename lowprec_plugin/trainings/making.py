@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lowprec_plugin.trainings.config import Config, class_path
+from lowprec_plugin.trainings.config import Config, class_path, one_or_more
+from lowprec_plugin.trainings.refusals import is_of_parser, refused
 
 #: What such runs leave out: they are not logged, saved or shown unless the caller says so.
 _UNSEEN = {
@@ -48,6 +50,17 @@ def perturb_last_bit_(module: torch.nn.Module) -> None:
         param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
 
 
+def unseen(config: Config) -> list[str]:
+    """Classes of the callbacks and loggers of ``config`` that :func:`instantiate` leaves out."""
+    callbacks, loggers = (one_or_more(config["trainer"].get(name)) for name in ("callbacks", "logger"))
+    left_out = [each for each in callbacks if _is_unseen(each)] + [each for each in loggers if each is not True]
+    return [class_path(each).rpartition(".")[2] for each in left_out]
+
+
+def _is_unseen(callback: Any) -> bool:
+    return class_path(callback).endswith(_UNSEEN_CALLBACKS)
+
+
 def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: Any) -> LightningCLI:
     """Module, data and trainer of ``config``, made as ``lowprec fit`` makes them, without what people look at.
 
@@ -60,9 +73,7 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
         ValueError: for a configuration that LightningCLI does not take.
     """
     config = copy.deepcopy(config)
-    own = config["trainer"].get("callbacks") or []
-    own = own if isinstance(own, list) else [own]
-    kept = [each for each in own if not class_path(each).endswith(_UNSEEN_CALLBACKS)]
+    kept = [each for each in one_or_more(config["trainer"].get("callbacks")) if not _is_unseen(each)]
     config["trainer"] = {**config["trainer"], **_UNSEEN, **trainer, "callbacks": kept}
     with warnings.catch_warnings():
         # LightningCLI warns where it is given arguments beside a command line, here our own command's.
@@ -75,13 +86,25 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
                 trainer_defaults={"callbacks": list(callbacks)},
                 parser_kwargs={"exit_on_error": False},
             )
-        except ArgumentError as error:
-            raise ValueError(f"the configuration is refused: {error}") from error
+        except (ArgumentError, ValueError) as error:
+            if not is_of_parser(error):
+                raise
+            short = refused(error, config)
+            raise short from short.__cause__
 
 
 def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI:
-    """Two batches of training and validation, in this process: everything that fails at once fails now."""
+    """Two batches of training and validation, in this process: everything that fails at once fails now.
+
+    Raises:
+        ValueError: as :func:`instantiate`, and for a module without data.
+    """
     with quietly():
         cli = instantiate(config, callbacks, fast_dev_run=2, **IN_THIS_PROCESS)
+        if cli.datamodule is None and not is_overridden("train_dataloader", cli.model):
+            raise ValueError(
+                f"model={class_path(config['model'])!r} has no train_dataloader: give the data to train on, "
+                "data=package.DataModule, or data: in the configuration"
+            )
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return cli

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lowprec_plugin.bench.models import Transformer
@@ -60,3 +61,11 @@ class NeedsMemory(nn.Linear):
     def __init__(self) -> None:
         super().__init__(4, 4)
         self.first = float(self.weight[0, 0])
+
+
+class LightningNeedsMemory(LightningModule):
+    """The same, as a configuration's model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = NeedsMemory()

@@ -63,6 +63,16 @@ def test_what_needs_memory_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.empty(0).device.type == "cpu"
 
 
+def test_what_needs_memory_says_so_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {class_path: tests.plan.models.LightningNeedsMemory}")
+    assert run(f"--config={config}") == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r".*config.yaml cannot be made without memory .*\): allocate=true makes it .*\n", said)
+    assert run(f"--config={config}", "--allocate=true") == 0
+    assert "20 parameters" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

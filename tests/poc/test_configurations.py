@@ -24,7 +24,7 @@ def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_configuration_of_another_user(tmp_path: Path) -> None:
+def test_a_configuration_of_another_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By YAML as LightningCLI saves it: a loss to go by, a head in float, callbacks that would end runs apart."""
     config = {
         "ckpt_path": None, "weights_only": None, "seed_everything": True,
@@ -32,6 +32,7 @@ def test_a_configuration_of_another_user(tmp_path: Path) -> None:
             "max_epochs": 6, "max_time": {"seconds": 0}, "accelerator": "cpu", "precision": "32-true",
             "gradient_clip_val": float("inf"),
             "plugins": {"class_path": "lowprec_plugin.FixedPointPrecision", "init_args": {"keep_float": ["head.*"]}},
+            "logger": "CSVLogger",
             "callbacks": ["RichProgressBar", {"class_path": "EarlyStopping",
                                               "init_args": {"monitor": "val_size", "patience": 1}}],
         },
@@ -40,6 +41,10 @@ def test_a_configuration_of_another_user(tmp_path: Path) -> None:
     (tmp_path / "line.yaml").write_text(yaml.safe_dump(config))
     output = tmp_path / "poc"
     runs = run_poc("line.yaml", variants=["16", "12 with ramp"], seeds=1, output=str(output), progress=False)
+    assert (
+        f"\nleft out of the configuration, for all runs take the same steps and write to {output} alone: max_time, "
+        "CSVLogger, EarlyStopping, ModelCheckpoint and RichProgressBar\n"
+    ) in capsys.readouterr().out
     study = load_study(output)
     assert (study.metric, study.mode, study.steps) == ("val_loss", "min", 24)
     assert study.variants["16"] == "plugins=FixedPointPrecision(keep_float=['head.*'], word_length=16)"

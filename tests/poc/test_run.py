@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,15 +17,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tqdm.std import tqdm
 
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.files import alone_in
 from lowprec_plugin.poc import VARIANTS, training
-from lowprec_plugin.poc.records import RunRecord, load
+from lowprec_plugin.poc.records import RunRecord, load, save
 from lowprec_plugin.poc.run import DEFAULT, run_poc
 from lowprec_plugin.poc.study import load_runs, load_study, run_folder
 from lowprec_plugin.tasks import MLP
 from lowprec_plugin.trainings import perturb_last_bit_
+from tests.poc.staged import record
 from tests.poc.users import Sorter
 
 USERS = ["--model=tests.poc.users.Sorter", "--data=tests.poc.users.Clouds"]
@@ -35,6 +39,14 @@ def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
     monkeypatch.setattr("sys.argv", ["lowprec"])
     monkeypatch.chdir(tmp_path)
+
+
+def staged(order: training.Order, *_: Any) -> RunRecord:
+    """In place of a run: a record that is made up."""
+    made = record(order.variant, order.seed, metrics={"val_acc": 0.9})
+    order.folder.mkdir(parents=True)
+    save(order.folder / "run.json", made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +302,7 @@ def test_a_folder_of_something_else_is_left_alone(
     ("arguments", "message"),
     [
         (["--variants=[32]"], "no variant '32'"),
+        (["--variants=16,<2,11>"], "no variant '<2,11>'"),
         (["--seeds=0"], "seeds=0"),
         (["--epochs=0"], "epochs=0"),
         (["--steps=-1"], "steps=-1"),
@@ -305,6 +318,8 @@ def test_a_folder_of_something_else_is_left_alone(
         (["--model=tests.poc.users.Line", "--steps=2", "--metric=val_size"], "give mode=max or mode=min"),
         (["--model=tests.poc.users.Silent", "--steps=2"], "no validation or test logs an accuracy or a loss"),
         (["--model=tests.poc.users.Nobody", "--steps=2"], "Nobody"),
+        (["--model=tests.poc.users.Sorter", "--steps=2"], "users.Sorter' has no train_dataloader: give the data to "
+         "train on, data=package.DataModule, or data: in the configuration"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_run(
@@ -323,6 +338,60 @@ def test_nothing_is_drawn_where_nobody_looks(tmp_path: Path, capfd: pytest.Captu
     """Standard error is no terminal here."""
     assert main(["poc", *USERS, "--steps=3", "--seeds=1", "--variants=[16]", "--output=poc"]) == 0
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("variants", "names"),
+    [("16", ["16"]), ("16/8, <2,10> nearest,12", ["16/8", "<2,10> nearest", "12"]), ("[16, 12]", ["16", "12"])],
+)
+def test_variants_by_name(variants: str, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With commas between them, or as a list."""
+    monkeypatch.setattr("lowprec_plugin.poc.run.train", staged)
+    arguments = ["poc", *USERS, "--steps=2", "--seeds=1", "--metric=val_acc", "--output=poc"]
+    assert main([*arguments, f"--variants={variants}"]) == 0
+    assert list(load_study(tmp_path / "poc").variants) == ["float32", "float32 twin", *names]
+
+
+def test_what_is_told_without_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The study and what it leaves out, then a line for each run as it ends; of runs that are there, how many."""
+    monkeypatch.setattr(Sorter, "fail", 12)
+    arguments = ["poc", *USERS, "--steps=4", "--variants=12,16,8-bit wire", "--seeds=1", "--output=poc",
+                 "--progress=false"]  # fmt: skip
+    assert main(arguments) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("users.Clouds, 4 steps: val_acc, chosen of what validation logs (val_acc)")
+    assert told[1] == "8-bit wire is left out: one process sends nothing: give devices=2 or more"
+    of_runs = ["float32, seed 0: val_acc 0", "float32 twin, seed 0: val_acc 0", "12, seed 0: failed: RuntimeError: no",
+               "16, seed 0: val_acc 0"]  # fmt: skip
+    for line, expected in zip(told[2:6], of_runs, strict=True):
+        assert line.startswith(expected)
+        assert re.search(r", \d+\.\d s$", line)
+    assert told[6] == ""
+    monkeypatch.setattr(Sorter, "fail", 0)
+    assert main(arguments) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[:3] == [*told[:2], "3 runs of 4 had ended before"]
+    assert again[3].startswith("12, seed 0: val_acc 0")
+    assert again[4] == ""
+
+
+def test_runs_that_are_there_cost_the_bar_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins where they end, so that the time that is left is that of runs that are made now."""
+    bars = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**{**given, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("lowprec_plugin.poc.run.tqdm", Bar)
+    monkeypatch.setattr("lowprec_plugin.poc.run.train", staged)
+    arguments = ["poc", *USERS, "--steps=2", "--variants=16", "--output=poc"]
+    assert main([*arguments, "--seeds=1"]) == 0
+    assert main([*arguments, "--seeds=3"]) == 0
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(0, 3, 3), (3, 9, 9)]
 
 
 def test_the_twin_starts_one_last_bit_away() -> None:

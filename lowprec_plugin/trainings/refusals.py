@@ -1,0 +1,71 @@
+"""Why a module or its data could not be made, in short: jsonargparse lists every type that it tried."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowprec_plugin.trainings.config import Config, class_path
+
+PARTS = {"model": "LightningModule", "data": "LightningDataModule"}
+
+
+def is_of_parser(error: BaseException) -> bool:
+    """Whether jsonargparse raised it, and not what it called."""
+    name: str = _last(error)[0].f_globals.get("__name__", "")
+    return name.partition(".")[0] == "jsonargparse"
+
+
+def refused(error: Exception, config: Config) -> ValueError:
+    """What to raise, from its own cause, for what jsonargparse said of ``config``: the path, the reason, the remedy."""
+    cause: BaseException = error
+    while is_of_parser(cause) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    for part, base in PARTS.items():
+        given = config.get(part)
+        if given and class_path(given) in str(error):
+            short = ValueError(f"{part}={class_path(given)!r} {_reason(cause, given, part, base)}")
+            break
+    else:
+        short = ValueError(f"the configuration is refused: {error}")
+    short.__cause__ = cause
+    return short
+
+
+def _reason(cause: BaseException, given: Any, part: str, base: str) -> str:
+    path = class_path(given)
+    if isinstance(cause, ImportError | AttributeError) and is_of_parser(cause):
+        return f"cannot be imported: {cause}"
+    if isinstance(cause, ValueError) and is_of_parser(cause) and f"subclass of {base}" in str(cause):
+        if _is_unannotated(path):
+            name = path.rpartition(".")[2]
+            return f"is a function without a return annotation: write def {name}() -> Net, the {base} that it returns"
+        return f"is no {base}, and no function annotated with the one that it returns, as in def make() -> Net"
+    why = str(cause)
+    if not is_of_parser(cause):
+        frame, line = _last(cause)
+        why = f"{type(cause).__name__}: {cause} ({Path(frame.f_code.co_filename).name}, line {line})"
+    if isinstance(given, Mapping) and given.get("init_args"):
+        return f"cannot be made with its init_args: {why}"
+    return (
+        f"cannot be made without arguments: {why}. Give a configuration, --config, with {part}.class_path and its "
+        f"arguments, {part}.init_args; or the path of a function without arguments, annotated with the {base} that it "
+        "returns, as in def make() -> Net"
+    )
+
+
+def _is_unannotated(path: str) -> bool:
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):  # a name without its package, which jsonargparse looks up
+        return False
+    return inspect.isroutine(found) and "return" not in getattr(found, "__annotations__", {})
+
+
+def _last(error: BaseException) -> tuple[Any, int]:
+    """The frame that raised it, and the line."""
+    return list(traceback.walk_tb(error.__traceback__))[-1]
