@@ -34,8 +34,9 @@ HOW = {
     "wire/float32": "median over the runs of float32_sent",
     "wire/share": "wire/sent over wire/float32",
     "step/": "median over the runs of step_ms",
-    "step/ratio": "geometric mean over the seeds of step_ms's median over that of float32's run of the same seed",
-    "step/error": "standard error of step/ratio: the larger of the twins' and the seeds' own (lowprec_plugin.quality)",
+    "step/ratio": "median over the seeds of step_ms's median over that of float32's run of the same seed",
+    "step/error": "step/ratio x 1.858 x median deviation of its logarithm / sqrt(seeds), the twins' from 0 or the seeds' "
+    "own, whichever is larger",
     "updates/": "mean over all layers of all runs, weighted by their elements",
     "model/": "parameters x memory / held/total: everything measured grows alike",
     "model/ratio": "float32's held/total over the variant's",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Literal
 
 from lowprec_plugin.poc.groups import Group, Groups
-from lowprec_plugin.quality import compare
 
 #: A smaller difference is nobody's concern.
 SLOWER = 1.05
+#: From the median absolute deviation of normal numbers to the standard error of the median of one: 1.4826 sqrt(pi / 2).
+SPREAD = 1.858
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,10 @@ class Pace:
     """A variant's step time over float32's.
 
     Attributes:
-        ratio: geometric mean over the seeds, each held against float32's run of the same seed, made shortly before.
-        error: one standard error of ``ratio``: what float32's twin shows, which runs the very same code, or the seeds
-            among themselves where that is larger.
+        ratio: median over the seeds, each held against float32's run of the same seed, made shortly before. A median,
+            for a machine with other work has some runs that say nothing.
+        error: one standard error of ``ratio``, from the median deviation of its logarithm: what float32's twin shows,
+            which runs the very same code, or the seeds among themselves where that is larger.
         word: ``"slower"`` or ``"faster"`` if the difference is beyond two standard errors and 5 %, else ``""``.
     """
 
@@ -35,10 +38,15 @@ def pace(groups: Groups, variant: str) -> Pace | None:
     seeds = [seed for seed in sides[2] if seed in sides[0] and seed in sides[1]]
     if not seeds:
         return None
-    found = compare(*([side[seed] for seed in seeds] for side in sides))
-    beyond = abs(found.difference) > max(2 * found.standard_error, math.log(SLOWER))
-    ratio = math.exp(found.difference)
-    return Pace(ratio, ratio * found.standard_error, ("slower" if ratio > 1 else "faster") if beyond else "")
+    plain, twin, ours = ([side[seed] for seed in seeds] for side in sides)
+    apart = [a - b for a, b in zip(ours, plain, strict=True)]
+    middle = statistics.median(apart)
+    noise = statistics.median(abs(a - b) for a, b in zip(twin, plain, strict=True))
+    own = statistics.median(abs(each - middle) for each in apart)
+    error = SPREAD * max(noise, own) / math.sqrt(len(seeds))
+    beyond = abs(middle) > max(2 * error, math.log(SLOWER))
+    ratio = math.exp(middle)
+    return Pace(ratio, ratio * error, ("slower" if ratio > 1 else "faster") if beyond else "")
 
 
 def _logarithms(group: Group) -> dict[int, float]:

@@ -105,11 +105,12 @@ def paced(each: list[dict[str, Any]], runs: dict[str, list[dict[str, Any]]]) -> 
     ]
     seeds = sorted(set.intersection(*map(set, sides)))
     apart = [sides[0][seed] - sides[1][seed] for seed in seeds]
-    noise = math.sqrt(statistics.fmean((sides[2][seed] - sides[1][seed]) ** 2 for seed in seeds))
-    ratio = math.exp(statistics.fmean(apart))
+    noise = statistics.median(abs(sides[2][seed] - sides[1][seed]) for seed in seeds)
+    middle = statistics.median(apart)
     if each is runs["float32"]:
         return {"step/ratio": 1.0}
-    return {"step/ratio": ratio, "step/error": ratio * max(noise, statistics.stdev(apart)) / math.sqrt(len(seeds))}
+    spread = max(noise, statistics.median(abs(one - middle) for one in apart))
+    return {"step/ratio": math.exp(middle), "step/error": math.exp(middle) * 1.858 * spread / math.sqrt(len(seeds))}
 
 
 def recomputed(folder: Path) -> dict[str, dict[str, float]]:
