@@ -35,8 +35,8 @@ HOW = {
     "wire/share": "wire/sent over wire/float32",
     "step/": "median over the runs of step_ms",
     "step/ratio": "median over the seeds of step_ms's median over that of float32's run of the same seed",
-    "step/error": "step/ratio x 1.858 x median deviation of its logarithm / sqrt(seeds); the twins' deviation from 0, or "
-    "the seeds' own where that is larger",
+    "step/error": "step/ratio x 1.858 x median deviation of its logarithm / sqrt(seeds); the twins' from 0, or the "
+    "seeds' own where that is larger",
     "updates/": "mean over all layers of all runs, weighted by their elements",
     "model/": "parameters x memory / held/total: everything measured grows alike",
     "model/ratio": "float32's held/total over the variant's",
