@@ -54,6 +54,12 @@ class WordLengthRamp:
     unit: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ladder, Sequence) or isinstance(self.ladder, str):
+            raise ValueError(f"ladder={self.ladder!r} is not a sequence of word lengths, such as (12, 16, 20, 24)")
+        if self.at is not None and not isinstance(self.at, Mapping):
+            raise ValueError(f"at={self.at!r} does not map epochs or steps to word lengths, as {{30: 16, 60: 20}} does")
+        if self.at is not None and self.monitor is not None:
+            raise ValueError(f"monitor={self.monitor!r} beside at: a schedule watches nothing, so drop one of them")
         for name in ("patience", "cooldown"):
             check_integer(getattr(self, name), name)
         if self.patience < 1 or self.cooldown < 0:

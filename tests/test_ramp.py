@@ -109,6 +109,9 @@ def test_schedule() -> None:
         ({"unit": "day"}, "unit='day'"),
         ({"at": {30: 20, 60: 16}}, "must grow"),
         ({"at": {0.5: 16}}, "epoch=0.5 is not an integer"),
+        ({"at": (2, 5)}, r"at=\(2, 5\) does not map epochs or steps"),
+        ({"at": {2: 16}, "monitor": "val_loss"}, "monitor='val_loss' beside at: a schedule watches nothing"),
+        ({"ladder": 12}, "ladder=12 is not a sequence of word lengths"),
     ],
 )  # fmt: skip
 def test_bad_values(options: dict[str, Any], message: str) -> None:
