@@ -8,8 +8,9 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .PHONY: quickstart test lint bench clean
 
+# One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
-	$(BIN)/lowprec poc
+	OMP_NUM_THREADS=1 $(BIN)/lowprec poc
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest -q
