@@ -5,8 +5,8 @@ from __future__ import annotations
 from lowprec_plugin.poc.groups import BF16, Groups
 from lowprec_plugin.poc.outcomes import Finding
 from lowprec_plugin.poc.pace import pace
-from lowprec_plugin.poc.wording import PRACTICAL, SHORT, Words, seeds_to_settle
-from lowprec_plugin.poc.words import bytes_text, counted, listed, spoken, times
+from lowprec_plugin.poc.wording import PRACTICAL, SHORT, Words, names, seeds_to_settle
+from lowprec_plugin.poc.words import bytes_text, counted, spoken, times
 from lowprec_plugin.quality import MIN_SEEDS
 
 #: Share of all bytes that activations take, from which on they are worth a word.
@@ -33,7 +33,7 @@ def advice(words: Words) -> list[str]:
     said += _avoid(words)
     said += _seeds(words)
     if failed := _of(words, "failed", "no run"):
-        said.append(f"See why there is no result of {_names(failed)}; the same command goes on where it stopped.")
+        said.append(f"See why there is no result of {names(failed)}; the same command goes on where it stopped.")
     return [*said, "Before you decide, repeat the choice at the length and size of your real training."]
 
 
@@ -46,7 +46,7 @@ def _adopt(words: Words) -> list[str]:
     best = min(ours, key=lambda each: held[each.variant]).variant
     whole = groups.float32.held
     if whole is None or held[best] >= whole:
-        return [f"{_names(ours)}: equal in quality, but no bytes were saved here."]
+        return [f"{names(ours)}: equal in quality, but no bytes were saved here."]
     little = ", little less" if held[best] > LITTLE * whole else ""
     saved = f"{bytes_text(held[best])} where float32 holds {bytes_text(whole)}{little}"
     said = [f"Try {spoken(best)}: of what is equal it holds fewest bytes, {saved}."]
@@ -65,7 +65,7 @@ def _none_equal(words: Words) -> list[str]:
     if _of(words, "equal"):
         return ["bf16 mixed precision is equal to float32; no fixed-point variant is shown to be."]
     if better := _of(words, "better"):
-        return [f"Nothing speaks against {_names(better)} in quality: repeat with other seeds to see if it lasts."]
+        return [f"Nothing speaks against {names(better)} in quality: repeat with other seeds to see if it lasts."]
     open_ = _of(words, "few seeds", "unsettled", "no run", "failed")
     return [] if open_ or not words.findings else ["Stay with float32: no variant that was tried keeps its quality."]
 
@@ -83,12 +83,12 @@ def _activations(groups: Groups, variant: str) -> list[str]:
 
 def _avoid(words: Words) -> list[str]:
     bad = _of(words, "worse", "diverged")
-    names = {each.variant for each in words.findings}
+    tried = {each.variant for each in words.findings}
     recovered = {each.recovers for each in words.findings}
     said = []
     nearest = [each for each in bad if "nearest" in each.variant]
     if nearest:
-        said.append(f"Do not use {_names(nearest)}: round stochastically, which keeps small updates on average.")
+        said.append(f"Do not use {names(nearest)}: round stochastically, which keeps small updates on average.")
     for each in bad:
         if each in nearest or each.variant == BF16:
             continue
@@ -96,7 +96,7 @@ def _avoid(words: Words) -> list[str]:
             said.append(f"{spoken(each.variant)} needs its ramp.")
         elif each.variant.endswith("ramp"):
             said.append(f"{spoken(each.variant)} is not enough: begin wider, or let the ramp widen earlier.")
-        elif not any(name.startswith(each.variant) and name.endswith("ramp") for name in names):
+        elif not any(name.startswith(each.variant) and name.endswith("ramp") for name in tried):
             said.append(f"For {spoken(each.variant)} give more bits, or let a ramp widen it.")
     return said
 
@@ -106,14 +106,14 @@ def _seeds(words: Words) -> list[str]:
     if few := _of(words, "few seeds"):
         more = MIN_SEEDS - min(len(each.seeds) for each in few)
         said.append(
-            f"Run {counted(more, 'more seed')} for a verdict on {_names(few)}: runs that are there are not repeated."
+            f"Run {counted(more, 'more seed')} for a verdict on {names(few)}: runs that are there are not repeated."
         )
     if unsettled := [each for each in _of(words, "unsettled") if not each.diverged]:
         most = max(seeds_to_settle(each) for each in unsettled)
         said.append(
-            f"Run about {most} seeds to settle {_names(unsettled)}."
+            f"Run about {most} seeds to settle {names(unsettled)}."
             if most <= PRACTICAL
-            else f"Float32's own seeds and twins end too far apart to settle {_names(unsettled)}: let the learning "
+            else f"Float32's own seeds and twins end too far apart to settle {names(unsettled)}: let the learning "
             "rate fall towards zero, train longer, or compare a metric with less noise. Until then go by how much "
             "worse it may be."
         )
@@ -122,7 +122,3 @@ def _seeds(words: Words) -> list[str]:
 
 def _of(words: Words, *outcomes: str) -> list[Finding]:
     return [each for each in words.findings if each.outcome in outcomes]
-
-
-def _names(findings: list[Finding]) -> str:
-    return listed([spoken(each.variant) for each in findings])

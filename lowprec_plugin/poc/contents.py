@@ -11,7 +11,7 @@ from lowprec_plugin.poc.curves import Point, curve, training_loss
 from lowprec_plugin.poc.figures import Figure, Figures, figures
 from lowprec_plugin.poc.groups import Group, Groups
 from lowprec_plugin.poc.records import RunRecord
-from lowprec_plugin.poc.study import FILE, Study, load_runs, load_study, run_folder
+from lowprec_plugin.poc.study import FILE, RUN, Study, load_runs, load_study, run_folder
 from lowprec_plugin.poc.verdict import Verdict, judge
 from lowprec_plugin.poc.words import bytes_text, large, share, significant, times
 from lowprec_plugin.quality import LIMIT
@@ -27,7 +27,6 @@ class Contents:
 
     Attributes:
         study, groups, verdict, figures: what was asked, run, found and computed.
-        loss: the name of the training loss's curve; ``None``: none was logged.
         curves: by name of the curve and variant.
         layers: by variant, of those that count; the shares are means over the runs.
         files: the run files of a variant by seed, relative to the report's folder.
@@ -37,7 +36,6 @@ class Contents:
     groups: Groups
     verdict: Verdict
     figures: Figures
-    loss: str | None
     curves: dict[str, dict[str, list[Point]]]
     layers: dict[str, list[Layer]]
     files: dict[str, dict[int, str]]
@@ -97,7 +95,7 @@ def read(folder: Path) -> Contents:
         raise ValueError(f"no run in {folder} has ended yet: there is nothing to report but {FILE}")
     files = {
         variant: {
-            run.seed: str((run_folder(folder, variant, run.seed) / "run.json").relative_to(folder))
+            run.seed: str((run_folder(folder, variant, run.seed) / RUN).relative_to(folder))
             for run in runs
             if run.variant == variant
         }
@@ -117,7 +115,6 @@ def make(study: Study, runs: Sequence[RunRecord], files: dict[str, dict[int, str
         groups,
         judge(runs, study.metric, study.mode, list(study.variants)),
         figures(groups, study, LIMIT),
-        loss,
         {name: {variant: points for variant, points in each.items() if points} for name, each in curves.items()},
         {group.variant: layers for group in groups.settings if (layers := _layers(group))},
         files,

@@ -56,7 +56,6 @@ class Card:
     """What the page says of a variant first."""
 
     name: str
-    given: str
     outcome: Outcome
     sign: str
     word: str
@@ -76,7 +75,7 @@ def _cards(contents: Contents) -> list[Card]:
         }
         cards.append(
             Card(
-                spoken(variant), contents.study.variants.get(variant, ""), finding.outcome, *SIGNS[finding.outcome],
+                spoken(variant), finding.outcome, *SIGNS[finding.outcome],
                 contents.verdict.sentences[variant],
                 [(label, cell) for label, cell in figures.items() if cell[0].name],
             )

@@ -43,7 +43,7 @@ class Words:
         equal = [each for each in self._of("equal") if each.recovers is None]
         if equal:
             evidence = self.evidence(equal[0]) if len(equal) == 1 else self._range(equal)
-            clauses.append(f"{_names(equal)} {_are(equal)} within seed noise of float32 ({evidence})")
+            clauses.append(f"{names(equal)} {_are(equal)} within seed noise of float32 ({evidence})")
         worse = self._of("worse")
         if worse:
             each = [f"{spoken(finding.variant)} ({self.difference(finding)})" for finding in worse]
@@ -60,7 +60,7 @@ class Words:
             ("failed", "without a result"), ("no run", "not run yet"),
         ):  # fmt: skip
             if some := self._of(outcome):
-                clauses.append(f"{_names(some)} {_are(some)} {text}")
+                clauses.append(f"{names(some)} {_are(some)} {text}")
         if len(equal) > 1:
             clauses.append("of those that are equal, none is shown to be better than another")
         return _sentence("; ".join(clauses) or "nothing was compared with float32")
@@ -282,7 +282,8 @@ def _there(finding: Finding) -> Comparison:
     return finding.comparison
 
 
-def _names(findings: Sequence[Finding]) -> str:
+def names(findings: Sequence[Finding]) -> str:
+    """Their variants, in a sentence."""
     return listed([spoken(finding.variant) for finding in findings])
 
 
