@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from argparse import ArgumentError
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lowprec_plugin.trainings import is_of_parser, refused
+from lowprec_plugin.trainings import read_yaml, refused_in_short
 
 
 class _Unread(dict[Any, Any]):
@@ -119,12 +117,7 @@ def configured_module(path: str | Path) -> nn.Module:
     Raises:
         ValueError: if the file is not there or no YAML, has no model with a ``class_path``, or one that cannot be made.
     """
-    if not Path(path).exists():
-        raise ValueError(f"there is no configuration {path}")
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path)
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or "class_path" not in model:
         raise ValueError(
@@ -133,13 +126,8 @@ def configured_module(path: str | Path) -> nn.Module:
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
-    try:
+    with refused_in_short({"model": model}, f"the model: of {path}"):
         made = parser.instantiate_classes(parser.parse_object({"model": dict(model)}))
-    except (ArgumentError, ValueError) as error:
-        if not is_of_parser(error):
-            raise
-        short = refused(error, {"model": model})
-        raise ValueError(f"the model: of {path} is refused: {short}") from short.__cause__
     module: nn.Module = made.model
     return module
 

@@ -39,10 +39,7 @@ def read_config(
             raise ValueError(f"data={data!r} needs a module to train: give model=, or a config with both")
         found = {"trainer": {}} if model else copy.deepcopy(default)
     else:
-        try:
-            found = get_loader("yaml")(Path(config).read_text(encoding="utf-8"))  # as LightningCLI reads it, 1e-3 too
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"config={config!r} cannot be read: {error}") from error
+        found = read_yaml(config)
         if not isinstance(found, dict):
             raise ValueError(f"config={config!r} is not a LightningCLI configuration: a mapping with trainer and model")
     for part, path in (("model", model), ("data", data)):
@@ -68,6 +65,18 @@ def read_config(
             "the plugin has a ramp, and the formats of a run are chosen here: leave it out, and put it in afterwards"
         )
     return found
+
+
+def read_yaml(config: str | Path) -> Any:
+    """The content of a configuration, as LightningCLI reads it: ``1e-3`` is a number.
+
+    Raises:
+        ValueError: if it is not there, or is no YAML.
+    """
+    try:
+        return get_loader("yaml")(Path(config).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config={str(config)!r} cannot be read: {error}") from error
 
 
 def class_path(given: Any) -> str:

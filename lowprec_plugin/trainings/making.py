@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lowprec_plugin.trainings.config import Config, class_path, one_or_more
-from lowprec_plugin.trainings.refusals import is_of_parser, refused
+from lowprec_plugin.trainings.refusals import refused_in_short
 
 #: What such runs leave out: they are not logged, saved or shown unless the caller says so.
 _UNSEEN = {
@@ -78,7 +77,7 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
     with warnings.catch_warnings():
         # LightningCLI warns where it is given arguments beside a command line, here our own command's.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        try:
+        with refused_in_short(config):
             return LightningCLI(
                 args=config,
                 run=False,
@@ -86,11 +85,6 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
                 trainer_defaults={"callbacks": list(callbacks)},
                 parser_kwargs={"exit_on_error": False},
             )
-        except (ArgumentError, ValueError) as error:
-            if not is_of_parser(error):
-                raise
-            short = refused(error, config)
-            raise short from short.__cause__
 
 
 def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import traceback
-from collections.abc import Mapping
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +16,53 @@ from lowprec_plugin.trainings.config import Config, class_path
 PARTS = {"model": "LightningModule", "data": "LightningDataModule"}
 
 
-def is_of_parser(error: BaseException) -> bool:
+@contextmanager
+def refused_in_short(config: Config, where: str = "the configuration") -> Iterator[None]:
+    """What jsonargparse refuses of ``config`` within is told as the path, the reason and the remedy.
+
+    Args:
+        where: what is refused when no part of ``config`` is to blame.
+
+    Raises:
+        ValueError: from the refusal's own cause. What a class or function raises when it is called passes as it is,
+            unless jsonargparse wraps it.
+    """
+    try:
+        yield
+    except (ArgumentError, ValueError) as error:
+        if not _is_of_parser(error):
+            raise
+        cause: BaseException = error
+        while _is_of_parser(cause) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(_in_short(error, cause, config, where)) from cause
+
+
+def _is_of_parser(error: BaseException) -> bool:
     """Whether jsonargparse raised it, and not what it called."""
     name: str = _last(error)[0].f_globals.get("__name__", "")
     return name.partition(".")[0] == "jsonargparse"
 
 
-def refused(error: Exception, config: Config) -> ValueError:
-    """What to raise, from its own cause, for what jsonargparse said of ``config``: the path, the reason, the remedy."""
-    cause: BaseException = error
-    while is_of_parser(cause) and cause.__cause__ is not None:
-        cause = cause.__cause__
+def _in_short(error: Exception, cause: BaseException, config: Config, where: str) -> str:
     for part, base in PARTS.items():
         given = config.get(part)
         if given and class_path(given) in str(error):
-            short = ValueError(f"{part}={class_path(given)!r} {_reason(cause, given, part, base)}")
-            break
-    else:
-        short = ValueError(f"the configuration is refused: {error}")
-    short.__cause__ = cause
-    return short
+            return f"{part}={class_path(given)!r} {_reason(cause, given, part, base)}"
+    return f"{where} is refused: {error}"
 
 
 def _reason(cause: BaseException, given: Any, part: str, base: str) -> str:
     path = class_path(given)
-    if isinstance(cause, ImportError | AttributeError) and is_of_parser(cause):
+    if isinstance(cause, ImportError | AttributeError) and _is_of_parser(cause):
         return f"cannot be imported: {cause}"
-    if isinstance(cause, ValueError) and is_of_parser(cause) and f"subclass of {base}" in str(cause):
+    if isinstance(cause, ValueError) and _is_of_parser(cause) and f"subclass of {base}" in str(cause):
         if _is_unannotated(path):
             name = path.rpartition(".")[2]
             return f"is a function without a return annotation: write def {name}() -> Net, the {base} that it returns"
         return f"is no {base}, and no function annotated with the one that it returns, as in def make() -> Net"
     why = str(cause)
-    if not is_of_parser(cause):
+    if not _is_of_parser(cause):
         frame, line = _last(cause)
         why = f"{type(cause).__name__}: {cause} ({Path(frame.f_code.co_filename).name}, line {line})"
     if isinstance(given, Mapping) and given.get("init_args"):

@@ -100,8 +100,8 @@ def test_a_network_by_its_import_path(tmp_path: Path) -> None:
         ("c", ["--module=torch.nn.Linear"], "torch.nn.Linear is called without arguments, and answers: .* missing"),
         ("c", ["--module=tests.export.nets.initial"], "the checkpoint is not that of tests.export.nets.initial"),
         ("c", ["--module=a.b", "--config=c"], "module='a.b' and config='c': give one of them"),
-        ("c", ["--config=configs/none.yaml"], "there is no configuration configs/none.yaml"),
-        ("c", ["--config=README.md"], "README.md is not YAML"),
+        ("c", ["--config=configs/none.yaml"], "config=.configs/none.yaml. cannot be read: .*No such file"),
+        ("c", ["--config=README.md"], "config=.README.md. cannot be read"),
         ("c", ["--config=configs/deepspeed_zero2.json"], "deepspeed_zero2.json has no model: with a class_path"),
     ],
 )
@@ -143,7 +143,10 @@ def test_an_output_that_cannot_be_written(checkpoint: Path, tmp_path: Path, caps
 def test_configurations_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "class.yaml").write_text("model:\n  class_path: no.such.Class\n")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    expected = {"class.yaml": "class.yaml is refused: .*No module named 'no'", "bytes.yaml": "bytes.yaml is not YAML"}
+    expected = {
+        "class.yaml": "model='no.such.Class' cannot be imported: .*No module named 'no'",
+        "bytes.yaml": "bytes.yaml' cannot be read",
+    }
     for name, message in expected.items():
         assert export("c", checkpoint, tmp_path / "net.h", f"--config={tmp_path / name}") == 2
         error = capsys.readouterr().err
