@@ -107,3 +107,19 @@ def compare(
         equal=verdict(max(twins_error, own_error)),
         equal_by_twins=verdict(twins_error),
     )
+
+
+def allowance(tolerance: float | str, mean: float) -> float:
+    """By how much a setting may be worse, in the metric's units: a number as it is, ``"0.5%"`` of ``mean``'s size.
+
+    Raises:
+        ValueError: for anything else, and for what is not above 0.
+    """
+    text = str(tolerance).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"tolerance={tolerance!r} is not a positive number such as 0.005, nor a share such as '0.5%'")
+    return number / 100 * abs(mean) if text.endswith("%") else number

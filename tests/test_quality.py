@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowprec_plugin.quality import compare
+from lowprec_plugin.quality import allowance, compare
 
 
 def test_within_the_twins_noise_is_equal() -> None:
@@ -64,3 +64,12 @@ def test_within_a_tolerance_two_standard_errors_included() -> None:
     scattered = compare(baseline, twins, [1.0, 1.008, 1.0, 1.008])  # the same mean, its own standard error 0.0023
     assert scattered.within(0.0051, higher_is_better=False) is False
     assert compare([1.0] * 3, [1.0] * 3, [1.0] * 3).within(1.0, higher_is_better=True) is None
+
+
+def test_an_allowance_is_a_number_or_a_share() -> None:
+    assert allowance(0.005, 3.0) == allowance(" 0.005", 3.0) == 0.005
+    assert allowance("0.5%", -3.0) == pytest.approx(0.015)
+    assert allowance("2 %", 3.0) == pytest.approx(0.06)
+    for bad in (0, -1, "-1%", "inf", "nan", "half", "%", ""):
+        with pytest.raises(ValueError, match="is not a positive number such as 0.005, nor a share such as '0.5%'"):
+            allowance(bad, 1.0)

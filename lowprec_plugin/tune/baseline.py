@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lowprec_plugin.quality import Comparison, compare
+from lowprec_plugin.quality import Comparison, allowance, compare
 from lowprec_plugin.tune.records import Run
 
 
@@ -54,9 +54,8 @@ class Baseline:
     @cached_property
     def tolerance(self) -> float:
         """In the metric's units."""
-        share = relative(self.allowed)
         values = self.values(self.runs)
-        return float(self.allowed) if share is None else share * abs(math.fsum(values) / len(values))
+        return allowance(self.allowed, math.fsum(values) / len(values))
 
     @property
     def epochs(self) -> int:
@@ -100,19 +99,3 @@ class Baseline:
             return 0.0
         runs, twins = zip(*pairs, strict=True)
         return compare(runs, twins, twins).noise
-
-
-def relative(allowed: float | str) -> float | None:
-    """The share that ``"0.5%"`` stands for; ``None`` for a number in the metric's units.
-
-    Raises:
-        ValueError: for anything else, and for what is not above 0.
-    """
-    text = str(allowed).strip()
-    try:
-        number = float(text.removesuffix("%"))
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"tolerance={allowed!r} is not a positive number such as 0.005, nor a share such as '0.5%'")
-    return number / 100 if text.endswith("%") else None

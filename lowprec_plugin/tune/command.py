@@ -14,9 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lowprec_plugin.formats import check_integer
-from lowprec_plugin.quality import MIN_SEEDS
+from lowprec_plugin.quality import MIN_SEEDS, allowance
 from lowprec_plugin.trainings import Config, plugin_options, read_config, with_plugin
-from lowprec_plugin.tune.baseline import Baseline, relative
+from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Costs, network_of
 from lowprec_plugin.tune.records import Judge, Records, Run
 from lowprec_plugin.tune.report import Found, save
@@ -156,7 +156,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name, words in (("mode", ("max", "min")), ("count", ("codes", "bytes"))):
         if arguments[name] not in words:
             raise ValueError(f"{name}={arguments[name]!r} is not one of {words}")
-    relative(arguments["tolerance"])
+    allowance(arguments["tolerance"], 1.0)
 
 
 def _costs(
