@@ -71,5 +71,5 @@ def test_an_allowance_is_a_number_or_a_share() -> None:
     assert allowance("0.5%", -3.0) == pytest.approx(0.015)
     assert allowance("2 %", 3.0) == pytest.approx(0.06)
     for bad in (0, -1, "-1%", "inf", "nan", "half", "%", ""):
-        with pytest.raises(ValueError, match="is not a positive number such as 0.005, nor a share such as '0.5%'"):
+        with pytest.raises(ValueError, match=r"is not a positive number such as 0.005, nor a share such as '0.5%'"):
             allowance(bad, 1.0)
