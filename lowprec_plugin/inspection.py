@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -56,7 +57,7 @@ def inspect_checkpoint(checkpoint: Any) -> list[Stored]:
             shards are looked at.
 
     Raises:
-        ValueError: if there is no tensor in it.
+        ValueError: if there is no tensor in it, or one that is sparse or has no values.
     """
     found: dict[object, Stored] = {}
     for path, tensor in _tensors(checkpoint, ()):
@@ -78,6 +79,11 @@ def _place(tensor: Tensor) -> object:
 def _tensors(held: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     if isinstance(held, Tensor):
         if held.is_floating_point() and held.dim() > 0:
+            if held.layout != torch.strided or held.is_meta:
+                what = "without values, of the meta device" if held.is_meta else _name_of(held.layout)
+                raise ValueError(
+                    f"{_name(path)} is {what}: only dense tensors are looked at, so leave it out of the file"
+                )
             yield path, held
     elif isinstance(held, Mapping):
         for name, value in held.items():
@@ -110,7 +116,11 @@ def _name(path: tuple[str, ...]) -> str:
 
 
 def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return _name_of(tensor.dtype)
+
+
+def _name_of(what: object) -> str:
+    return str(what).removeprefix("torch.")
 
 
 def _share(part: int, whole: int) -> float:

@@ -28,6 +28,8 @@ class _Unread(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         pass
 
+    __hash__ = object.__hash__  # type: ignore[assignment]  # an enum's member may be a key, or in a set
+
 
 def read_file(path: str | Path) -> Any:
     """What ``torch.save`` or Lightning wrote to a file, on the CPU: plain data and tensors, and nothing of the rest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import statistics
 from pathlib import Path
@@ -131,6 +132,12 @@ def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
     assert len(inspect_checkpoint({"one": equal, "other": equal.clone(), "none": equal[:0], "nothing": equal[:0]})) == 4
 
 
+class Kind(enum.Enum):
+    """May be a key, and in a set."""
+
+    ONE = 1
+
+
 class Harmful:
     """Makes a folder when it is unpickled by those who run what a file says."""
 
@@ -147,7 +154,9 @@ def harm(folder: str) -> None:
 
 def test_objects_of_others_are_left_unread(tmp_path: Path) -> None:
     """As hyperparameters of Lightning's checkpoints are, and the loss scaler in DeepSpeed's."""
-    hyperparameters = {"path": tmp_path, "by": statistics.NormalDist(), "harm": Harmful(tmp_path / "harm")}
+    hyperparameters = {
+        "path": tmp_path, "by": statistics.NormalDist(), "harm": Harmful(tmp_path / "harm"), Kind.ONE: {Kind.ONE},
+    }  # fmt: skip
     torch.save({"hyper_parameters": hyperparameters, "state_dict": {"a": torch.ones(3)}}, tmp_path / "own.ckpt")
     assert [each.name for each in inspect_checkpoint(read_file(tmp_path / "own.ckpt"))] == ["a"]
     assert not (tmp_path / "harm").exists()
@@ -170,11 +179,15 @@ def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "random.pt").write_bytes(bytes([0x80, 2, ord("q"), 0, 7, 9]))  # a pickle's beginning
     torch.save({"code": Path}, tmp_path / "code.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    torch.save({"graph": torch.eye(3).to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({"net": {"a": torch.empty(3, device="meta")}}, tmp_path / "meta.pt")
     expected = {
         "text.txt": "cannot be read as plain data", "nothing.pt": "cannot be read as plain data",
         "cut.pt": "cannot be read as plain data", "array.npy": "cannot be read as plain data",
         "random.pt": "cannot be read as plain data", "code.pt": "dict holds no tensors of numbers",
         "whole.pt": "holds an object whole (torch.nn.modules.linear.Linear)",
+        "sparse.pt": "graph is sparse_coo: only dense tensors are looked at",
+        "meta.pt": "net.a is without values, of the meta device",
         "none.pt": "dict holds no tensors of numbers", "": "is a folder", "missing.pt": "there is no checkpoint",
     }  # fmt: skip
     for name, message in expected.items():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 from lowprec_plugin.bench import run_allreduce, run_bench, run_emulation
@@ -84,7 +85,8 @@ def _call(command: str, given: Sequence[str]) -> int:
     options = parser.parse_args(given)
     try:
         function(**vars(options))
-    except (ValueError, OSError) as error:  # OSError: a path that cannot be read or written, which it names
+    # OSError: a path that cannot be read or written, which it names; the other is Lightning's ValueError.
+    except (ValueError, OSError, MisconfigurationException) as error:
         print(f"lowprec {command}: {error}", file=sys.stderr)
         return 2
     return 0

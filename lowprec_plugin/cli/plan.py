@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -69,8 +70,10 @@ def run_plan(
     Raises:
         ValueError: for a value outside its limits, or options that do not go together.
     """
-    if activations_gib < 0:
-        raise ValueError(f"activations_gib={activations_gib} is negative: give what a run has been measured to hold")
+    if not 0 <= activations_gib < math.inf:
+        raise ValueError(
+            f"activations_gib={activations_gib} is negative or not finite: give what a run has been measured to hold"
+        )
     model: nn.Module | int
     if module is None and config is None and parameters is None:
         raise ValueError("nothing is given to plan: give module=, config= or parameters=")
@@ -78,7 +81,7 @@ def run_plan(
         model = _made(module, config, allocate)
     elif module is not None or config is not None:
         raise ValueError(f"parameters={parameters:g} beside module= or config=: give one of the three")
-    elif parameters != int(parameters):
+    elif not (math.isfinite(parameters) and parameters == int(parameters)):
         raise ValueError(f"parameters={parameters} is not a whole number")
     else:
         model = int(parameters)

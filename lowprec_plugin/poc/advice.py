@@ -108,7 +108,12 @@ def _seeds(words: Words) -> list[str]:
         said.append(
             f"Run {counted(more, 'more seed')} for a verdict on {names(few)}: runs that are there are not repeated."
         )
-    if unsettled := [each for each in _of(words, "unsettled") if not each.diverged]:
+    if stuck := words.stuck:
+        said.append(
+            f"Compare something else (--metric, --mode), or make validation harder: {words.groups.metric} "
+            f"cannot tell {names(stuck)} from float32. Another metric takes up the runs that are there."
+        )
+    if unsettled := [each for each in _of(words, "unsettled") if not each.diverged and each not in stuck]:
         most = max(seeds_to_settle(each) for each in unsettled)
         said.append(
             f"Run about {most} seeds to settle {names(unsettled)}."

@@ -113,6 +113,15 @@ class Groups:
         sides = (self.float32.values, self.twin.values, self.of[variant].values)
         return compare(*([values[seed] for seed in seeds] for values in sides))
 
+    def stuck(self, variant: str) -> float | None:
+        """Where every run on those seeds ended, float32's, the twin's and the variant's; ``None``: not at one value.
+
+        At the end of its range, as an accuracy of 100 %, or where it stands still, a metric tells nothing apart.
+        """
+        sides = (self.float32.values, self.twin.values, self.of[variant].values)
+        ends = {values[seed] for values in sides for seed in self.paired(variant)}
+        return ends.pop() if len(ends) == 1 else None
+
     def share_held(self, variant: str) -> float | None:
         """Bytes that the variant holds over float32's; ``None`` if either is not known."""
         part, whole = self.of[variant].held, self.float32.held

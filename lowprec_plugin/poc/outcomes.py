@@ -2,8 +2,8 @@
 
 Everything rests on one rule, :func:`lowprec_plugin.quality.compare`. Around it stand the cases in which the rule must
 not be asked: float32 itself diverged or learned nothing, so that nothing can be said of precision; a variant diverged
-or failed; there are too few seeds; or a difference is within the noise but too large to be called equal, so that it is
-neither.
+or failed; there are too few seeds; every run ended at one value, as an accuracy of 100 %, which tells nothing apart; or
+a difference is within the noise but too large to be called equal, so that it is neither.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparis
         return "failed"
     if comparison is None or comparison.equal is None:
         return "few seeds"
+    if groups.stuck(group.variant) is not None:
+        return "unsettled"
     if comparison.equal:
         return "equal"
     if abs(comparison.difference) <= 2 * comparison.standard_error:

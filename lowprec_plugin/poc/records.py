@@ -41,6 +41,7 @@ class RunRecord:
         sent, float32_sent: bytes of gradients sent per step and process, and what float32 would; 0 for one process.
         step_ms: milliseconds of an optimizer step: ``median``, ``fast`` and ``slow`` (10 % of steps are outside each).
         seconds: of the whole run.
+        began: when the command did that made it; step times are compared within one.
         layers: every parameter.
         kept_in_float: parameters left in float though the variant stores in fixed-point, and why.
         widened: what a ramp widened: ``step``, ``word_length`` and ``reason``.
@@ -68,6 +69,7 @@ class RunRecord:
     float32_sent: float = 0.0
     step_ms: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    began: str = ""
     layers: list[Layer] = field(default_factory=list)
     kept_in_float: dict[str, str] = field(default_factory=dict)
     widened: list[dict[str, Any]] = field(default_factory=list)

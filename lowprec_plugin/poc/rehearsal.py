@@ -127,18 +127,18 @@ class _Count(Callback):
 
 
 def _steps(config: Config) -> int | None:
+    """And see whether a fit begins without ``fast_dev_run``, which hides what is wrong with limits and intervals."""
     trainer = config["trainer"]
     limit = None if trainer.get("max_steps") in (None, -1) else int(trainer["max_steps"])
-    if trainer.get("max_epochs") in (None, -1):
-        return limit
+    by_epochs = trainer.get("max_epochs") not in (None, -1)
     count = _Count()
     with quietly():
         cli = instantiate(
-            FLOAT32.config(config, 0, None), [count], max_steps=-1, min_epochs=None, min_steps=None,
-            num_sanity_val_steps=0, **IN_THIS_PROCESS,
+            FLOAT32.config(config, 0, None), [count], max_steps=-1 if by_epochs else limit, min_epochs=None,
+            min_steps=None, num_sanity_val_steps=0, **IN_THIS_PROCESS,
         )  # fmt: skip
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    if count.steps is None:
+    if not by_epochs or count.steps is None:
         return limit
     steps: int = math.ceil(count.steps / trainer["devices"])  # each process has its share of an epoch
     return steps if limit is None else min(steps, limit)

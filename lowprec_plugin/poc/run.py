@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +146,7 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
     def told(epoch: int, step: int) -> None:
         bar.set_postfix(epoch=epoch + 1, step=step)
 
-    runs = []
+    runs, began = [], datetime.now(timezone.utc).isoformat(timespec="seconds")
     with closing(Processes(study.devices, fit)) as processes, bar:
         if bar.disable and there:
             print(f"{counted(there, 'run')} of {len(ended)} had ended before", flush=True)
@@ -156,7 +157,7 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
                 order = Order(
                     variant.config(study.config, seed, study.steps), name, seed, variant.twin,
                     run_folder(folder, name, seed), study.metric, found.has_validation, found.has_test, interval,
-                    found.activations,
+                    found.activations, began,
                 )  # fmt: skip
                 record = train(order, told, processes)
                 bar.update()
@@ -199,6 +200,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
             check_integer(arguments[name], name)
             if arguments[name] < 1:
                 raise ValueError(f"{name}={arguments[name]} must be at least 1")
+    output = Path(arguments["output"])
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output={str(output)!r} is a file: give a folder, which is made if it is not there")
     price = arguments["price"]
     if price is not None and not 0 < price < math.inf:
         raise ValueError(f"price={price} must be above 0")

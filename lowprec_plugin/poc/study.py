@@ -72,6 +72,8 @@ def load_study(folder: Path) -> Study:
         ValueError: if ``folder`` holds none, or one of another version.
     """
     path = folder / FILE
+    if not path.exists():
+        raise ValueError(f"there is no {path}: give the folder that lowprec poc --output was given")
     try:
         content = json.loads(path.read_text())
         version = content.pop("version")

@@ -52,6 +52,7 @@ class Order:
         validated, tested: whether there is a validation, and a test, of what the fit ends with.
         interval: steps between two points of a curve.
         activations: bytes that float32 and bf16 keep for the backward pass, as :class:`.Rehearsed` has them.
+        began: when the command did.
     """
 
     config: Config
@@ -64,6 +65,7 @@ class Order:
     tested: bool
     interval: int
     activations: Mapping[str, int]
+    began: str
 
 
 def interval_of(config: Config, steps: int | None) -> int:
@@ -90,6 +92,7 @@ def train(order: Order, told: Told, processes: Processes) -> RunRecord:
             order.variant, order.seed, "failed", _reason(error), devices=order.config["trainer"]["devices"],
             seconds=round(time.perf_counter() - start, 3), environment=versions(),
         )  # fmt: skip
+    record = replace(record, began=order.began)
     save(order.folder / RUN, record)
     return record
 

@@ -20,6 +20,9 @@ LOST, SATURATED = 0.1, 0.01
 SHORT = 50
 #: More seeds than anybody runs.
 PRACTICAL = 100
+#: Standard errors. Of nine variants that are like float32, over four seeds, one or more is beyond two of them in 28 %
+#: of all reports, and beyond three in 6 %.
+SURE = 3
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,20 @@ class Words:
         ):  # fmt: skip
             if some := self._of(outcome):
                 clauses.append(f"{names(some)} {_are(some)} {text}")
+        if stuck := self.stuck:
+            clauses.append(f"for {names(stuck)} {self._cannot_tell(stuck[0])}")
         if len(equal) > 1:
             clauses.append("of those that are equal, none is shown to be better than another")
         return _sentence("; ".join(clauses) or "nothing was compared with float32")
+
+    @property
+    def stuck(self) -> list[Finding]:
+        """Those that are not settled because every run ended at one value."""
+        return [each for each in self._of("unsettled") if self.groups.stuck(each.variant) is not None]
+
+    def _cannot_tell(self, finding: Finding) -> str:
+        value = self.scale.value(_there(finding).baseline)
+        return f"{self.groups.metric} cannot tell: every run ended at {value}, float32's too"
 
     def sentence(self, finding: Finding) -> str:
         """What is found of one variant, with the evidence, and what it costs."""
@@ -73,7 +87,7 @@ class Words:
             "worse": self._worse,
             "better": lambda f: (
                 f"{name} differs from float32 by more than seed noise, in its favour ({self.evidence(f)}). That is a "
-                "difference, not a promise: do not count on it elsewhere"
+                f"difference, not a promise: do not count on it elsewhere{self._by_chance(f)}"
             ),
             "unsettled": self._unsettled,
             "few seeds": self._few_seeds,
@@ -108,9 +122,10 @@ class Words:
         parts = [f"It held {100 * held:.0f} % of float32's bytes."] if held else []
         if found:
             took = f"step took {found.ratio:.2f} ± {times(found.error)} float32's time"
-            parts.append(
-                f"{found.word.capitalize()}: a {took}." if found.word else f"A {took}: no difference that is shown."
-            )
+            shown = "no difference that is shown" if found.seeds > 1 else "one seed is too few to tell"
+            parts.append(f"{found.word.capitalize()}: a {took}." if found.word else f"A {took}: {shown}.")
+        elif self.groups.of[variant].step_ms and self.groups.float32.step_ms and self.groups.twin.step_ms:
+            parts.append("Its step time is not compared: no seed was timed with float32 and its twin by one command.")
         return " ".join(parts)
 
     def _range(self, findings: Sequence[Finding]) -> str:
@@ -162,7 +177,16 @@ class Words:
         found = _there(finding)
         small = abs(found.difference) < LIMIT * abs(found.baseline)
         end = f", beyond seed noise though below {100 * LIMIT:.1f} %" if small else ", beyond seed noise"
-        return f"{spoken(finding.variant)} is worse than float32 ({self.evidence(finding)}){end}"
+        return (
+            f"{spoken(finding.variant)} is worse than float32 ({self.evidence(finding)}){end}{self._by_chance(finding)}"
+        )
+
+    def _by_chance(self, finding: Finding) -> str:
+        """Who compares many variants finds differences where there are none; empty if this one is large or alone."""
+        found, many = _there(finding), sum(each.comparison is not None for each in self.findings)
+        if many == 1 or abs(found.difference) > SURE * found.standard_error:
+            return ""
+        return f". It was one of {many} comparisons, and by chance one in twenty comes out so: repeat with other seeds"
 
     def _unsettled(self, finding: Finding) -> str:
         name = spoken(finding.variant)
@@ -171,6 +195,8 @@ class Words:
                 f"{name} is not settled: it diverged on {self._diverged(finding)} ({self.reasons(finding)}), but "
                 f"float32 itself on {self._yardsticks_diverged()}, so that this need not be the precision"
             )
+        if finding in self.stuck:
+            return f"{name} is not settled: {self._cannot_tell(finding)}"
         return (
             f"{name} is not settled: its difference ({self.evidence(finding)}) is within two standard errors, but "
             f"above the {100 * LIMIT:.1f} % that count as equal; {self._to_settle(finding)}. {self._at_worst(finding)}"

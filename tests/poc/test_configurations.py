@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.cli.main import main
+from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_study
 from tests.poc.users import Sorter
@@ -41,6 +42,8 @@ def test_a_configuration_of_another_user(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "line.yaml").write_text(yaml.safe_dump(config))
     output = tmp_path / "poc"
     runs = run_poc("line.yaml", variants=["16", "12 with ramp"], seeds=1, output=str(output), progress=False)
+    assert {each.began for each in runs} == {load(each).began for each in output.glob("runs/*/run.json")} != {""}
+    assert len({each.began for each in runs}) == 1
     assert (
         f"\nleft out of the configuration, for all runs take the same steps and write to {output} alone: max_time, "
         "CSVLogger, EarlyStopping, ModelCheckpoint and RichProgressBar\n"
@@ -108,6 +111,20 @@ def test_a_trainer_that_cannot_be_compared_is_refused(trainer: dict[str, Any], m
     (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=re.escape(message)):
         run_poc("user.yaml")
+    assert not (tmp_path / "lowprec_poc").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"), [({"limit_train_batches": -1}, "-1 for limit_train_batches"),
+                              ({"gradient_clip_val": 1, "gradient_clip_algorithm": "no"}, "Allowed algorithms")]
+)  # fmt: skip
+def test_what_lightning_refuses_of_a_trainer_is_one_line(
+    argument: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"trainer": {"accelerator": "cpu", "max_steps": 2, **argument}, "model": "tests.poc.users.Line"}
+    (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
+    assert main(["poc", "--config=user.yaml"]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "lowprec_poc").exists()
 
 

@@ -64,7 +64,7 @@ def test_the_command_writes_it_again(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert reported(tmp_path)["verdict"]["headline"] in printed
     assert "| 16/8-bit " in printed
     assert main(["poc", "report", str(tmp_path / "nothing")]) == 2
-    assert "poc.json" in capsys.readouterr().err
+    assert "poc.json: give the folder that lowprec poc --output was given" in capsys.readouterr().err
 
 
 def test_a_damaged_run_leaves_the_report_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

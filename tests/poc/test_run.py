@@ -308,6 +308,7 @@ def test_a_folder_of_something_else_is_left_alone(
         (["--steps=-1"], "steps=-1"),
         (["--devices=0"], "devices=0"),
         (["--price=-2"], "price=-2"),
+        ([f"--output={__file__}"], "is a file: give a folder"),
         (["--task=imagenet"], "task"),
         (["--mode=best"], "mode"),
         (["--data=tests.poc.users.Clouds"], "needs a module to train"),

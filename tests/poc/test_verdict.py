@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowprec_plugin.poc.curves import training_loss
+from lowprec_plugin.poc.groups import Groups
+from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.verdict import Verdict, judge
 from tests.poc.staged import NOISE, curves, diverged, float32, full, record, runs, widened
@@ -124,7 +126,7 @@ def test_float32_learns_nothing() -> None:
 )
 def test_float32_that_learned_is_not_called_flat(changed: dict[str, list[tuple[int, float]]]) -> None:
     names = ("float32", "float32 twin", "16")
-    found = verdict([record(name, s, curves={**curves(s, 0.97), **changed}) for name in names for s in range(4)])
+    found = verdict([each for name in names for each in runs(name, 0.97, curves={**curves(0, 0.97), **changed})])
     assert found.baseline == "sound"
     assert outcomes(found) == {"16": "equal"}
 
@@ -257,6 +259,66 @@ def test_a_step_is_slower_only_beyond_what_the_twin_shows() -> None:
     assert "Slower: a step took 1.30 ± 0.01 ×" in said(1.3, 1.01, 1, 9, 0.99), "one run that says nothing"
     assert "Faster: a step took 0.80 ± 0.01 ×" in said(0.8, 1.01, 1.01, 1.02, 1)
     assert "no difference that is shown" in said(1.04, 1, 1, 1, 1), "nobody's concern"
+
+
+def test_the_step_of_one_seed_is_never_called_slower() -> None:
+    found = verdict([*float32(1), *runs("16", 0.9748, seeds=1)])
+    assert "A step took 1.56 ± 0.00 × float32's time: one seed is too few to tell." in found.costs["16"]
+    many, rng = 400, random.Random(1)
+
+    def called(seeds: int) -> float:
+        """The share of comparisons in which the very same code is called slower or faster."""
+        words = []
+        for _ in range(many):
+            records = [
+                record(name, seed, step_ms={"median": 10 * math.exp(0.1 * rng.gauss(0, 1))})
+                for name in ("float32", "float32 twin", "16") for seed in range(seeds)
+            ]  # fmt: skip
+            words.append(pace(Groups.make(records, "val_accuracy", "max"), "16").word)  # type: ignore[union-attr]
+        return sum(map(bool, words)) / many
+
+    assert called(1) == 0
+    assert called(4) < 0.08
+
+
+def test_step_times_of_two_commands_are_not_compared() -> None:
+    """A variant that is added on another day is timed on a machine with other work."""
+    before = [replace(run, began="Monday") for run in [*float32(), *runs("16", 0.9748)[:2]]]
+    after = [replace(run, began="Tuesday") for run in [*runs("16", 0.9748)[2:], *runs("12", 0.9748)]]
+    found = verdict([*before, *after])
+    assert "Slower: a step took 1.55 ± 0.01 ×" in found.costs["16"], "of the seeds that are left"
+    assert found.costs["12"].endswith(
+        "Its step time is not compared: no seed was timed with float32 and its twin by one command."
+    )
+
+
+@pytest.mark.parametrize("value", [1.0, 0.5, 0.0])
+def test_a_metric_that_is_the_same_in_every_run_tells_nothing_apart(value: float) -> None:
+    names = ("float32", "float32 twin", "16", "12")
+    found = verdict([record(name, seed, value) for name in names for seed in range(4)])
+    assert set(outcomes(found).values()) == {"unsettled"}
+    said = f"val_accuracy cannot tell: every run ended at {100 * value:.2f} %, float32's too."
+    assert found.headline.endswith(f"are not settled; for 16-bit stochastic and 12-bit stochastic {said}")
+    assert found.sentences["16"].endswith(f"16-bit stochastic is not settled: {said}")
+    assert any(each.startswith("Compare something else (--metric") for each in found.next)
+    assert not any(each.startswith(("Try", "Run about")) for each in found.next)
+    other = verdict([*(record(name, s, value) for name in names[:2] for s in range(4)), *runs("16", value + 0.1)])
+    assert outcomes(other)["16"] == "better", "it does tell where the variant ends elsewhere"
+
+
+def test_of_many_comparisons_one_may_come_out_by_chance() -> None:
+    """Said of what is just beyond two standard errors beside others, and of nothing else."""
+    alone = verdict([*float32(), *runs("16", 0.973)])
+    assert outcomes(alone) == {"16": "worse"}
+    near = alone.findings[0].comparison
+    assert near is not None
+    assert 2 < abs(near.difference) / near.standard_error < 3
+    assert "by chance" not in alone.sentences["16"]
+    many = verdict([*float32(), *runs("16", 0.973), *runs("12", 0.93), *runs("16/8", 0.977)])
+    assert "It was one of 3 comparisons, and by chance one in twenty comes out so" in many.sentences["16"]
+    assert outcomes(many)["16/8"] == "better"
+    assert "It was one of 3 comparisons" in many.sentences["16/8"]
+    assert "by chance" not in many.sentences["12"]
 
 
 def test_an_equal_variant_says_what_so_few_seeds_cannot_show() -> None:
