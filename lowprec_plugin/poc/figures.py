@@ -10,8 +10,7 @@ from lowprec_plugin.plan.table import SIZES
 from lowprec_plugin.poc.groups import BF16, KINDS, Group, Groups
 from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.study import Study
-from lowprec_plugin.poc.variants import FLOAT32
-from lowprec_plugin.poc.wording import average
+from lowprec_plugin.poc.variants import FLOAT32, TWIN
 
 #: Cards that are known by their memory, in GiB.
 CARDS = {size: cards for size, cards in SIZES.items() if cards}
@@ -22,7 +21,8 @@ HOW = {
     "metric/": "over the runs that finished",
     "metric/baseline": "float32's mean over the seeds on which float32, its twin and the variant finished",
     "metric/difference": "mean over these seeds of the variant minus float32",
-    "metric/standard_error": "of that mean: the larger of the twins' and the differences' own (lowprec_plugin.quality)",
+    "metric/standard_error": "of that mean: the larger of the twins' and the differences' own, and of the twin the "
+    "twins' (lowprec_plugin.quality)",
     "metric/noise": "root mean square over these seeds of twin minus float32",
     "metric/zone": "the lesser of two standard errors and of the limit, a share of the baseline",
     "held/": "median over the runs of held",
@@ -93,7 +93,7 @@ def _of_variant(groups: Groups, group: Group, study: Study, limit: float) -> dic
         **_cost(group, study),
     }
     for what in ("saturated", "lost", "unchanged"):
-        found |= _some(f"updates/{what}", average(group.runs, what), "share")
+        found |= _some(f"updates/{what}", group.average(what), "share")
     return found
 
 
@@ -118,11 +118,13 @@ def _metric(groups: Groups, group: Group, limit: float) -> dict[str, Figure]:
     comparison = groups.compare(group.variant)
     if comparison is None or group.variant == FLOAT32.name:
         return found
-    zone = min(2 * comparison.standard_error, limit * abs(comparison.baseline))
+    # The twin is the yardstick: beside it stands what the others are held against.
+    error = comparison.twins_error if group.variant == TWIN.name else comparison.standard_error
+    zone = min(2 * error, limit * abs(comparison.baseline))
     return found | {
         "metric/baseline": Figure(comparison.baseline, "metric"),
         "metric/difference": Figure(comparison.difference, "difference"),
-        "metric/standard_error": Figure(comparison.standard_error, "difference"),
+        "metric/standard_error": Figure(error, "difference"),
         "metric/noise": Figure(comparison.noise, "difference"),
         "metric/zone": Figure(zone, "difference"),
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
-from lowprec_plugin.quality import Comparison, compare
+from lowprec_plugin.quality import Comparison, allowance, compare
 
 #: bfloat16 autocast, by the name that the command line has for it.
 BF16 = "bf16"
@@ -48,6 +48,17 @@ class Group:
         found = [value for value in map(figure, self.runs) if value]
         return statistics.median(found) if found else None
 
+    def average(self, what: str) -> float | None:
+        """The mean of a share over all layers of all runs, by their elements; ``None``: it was not counted."""
+        found = [
+            (layer.elements, value)
+            for run in self.runs
+            for layer in run.layers
+            if (value := getattr(layer, what)) is not None
+        ]
+        elements = sum(count for count, _ in found)
+        return math.fsum(count * value for count, value in found) / elements if elements else None
+
     @property
     def kinds(self) -> dict[str, float]:
         """Bytes held by one process, by kind: medians over the runs that measured them; empty if none did."""
@@ -71,20 +82,30 @@ class Groups:
 
     Attributes:
         metric, higher_is_better: what is compared.
+        tolerance: by how much a variant may be worse, as :func:`lowprec_plugin.quality.allowance` has it; ``None``: by
+            no difference that can be seen.
         of: by variant, in the order of the study; a variant may have no run yet.
     """
 
     metric: str
     higher_is_better: bool
+    tolerance: float | str | None
     of: dict[str, Group]
 
     @classmethod
-    def make(cls, runs: Sequence[RunRecord], metric: str, mode: str, variants: Sequence[str] = ()) -> Groups:
+    def make(
+        cls,
+        runs: Sequence[RunRecord],
+        metric: str,
+        mode: str,
+        variants: Sequence[str] = (),
+        tolerance: float | str | None = None,
+    ) -> Groups:
         """Group ``runs``; ``variants`` gives the order and those that have no run."""
         names = dict.fromkeys([FLOAT32.name, TWIN.name, *variants, *(run.variant for run in runs)])
         ordered = sorted(runs, key=lambda run: run.seed)
         groups = {name: Group(name, metric, [run for run in ordered if run.variant == name]) for name in names}
-        return cls(metric, mode == "max", groups)
+        return cls(metric, mode == "max", tolerance, groups)
 
     @property
     def float32(self) -> Group:
@@ -95,6 +116,11 @@ class Groups:
     def twin(self) -> Group:
         """The baseline's twin, which measures the noise."""
         return self.of[TWIN.name]
+
+    @property
+    def steps(self) -> int:
+        """The most that a run of float32 made."""
+        return max((run.steps for run in self.float32.runs), default=0)
 
     @property
     def settings(self) -> list[Group]:
@@ -112,6 +138,14 @@ class Groups:
             return None
         sides = (self.float32.values, self.twin.values, self.of[variant].values)
         return compare(*([values[seed] for seed in seeds] for values in sides))
+
+    def tolerated(self, variant: str) -> bool:
+        """Whether the variant is within the tolerance even if two standard errors are added to what it is worse by."""
+        found = self.compare(variant)
+        if found is None or self.tolerance is None:
+            return False
+        allowed = allowance(self.tolerance, found.baseline)
+        return bool(found.within(allowed, higher_is_better=self.higher_is_better))
 
     def stuck(self, variant: str) -> float | None:
         """Where every run on those seeds ended, float32's, the twin's and the variant's; ``None``: not at one value.

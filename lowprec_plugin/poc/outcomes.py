@@ -8,19 +8,34 @@ a difference is within the noise but too large to be called equal, so that it is
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lowprec_plugin.poc.curves import learned
 from lowprec_plugin.poc.groups import Group, Groups
-from lowprec_plugin.quality import Comparison
+from lowprec_plugin.quality import LIMIT, Comparison
 
-#: ``"better"`` is beyond the noise too, and is no promise. ``"no yardstick"``: float32 is not fit to compare with.
+#: Fewer steps than these, and updates that are lost have not added up to anything yet.
+SHORT = 50
+#: More seeds than anybody runs.
+PRACTICAL = 100
+#: Standard errors. Of nine variants that are like float32, over four seeds, one or more is beyond two of them in 28 %
+#: of all reports, and beyond three in 6 %.
+SURE = 3
+#: ``"tolerated"``: not equal, but worse by no more than the user allows, two standard errors included. ``"better"`` is
+#: beyond the noise too, and is no promise. ``"no yardstick"``: float32 is not fit to compare with.
 Outcome = Literal[
-    "equal", "worse", "better", "unsettled", "few seeds", "diverged", "failed", "no run", "no yardstick"
+    "equal", "tolerated", "worse", "better", "unsettled", "few seeds", "diverged", "failed", "no run", "no yardstick"
 ]  # fmt: skip
+#: Each as a reader is told it.
+SPOKEN: dict[Outcome, str] = {
+    "equal": "equal", "tolerated": "within what you allow", "worse": "worse", "better": "different",
+    "unsettled": "not settled", "few seeds": "too few seeds", "diverged": "diverged", "failed": "no result",
+    "no run": "not run yet", "no yardstick": "cannot be judged",
+}  # fmt: skip
 #: ``"unstable"``: some of the runs of float32 or of its twin diverged. ``"flat"``: they learned nothing.
 Baseline = Literal["sound", "unstable", "flat", "diverged", "failed", "no run"]
 
@@ -46,6 +61,12 @@ class Finding:
     recovers: str | None = None
     widened: tuple[int, ...] = ()
 
+    @property
+    def compared(self) -> Comparison:
+        """The comparison, where the outcome says that there is one."""
+        assert self.comparison is not None
+        return self.comparison
+
 
 def baseline(groups: Groups) -> Baseline:
     """Whether float32 and its twin are fit to compare with."""
@@ -68,6 +89,30 @@ def findings(groups: Groups) -> list[Finding]:
     state = baseline(groups)
     found = {group.variant: _finding(groups, group, state) for group in groups.settings}
     return [_with_ramp(each, found, groups.of[each.variant]) for each in found.values()]
+
+
+def of(found: Sequence[Finding], *outcomes: Outcome) -> list[Finding]:
+    """Those that came out so."""
+    return [finding for finding in found if finding.outcome in outcomes]
+
+
+def is_short(groups: Groups) -> bool:
+    """Whether the runs are too short to show what a format does."""
+    return groups.steps < SHORT
+
+
+def may_be_chance(finding: Finding, found: Sequence[Finding]) -> bool:
+    """Whether a difference beyond two standard errors is small enough to be chance beside the other comparisons."""
+    comparisons = sum(each.comparison is not None for each in found)
+    return comparisons > 1 and abs(finding.compared.difference) <= SURE * finding.compared.standard_error
+
+
+def seeds_to_settle(finding: Finding) -> int:
+    """How many seeds bring two standard errors down to the limit of what counts as equal; above PRACTICAL: too many."""
+    seen, limit = 2 * finding.compared.standard_error, LIMIT * abs(finding.compared.baseline)
+    if seen > PRACTICAL * limit:  # of a metric that is near zero, or zero, where no share of it is anything
+        return PRACTICAL + 1
+    return math.ceil(len(finding.seeds) * (seen / limit) ** 2)
 
 
 def _finding(groups: Groups, group: Group, state: Baseline) -> Finding:
@@ -96,9 +141,12 @@ def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparis
         return "unsettled"
     if comparison.equal:
         return "equal"
-    if abs(comparison.difference) <= 2 * comparison.standard_error:
-        return "unsettled"
-    return "worse" if comparison.worse(higher_is_better=groups.higher_is_better) > 0 else "better"
+    beyond = abs(comparison.difference) > 2 * comparison.standard_error
+    if beyond and comparison.worse(higher_is_better=groups.higher_is_better) < 0:
+        return "better"
+    if groups.tolerated(group.variant):
+        return "tolerated"
+    return "worse" if beyond else "unsettled"
 
 
 def _with_ramp(finding: Finding, found: Mapping[str, Finding], group: Group) -> Finding:

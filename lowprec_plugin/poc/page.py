@@ -14,24 +14,17 @@ from lowprec_plugin.poc.contents import Contents
 from lowprec_plugin.poc.curves import Point
 from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
-from lowprec_plugin.poc.outcomes import Outcome
+from lowprec_plugin.poc.outcomes import SPOKEN, Outcome
 from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
 from lowprec_plugin.poc.words import bytes_text, spoken
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
-#: A sign and a word for each outcome: never a colour alone.
-SIGNS: dict[Outcome, tuple[str, str]] = {
-    "equal": ("✓", "equal"),
-    "worse": ("✗", "worse"),
-    "better": ("≠", "different"),
-    "unsettled": ("?", "not settled"),
-    "few seeds": ("…", "too few seeds"),
-    "diverged": ("✗", "diverged"),
-    "failed": ("–", "no result"),
-    "no run": ("…", "not run yet"),
-    "no yardstick": ("?", "cannot be judged"),
-}
+#: A sign beside the word of each outcome: never a colour alone.
+SIGNS: dict[Outcome, str] = {
+    "equal": "✓", "tolerated": "✓", "worse": "✗", "better": "≠", "unsettled": "?", "few seeds": "…", "diverged": "✗",
+    "failed": "–", "no run": "…", "no yardstick": "?",
+}  # fmt: skip
 #: The memory, in GB, of the card that is pictured.
 PICTURED = 80
 
@@ -71,11 +64,11 @@ def _cards(contents: Contents) -> list[Card]:
         word = f", {time.word}" if time and time.word == "slower" else ""
         figures = {
             "of float32's bytes": [tables.part(contents, variant, "held/share")],
-            f"of its step time{word}": [tables.part(contents, variant, "step/ratio")],
+            f"of its step time{word}": tables.ratio_of_steps(contents, variant),
         }
         cards.append(
             Card(
-                spoken(variant), finding.outcome, *SIGNS[finding.outcome],
+                spoken(variant), finding.outcome, SIGNS[finding.outcome], SPOKEN[finding.outcome],
                 contents.verdict.sentences[variant],
                 [(label, cell) for label, cell in figures.items() if cell[0].name],
             )
@@ -139,7 +132,7 @@ def _curves(contents: Contents) -> list[Panels]:
         theirs = curves.get(FLOAT32.name, [])
         shown = {variant: points for variant, points in curves.items() if variant not in (FLOAT32.name, TWIN.name)}
         every = [point for points in [theirs, *shown.values()] for point in points]
-        if max(map(len, [theirs, *shown.values()]), default=0) < 2:
+        if not shown or max(map(len, [theirs, *shown.values()]), default=0) < 2:
             continue
         low, high = _range(theirs or every)
         last = max(point.step for point in every)
@@ -201,7 +194,7 @@ def _time(contents: Contents) -> Markup | None:
 
 def _beside_float32(contents: Contents, title: str, name: str, ratio: str, *, judged: bool = False) -> Markup | None:
     """A bar for each variant, with its multiple of float32's; ``judged``: and a word where its quality is not equal."""
-    words = {finding.variant: SIGNS[finding.outcome][1] for finding in contents.verdict.findings if judged}
+    words = {finding.variant: SPOKEN[finding.outcome] for finding in contents.verdict.findings if judged}
     rows = []
     for variant, figures in contents.figures.items():
         if name not in figures or variant == TWIN.name:

@@ -27,6 +27,7 @@ from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.poc.words import counted, listed
+from lowprec_plugin.quality import allowance
 from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
@@ -44,6 +45,7 @@ def run_poc(
     variants: Sequence[str | int] | str = DEFAULT,
     metric: str | None = None,
     mode: Mode | None = None,
+    tolerance: float | str | None = None,
     seeds: int = 4,
     epochs: int | None = None,
     steps: int | None = None,
@@ -70,6 +72,8 @@ def run_poc(
             yardstick.
         metric: what is compared: a name that the module logs; none: an accuracy or a loss that validation logs.
         mode: whether more of it is better, "max" or "min"; none: as its name says.
+        tolerance: by how much a variant may be worse and still be taken: a number in the metric's units, or a share of
+            float32's such as 2%; none: what is not equal to float32 is worse, or open.
         seeds: how many; with at least 4 there is a verdict on equal quality.
         epochs: of each run, in place of the configuration's.
         steps: of each run at most, likewise.
@@ -115,6 +119,7 @@ def run_poc(
         price=price,
         versions=versions(),
         device=found.device,
+        tolerance=tolerance,
     )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +208,8 @@ def _check(arguments: Mapping[str, Any]) -> None:
     output = Path(arguments["output"])
     if output.exists() and not output.is_dir():
         raise ValueError(f"output={str(output)!r} is a file: give a folder, which is made if it is not there")
+    if arguments["tolerance"] is not None:
+        allowance(arguments["tolerance"], 1.0)
     price = arguments["price"]
     if price is not None and not 0 < price < math.inf:
         raise ValueError(f"price={price} must be above 0")

@@ -42,6 +42,8 @@ class Study:
         price: of an hour of one device, in the user's own currency; ``None`` if it was not given.
         versions: of the packages.
         device: what it runs on.
+        tolerance: by how much a variant may be worse and still be taken: a number in the metric's units, or text such
+            as ``"2%"``; ``None`` if it was not given.
     """
 
     title: str
@@ -58,6 +60,7 @@ class Study:
     price: float | None
     versions: dict[str, str]
     device: str
+    tolerance: float | str | None = None
 
 
 def save_study(folder: Path, study: Study) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lowprec_plugin.markdown import markdown_table
 from lowprec_plugin.poc.contents import Contents
 from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
+from lowprec_plugin.poc.outcomes import SPOKEN
 from lowprec_plugin.poc.words import share, significant, spoken
 from lowprec_plugin.telemetry import Layer
 
@@ -72,27 +73,34 @@ def quality(contents: Contents) -> Table:
     header = ["variant", "mean", "lowest seed", "highest seed", "difference from float32", "seeds", "verdict"]
     table = Table(f"{contents.study.metric} at the end, by variant", header)
     found = {finding.variant: finding for finding in contents.verdict.findings}
-    for variant, group in contents.groups.of.items():
+    for variant in contents.groups.of:
         finding = found.get(variant)
         table.rows.append(
             [
                 [Part(spoken(variant))],
                 *([part(contents, variant, f"metric/{name}")] for name in ("mean", "low", "high")),
                 difference(contents, variant),
-                [Part(f"{len(group.values)} of {len(contents.study.seeds)}")],
-                [Part(finding.outcome if finding else NONE)],
+                [Part(_seeds(contents, variant))],
+                [Part(SPOKEN[finding.outcome] if finding else NONE)],
             ]
         )
     return table
+
+
+def _seeds(contents: Contents, variant: str) -> str:
+    """How many finished, and of how many the difference is, where that is not the same."""
+    finished, compared = len(contents.groups.of[variant].values), len(contents.groups.paired(variant))
+    said = f"{finished} of {len(contents.study.seeds)}"
+    return said if compared == finished else f"{said}, {compared} compared"
 
 
 def summary(contents: Contents) -> Table:
     """The decision in a table."""
     header = [
         "variant", contents.study.metric, "difference from float32", "verdict", "bytes held", "of float32's bytes",
-        "step", "of float32's step",
+        "step", "of float32's step, seed by seed",
     ]  # fmt: skip
-    found = {finding.variant: finding.outcome for finding in contents.verdict.findings}
+    found = {finding.variant: SPOKEN[finding.outcome] for finding in contents.verdict.findings}
     names = ("metric/mean", "held/total", "held/share", "step/median", "step/ratio")
     rows = []
     for variant in contents.groups.of:
@@ -115,6 +123,14 @@ def difference(contents: Contents, variant: str) -> Cell:
         Part(right, variant, "metric/standard_error", error.value),
         Part(unit),
     ]
+
+
+def ratio_of_steps(contents: Contents, variant: str) -> Cell:
+    """A step's time over float32's, with its standard error."""
+    ratio, error = (part(contents, variant, f"step/{name}") for name in ("ratio", "error"))
+    if not error.name:
+        return [ratio]
+    return [replace(ratio, text=ratio.text.removesuffix(" ×")), Part(" ± "), error]
 
 
 def memory(contents: Contents) -> Table:
@@ -141,8 +157,8 @@ def wire(contents: Contents) -> Table:
 def time(contents: Contents) -> Table:
     """Milliseconds of a step."""
     columns = {
-        "median": "step/median", "of float32's": "step/ratio", "±": "step/error", "a tenth is below": "step/fast",
-        "a tenth is above": "step/slow", "peak memory": "peak/bytes",
+        "median": "step/median", "of float32's, seed by seed": "step/ratio", "±": "step/error",
+        "a tenth is below": "step/fast", "a tenth is above": "step/slow", "peak memory": "peak/bytes",
     }  # fmt: skip
     return plain(contents, "Time of a training step, and the most memory in use", columns, list(contents.groups.of))
 

@@ -37,14 +37,22 @@ class Verdict:
     scale: Scale
 
 
-def judge(runs: Sequence[RunRecord], metric: str, mode: str, variants: Sequence[str] = ()) -> Verdict:
+def judge(
+    runs: Sequence[RunRecord],
+    metric: str,
+    mode: str,
+    variants: Sequence[str] = (),
+    tolerance: float | str | None = None,
+) -> Verdict:
     """Judge every variant by ``metric``, of which more is better if ``mode`` is ``"max"``.
 
     Args:
         runs: of all variants and seeds, in any order.
         variants: their order, and those that have no run yet.
+        tolerance: by how much a variant may be worse: a number in the metric's units, or text such as ``"2%"`` of
+            float32's; ``None``: what is not equal is worse, or open.
     """
-    groups = Groups.make(runs, metric, mode, variants)
+    groups = Groups.make(runs, metric, mode, variants, tolerance)
     scale = Scale.of(metric, [value for group in groups.of.values() for value in group.values.values()])
     found = findings(groups)
     words = Words(groups, scale, baseline(groups), found)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowprec_plugin.poc.curves import learned, training_loss
-from lowprec_plugin.poc.groups import Group, Groups
-from lowprec_plugin.poc.outcomes import Baseline, Finding
+from lowprec_plugin.poc.groups import Groups
+from lowprec_plugin.poc.outcomes import (
+    PRACTICAL,
+    Baseline,
+    Finding,
+    Outcome,
+    is_short,
+    may_be_chance,
+    of,
+    seeds_to_settle,
+)
 from lowprec_plugin.poc.pace import pace
-from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.phrases import are, at_steps, failure, names, part_of, reasons, sentence
 from lowprec_plugin.poc.words import Scale, counted, listed, share, spoken, times
-from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
+from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: From here on an evidence in the counted updates is worth a word.
 LOST, SATURATED = 0.1, 0.01
-#: Fewer steps than these, and updates that are lost have not added up to anything yet.
-SHORT = 50
-#: More seeds than anybody runs.
-PRACTICAL = 100
-#: Standard errors. Of nine variants that are like float32, over four seeds, one or more is beyond two of them in 28 %
-#: of all reports, and beyond three in 6 %.
-SURE = 3
 
 
 @dataclass(frozen=True)
@@ -38,45 +40,48 @@ class Words:
         """All of it in one sentence."""
         if self.baseline not in ("sound", "unstable"):
             return f"{self.baseline_sentence()} This comparison says nothing of precision."
-        steps, clauses = max(run.steps for run in self.groups.float32.runs), []
-        if steps < SHORT:
-            clauses.append(f"these runs had {counted(steps, 'step')}, too few to show what a format does")
+        clauses = []
+        if is_short(self.groups):
+            clauses.append(f"these runs had {counted(self.groups.steps, 'step')}, too few to show what a format does")
         if self.baseline == "unstable":
             clauses.append(f"float32 itself diverged on {self._yardsticks_diverged()}")
-        equal = [each for each in self._of("equal") if each.recovers is None]
+        equal = [each for each in of(self.findings, "equal") if each.recovers is None]
         if equal:
             evidence = self.evidence(equal[0]) if len(equal) == 1 else self._range(equal)
-            clauses.append(f"{names(equal)} {_are(equal)} within seed noise of float32 ({evidence})")
-        worse = self._of("worse")
+            clauses.append(f"{names(equal)} {are(equal)} within seed noise of float32 ({evidence})")
+        if within := of(self.findings, "tolerated"):
+            clauses.append(f"{names(within)} {are(within)} within the {self.allowed} that you allow")
+        worse = of(self.findings, "worse")
         if worse:
             each = [f"{spoken(finding.variant)} ({self.difference(finding)})" for finding in worse]
-            clauses.append(f"{listed(each)} {_are(worse)} {'not' if equal else 'worse than float32'}")
+            clauses.append(f"{listed(each)} {are(worse)} {'not' if equal and not within else 'worse than float32'}")
         for finding in worse:
             clauses += self._recovered(finding, "it" if len(worse) == 1 else spoken(finding.variant))
-        for finding in self._of("diverged"):
+        for finding in of(self.findings, "diverged"):
             clauses.append(f"{spoken(finding.variant)} diverged on {self._diverged(finding)} and float32 on none")
             clauses += self._recovered(finding, "it")
-        for finding in self._of("better"):
+        for finding in of(self.findings, "better"):
             clauses.append(f"{spoken(finding.variant)} differs, in its favour ({self.difference(finding)})")
-        for outcome, text in (
+        remaining: list[tuple[Outcome, str]] = [
             ("unsettled", "not settled"), ("few seeds", f"without a verdict, which needs {MIN_SEEDS} seeds"),
             ("failed", "without a result"), ("no run", "not run yet"),
-        ):  # fmt: skip
-            if some := self._of(outcome):
-                clauses.append(f"{names(some)} {_are(some)} {text}")
+        ]  # fmt: skip
+        for outcome, text in remaining:
+            if some := of(self.findings, outcome):
+                clauses.append(f"{names(some)} {are(some)} {text}")
         if stuck := self.stuck:
             clauses.append(f"for {names(stuck)} {self._cannot_tell(stuck[0])}")
         if len(equal) > 1:
             clauses.append("of those that are equal, none is shown to be better than another")
-        return _sentence("; ".join(clauses) or "nothing was compared with float32")
+        return sentence("; ".join(clauses) or "nothing was compared with float32")
 
     @property
     def stuck(self) -> list[Finding]:
         """Those that are not settled because every run ended at one value."""
-        return [each for each in self._of("unsettled") if self.groups.stuck(each.variant) is not None]
+        return [each for each in of(self.findings, "unsettled") if self.groups.stuck(each.variant) is not None]
 
     def _cannot_tell(self, finding: Finding) -> str:
-        value = self.scale.value(_there(finding).baseline)
+        value = self.scale.value(finding.compared.baseline)
         return f"{self.groups.metric} cannot tell: every run ended at {value}, float32's too"
 
     def sentence(self, finding: Finding) -> str:
@@ -84,6 +89,7 @@ class Words:
         name, group = spoken(finding.variant), self.groups.of[finding.variant]
         said = {
             "equal": self._equal,
+            "tolerated": self._tolerated,
             "worse": self._worse,
             "better": lambda f: (
                 f"{name} differs from float32 by more than seed noise, in its favour ({self.evidence(f)}). That is a "
@@ -92,20 +98,20 @@ class Words:
             "unsettled": self._unsettled,
             "few seeds": self._few_seeds,
             "diverged": lambda f: f"{name} diverged on {self._diverged(f)} ({self.reasons(f)}); float32 on none",
-            "failed": lambda f: f"{name} gave no result: {_failure(group)}",
+            "failed": lambda f: f"{name} gave no result: {failure(group)}",
             "no run": lambda f: f"{name} has no run yet",
             "no yardstick": self._no_yardstick,
         }[finding.outcome](finding)
         failed = (
-            f"{_runs(group.failed, group)} gave no result: {_failure(group)}" if group.values and group.failed else ""
+            f"{part_of(group.failed, group)} gave no result: {failure(group)}" if group.values and group.failed else ""
         )
         return " ".join(
-            _sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each
+            sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each
         )
 
     def evidence(self, finding: Finding) -> str:
         """``val_accuracy 97.42 % against 97.51 %, −0.09 ± 0.05 points over 4 seeds``."""
-        found = _there(finding)
+        found = finding.compared
         return (
             f"{self.groups.metric} {self.scale.value(found.setting)} against {self.scale.value(found.baseline)}, "
             f"{self.difference(finding)} over {counted(len(finding.seeds), 'seed')}"
@@ -113,7 +119,7 @@ class Words:
 
     def difference(self, finding: Finding) -> str:
         """From float32, with its standard error."""
-        found = _there(finding)
+        found = finding.compared
         return self.scale.difference(found.difference, found.standard_error)
 
     def cost(self, variant: str) -> str:
@@ -130,12 +136,12 @@ class Words:
 
     def _range(self, findings: Sequence[Finding]) -> str:
         """Of several variants: what their differences and errors lie between."""
-        differences = [_there(each).difference for each in findings]
-        error = max(_there(each).standard_error for each in findings)
+        differences = [each.compared.difference for each in findings]
+        error = max(each.compared.standard_error for each in findings)
         seeds = sorted({len(each.seeds) for each in findings})
         low, high = (self.scale.signed(difference) for difference in (min(differences), max(differences)))
         return (
-            f"{self.groups.metric} {self.scale.value(_there(findings[0]).baseline)}, differences {low} to {high}"
+            f"{self.groups.metric} {self.scale.value(findings[0].compared.baseline)}, differences {low} to {high}"
             f"{self.scale.difference_unit}, standard errors up to {self.scale.distance(error)}, over "
             f"{listed([str(count) for count in seeds])} seeds"
         )
@@ -147,25 +153,25 @@ class Words:
         name = "float32 itself" if bad is groups.float32 else "float32's twin, by which the noise is measured,"
         if self.baseline == "diverged":
             diverged = bad.ended("diverged")
-            return _sentence(f"{name} diverged on {_runs(diverged, bad)} ({_reasons(diverged)})")
+            return sentence(f"{name} diverged on {part_of(diverged, bad)} ({reasons(diverged)})")
         if self.baseline == "flat":
             loss = training_loss(groups.float32.runs)
             flat = [run for run in bad.runs if learned(run, groups.metric, groups.higher_is_better) is False]
-            return _sentence(
-                f"float32 itself learned nothing on {_runs(flat, bad)}: its {loss} did not fall, and {groups.metric} "
+            return sentence(
+                f"float32 itself learned nothing on {part_of(flat, bad)}: its {loss} did not fall, and {groups.metric} "
                 "got no better"
             )
         if self.baseline == "failed":
-            return _sentence(f"{name} gave no result: {_failure(bad)}")
+            return sentence(f"{name} gave no result: {failure(bad)}")
         if self.baseline == "no run":
-            return _sentence(f"{name} has no run yet")
+            return sentence(f"{name} has no run yet")
         if self.baseline == "unstable":
-            return _sentence(f"float32 itself diverged on {self._yardsticks_diverged()}: this training is unstable")
+            return sentence(f"float32 itself diverged on {self._yardsticks_diverged()}: this training is unstable")
         return ""
 
     def _equal(self, finding: Finding) -> str:
         said = f"{spoken(finding.variant)} is within seed noise of float32 ({self.evidence(finding)})"
-        found = _there(finding)
+        found = finding.compared
         seen = 2 * found.standard_error
         if seen <= LIMIT * abs(found.baseline):
             return said
@@ -173,8 +179,19 @@ class Words:
             f"{said}. {counted(len(finding.seeds), 'seed')} cannot show differences below {self.scale.distance(seen)}"
         )
 
+    @property
+    def allowed(self) -> str:
+        """The tolerance as the user gave it."""
+        return str(self.groups.tolerance).strip().replace("%", " %").replace("  ", " ")
+
+    def _tolerated(self, finding: Finding) -> str:
+        return (
+            f"{spoken(finding.variant)} is within the {self.allowed} that you allow ({self.evidence(finding)}), though "
+            f"it is not shown to be equal to float32. {self._at_worst(finding)}"
+        )
+
     def _worse(self, finding: Finding) -> str:
-        found = _there(finding)
+        found = finding.compared
         small = abs(found.difference) < LIMIT * abs(found.baseline)
         end = f", beyond seed noise though below {100 * LIMIT:.1f} %" if small else ", beyond seed noise"
         return (
@@ -183,9 +200,9 @@ class Words:
 
     def _by_chance(self, finding: Finding) -> str:
         """Who compares many variants finds differences where there are none; empty if this one is large or alone."""
-        found, many = _there(finding), sum(each.comparison is not None for each in self.findings)
-        if many == 1 or abs(found.difference) > SURE * found.standard_error:
+        if not may_be_chance(finding, self.findings):
             return ""
+        many = sum(each.comparison is not None for each in self.findings)
         return f". It was one of {many} comparisons, and by chance one in twenty comes out so: repeat with other seeds"
 
     def _unsettled(self, finding: Finding) -> str:
@@ -204,7 +221,7 @@ class Words:
 
     def _at_worst(self, finding: Finding) -> str:
         """The bound that an open question has nevertheless."""
-        found = _there(finding)
+        found = finding.compared
         bound = found.worse(higher_is_better=self.groups.higher_is_better) + 2 * found.standard_error
         if bound <= 0:
             return "Even two standard errors away it is not worse"
@@ -232,7 +249,7 @@ class Words:
         if finding.diverged:
             return f"{name} diverged on {self._diverged(finding)}: {nothing}"
         if not group.values:
-            return f"{name} gave no result: {_failure(group)}"
+            return f"{name} gave no result: {failure(group)}"
         mean = self.scale.value(math.fsum(group.values.values()) / len(group.values))
         return (
             f"{name} ended at {self.groups.metric} {mean}, the mean of {counted(len(group.values), 'run')}: {nothing}"
@@ -240,16 +257,16 @@ class Words:
 
     def _recovered(self, finding: Finding, name: str) -> list[str]:
         return [
-            f"the ramp recovered {name}, widening at {_steps(each.widened)}"
+            f"the ramp recovered {name}, widening at {at_steps(each.widened)}"
             for each in self.findings
             if each.recovers == finding.variant
         ]
 
     def _ramp(self, finding: Finding) -> str:
         if finding.recovers:
-            return f"it recovered {spoken(finding.recovers)}, widening at {_steps(finding.widened)}"
+            return f"it recovered {spoken(finding.recovers)}, widening at {at_steps(finding.widened)}"
         if finding.widened:
-            return f"its words widened at {_steps(finding.widened)}"
+            return f"its words widened at {at_steps(finding.widened)}"
         return (
             "its words never widened"
             if finding.variant.endswith("ramp") and self.groups.of[finding.variant].runs
@@ -260,20 +277,17 @@ class Words:
         """What the counted updates say of a variant that is worse."""
         if finding.outcome not in ("worse", "diverged"):
             return []
-        runs, said = self.groups.of[finding.variant].runs, []
-        if (lost := average(runs, "lost")) is not None and lost >= LOST:
+        group, said = self.groups.of[finding.variant], []
+        if (lost := group.average("lost")) is not None and lost >= LOST:
             drops = ", which rounding to nearest drops" if "nearest" in finding.variant else ""
             said.append(f"{share(lost)} of its updates were smaller than half a code{drops}")
-        if (saturated := average(runs, "saturated")) is not None and saturated >= SATURATED:
+        if (saturated := group.average("saturated")) is not None and saturated >= SATURATED:
             said.append(f"{share(saturated)} of its numbers were out of range")
         return said
 
-    def _of(self, outcome: str) -> list[Finding]:
-        return [finding for finding in self.findings if finding.outcome == outcome]
-
     def _diverged(self, finding: Finding) -> str:
         group = self.groups.of[finding.variant]
-        return _runs(group.ended("diverged"), group)
+        return part_of(group.ended("diverged"), group)
 
     def _yardsticks_diverged(self) -> str:
         groups = self.groups
@@ -282,63 +296,4 @@ class Words:
 
     def reasons(self, finding: Finding) -> str:
         """Why its runs diverged."""
-        return _reasons(self.groups.of[finding.variant].ended("diverged"))
-
-
-def average(runs: Iterable[RunRecord], what: str) -> float | None:
-    """Of a share that layers carry: the mean over all layers of all runs, by their elements; ``None``: not counted."""
-    found = [
-        (layer.elements, value) for run in runs for layer in run.layers if (value := getattr(layer, what)) is not None
-    ]
-    elements = sum(count for count, _ in found)
-    return math.fsum(count * value for count, value in found) / elements if elements else None
-
-
-def seeds_to_settle(finding: Finding) -> int:
-    """How many seeds bring two standard errors down to the limit of what counts as equal; above PRACTICAL: too many."""
-    found = _there(finding)
-    seen, limit = 2 * found.standard_error, LIMIT * abs(found.baseline)
-    if seen > PRACTICAL * limit:  # of a metric that is near zero, or zero, where no share of it is anything
-        return PRACTICAL + 1
-    return math.ceil(len(finding.seeds) * (seen / limit) ** 2)
-
-
-def _there(finding: Finding) -> Comparison:
-    assert finding.comparison is not None
-    return finding.comparison
-
-
-def names(findings: Sequence[Finding]) -> str:
-    """Their variants, in a sentence."""
-    return listed([spoken(finding.variant) for finding in findings])
-
-
-def _are(findings: Sequence[Finding]) -> str:
-    return "is" if len(findings) == 1 else "are"
-
-
-def _runs(some: Sequence[RunRecord], group: Group) -> str:
-    return f"{len(some)} of {counted(len(group.runs), 'seed')}"
-
-
-def _reasons(runs: Sequence[RunRecord]) -> str:
-    """The first sentence of the reason, once if it is always the same, else the first run's."""
-    reasons = list(dict.fromkeys(run.reason.split(". ")[0].rstrip(".") for run in runs if run.reason))
-    return reasons[0] + (", and others" if len(reasons) > 1 else "") if reasons else "no reason recorded"
-
-
-def _failure(group: Group) -> str:
-    reason = _reasons(group.failed)
-    unlogged = [run for run in group.failed if run.status == "finished"]
-    return f"it logged no finite {group.metric}" if unlogged else reason
-
-
-def _steps(steps: Sequence[int]) -> str:
-    low, high = min(steps), max(steps)
-    return f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
-
-
-def _sentence(text: str) -> str:
-    """With a capital, unless a name begins it, and a full stop."""
-    first = text[:1].upper() + text[1:] if not text.startswith(("float32", "bf16")) else text
-    return first if first.endswith(".") else f"{first}."
+        return reasons(self.groups.of[finding.variant].ended("diverged"))

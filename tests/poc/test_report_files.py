@@ -82,3 +82,20 @@ def test_a_study_without_an_ended_run(tmp_path: Path) -> None:
     staged.folder(tmp_path, [])
     with pytest.raises(ValueError, match=r"no run in .* has ended yet"):
         write(tmp_path)
+
+
+def test_a_report_in_the_middle_says_of_how_many_seeds_it_is(tmp_path: Path) -> None:
+    records = [*staged.float32(3), *staged.runs("16", 0.975, seeds=2)][:-1]
+    records = [run for run in records if (run.variant, run.seed) != ("float32 twin", 2)]
+    staged.folder(tmp_path, [*records, staged.record("16", 2)], seeds=list(range(4)), tolerance="2%")
+    write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| 16-bit stochastic .* \| 2 of 4, 1 compared \| too few seeds \|", text)
+    assert re.search(r"\| float32 .* \| 3 of 4, 2 compared \|", text)
+    assert "worse by 2% at most, two standard errors included" in (tmp_path / "report.html").read_text()
+
+
+def test_before_a_variant_has_run_there_are_no_curves(tmp_path: Path) -> None:
+    staged.folder(tmp_path, staged.float32(1))
+    write(tmp_path)
+    assert ">Curves<" not in (tmp_path / "report.html").read_text()

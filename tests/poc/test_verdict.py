@@ -314,11 +314,16 @@ def test_of_many_comparisons_one_may_come_out_by_chance() -> None:
     assert near is not None
     assert 2 < abs(near.difference) / near.standard_error < 3
     assert "by chance" not in alone.sentences["16"]
+    assert any(each.startswith("For 16-bit stochastic give more bits") for each in alone.next)
     many = verdict([*float32(), *runs("16", 0.973), *runs("12", 0.93), *runs("16/8", 0.977)])
     assert "It was one of 3 comparisons, and by chance one in twenty comes out so" in many.sentences["16"]
     assert outcomes(many)["16/8"] == "better"
     assert "It was one of 3 comparisons" in many.sentences["16/8"]
     assert "by chance" not in many.sentences["12"]
+    assert (
+        "Repeat 16-bit stochastic with 8 seeds, of which half are there: that it is worse may be chance." in many.next
+    )
+    assert any(each.startswith("For 12-bit stochastic give more bits") for each in many.next)
 
 
 def test_an_equal_variant_says_what_so_few_seeds_cannot_show() -> None:
@@ -378,3 +383,38 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     shuffled = random.Random(0).sample(records, len(records))
     names = list(dict.fromkeys(each.variant for each in records))
     assert judge(shuffled, "val_accuracy", "max", names) == judge(records, "val_accuracy", "max", names)
+
+
+def test_a_tolerance_takes_what_is_worse_by_less_or_open() -> None:
+    def asked(tolerance: float | str | None) -> Verdict:
+        records = [*float32(), *runs("16", 0.968), *runs("16/8", 0.972, spread=4, shift=1), *runs("12", 0.94)]
+        return judge(records, "val_accuracy", "max", tolerance=tolerance)
+
+    assert outcomes(asked(None)) == {"16": "worse", "16/8": "unsettled", "12": "worse"}
+    for tolerance in ("1%", 0.01):
+        found = asked(tolerance)
+        assert outcomes(found) == {"16": "tolerated", "16/8": "tolerated", "12": "worse"}
+        assert "Try 16/8-bit: of what is equal or within what you allow it holds fewest bytes" in found.next[0]
+    found = asked("1%")
+    assert found.headline.startswith("16-bit stochastic and 16/8-bit are within the 1 % that you allow; 12-bit")
+    assert found.sentences["16"].startswith("16-bit stochastic is within the 1 % that you allow (val_accuracy 96.80 %")
+    assert "Two standard errors away it is" in found.sentences["16"]
+    assert outcomes(asked("0.75%")) == {"16": "worse", "16/8": "unsettled", "12": "worse"}, "two errors are added"
+    few = judge([*float32(3), *runs("16", 0.968, seeds=3)], "val_accuracy", "max", tolerance="1%")
+    assert outcomes(few) == {"16": "few seeds"}
+    better = judge([*float32(), *runs("16", 0.99)], "val_accuracy", "max", tolerance="1%")
+    assert outcomes(better) == {"16": "better"}
+
+
+def test_activations_that_outweigh_all_else_are_told_whatever_the_verdict() -> None:
+    held = {"weights": 100, "state": 200, "gradients": 100, "buffers": 0, "activations": 3600}
+    records = [replace(run, held=held) for run in float32()] + runs("16", 0.94)
+    (said,) = [each for each in verdict(records).next if "activation_word_length=8" in each]
+    assert said.startswith("90 % of float32's bytes are activations")
+    assert not any("activation_word_length" in each for each in verdict([*float32(), *runs("16", 0.94)]).next)
+
+
+def test_what_has_not_run_yet_is_not_called_a_failure() -> None:
+    found = judge([*float32(), *runs("16", 0.9748)], "val_accuracy", "max", ["16", "12"])
+    assert "Let 12-bit stochastic run: the same command goes on where it stopped." in found.next
+    assert not any(each.startswith("See why") for each in found.next)
