@@ -10,6 +10,7 @@ from typing import Any
 
 from lowprec_plugin.poc.records import Layer, RunRecord, save
 from lowprec_plugin.poc.study import Study, run_folder, save_study
+from lowprec_plugin.poc.verdict import Verdict, judge
 
 NOISE = (0.0012, -0.0009, 0.0004, -0.0007, 0.0010, -0.0011, 0.0003, -0.0002)
 #: Bytes a number takes, by variant: weights, state, gradients.
@@ -120,3 +121,13 @@ def full() -> list[RunRecord]:
         *float32(), *runs("bf16", 0.9749, shift=2), *runs("16", 0.9748, shift=1), *runs("16/8", 0.975, shift=5),
         *runs("12", 0.955), *ramp, *runs("8", 0.61, spread=30), *diverged("<2,10> nearest", range(4)), *failed,
     ]  # fmt: skip
+
+
+def verdict(records: Sequence[RunRecord], metric: str = "val_accuracy", mode: str = "max") -> Verdict:
+    """Judged."""
+    return judge(records, metric, mode)
+
+
+def outcomes(found: Verdict) -> dict[str, str]:
+    """In a word, by variant."""
+    return {finding.variant: finding.outcome for finding in found.findings}
