@@ -40,7 +40,7 @@ HOW = {
     "updates/": "mean over all layers of all runs, weighted by their elements",
     "model/": "parameters x memory / held/total: everything measured grows alike",
     "model/ratio": "float32's held/total over the variant's",
-    "batch/": "examples x (memory - what is held beside activations) / activations",
+    "batch/": "examples x (memory - what is held beside activations) / activations; in batches: without examples",
     "cost/hours": "step/median x median steps of the runs that finished x devices",
     "cost/price": "cost/hours x the price per hour that was given",
 }
@@ -50,8 +50,8 @@ class Figure(NamedTuple):
     """One number of the report.
 
     Attributes:
-        value: in ``unit``: ``bytes``, ``ms``, ``hours``, ``price``, ``parameters``, ``examples``, ``share`` and
-            ``times`` (of float32's), ``metric`` and ``difference`` in the metric's own units.
+        value: in ``unit``: ``bytes``, ``ms``, ``hours``, ``price``, ``parameters``, ``examples``, ``batches`` (as they
+            were run), ``share`` and ``times`` (of float32's), ``metric`` and ``difference`` in the metric's own units.
     """
 
     value: float
@@ -149,9 +149,9 @@ def _fits(groups: Groups, group: Group, kinds: dict[str, float]) -> dict[str, Fi
         memory = size * 2**30
         if parameters and total:
             found[f"model/{size}"] = Figure(parameters * memory / total, "parameters")
-        if examples and activations:
-            batch = math.floor(examples * (memory - (total - activations)) / activations)
-            found[f"batch/{size}"] = Figure(max(0, batch), "examples")
+        if activations:
+            batch = math.floor((examples or 1) * (memory - (total - activations)) / activations)
+            found[f"batch/{size}"] = Figure(max(0, batch), "examples" if examples else "batches")
     return found
 
 

@@ -29,7 +29,7 @@ class RunRecord:
         status: ``"finished"``; ``"diverged"``: a loss, metric or gradient was not finite; ``"failed"``: anything else.
         reason: why, if it is not finished.
         steps, epochs, devices: optimizer steps and epochs made; processes.
-        examples: examples of a training step of one process.
+        examples: in a batch of one process, as its loader counts them; 0: nothing tells.
         metrics: what the module logged last, by name: after the last validation, and test if there is one.
         curves: every scalar logged, by name, as (step, value) in the order of steps: the module's own, and the
             monitor's under ``lowprec/``.

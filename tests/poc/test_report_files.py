@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def test_of_very_many_layers_a_report_lists_a_few(tmp_path: Path) -> None:
     assert len(reported(tmp_path)["variants"]["16"]["layers"]) == len(
         reported(tmp_path)["variants"]["16"]["kept_in_float"]
     )
+
+
+def test_a_batch_of_unknown_size_is_a_multiple_of_what_was_run(tmp_path: Path) -> None:
+    """As of graphs: 16 GiB hold so many times the activations, beside the rest."""
+    staged.folder(tmp_path, [replace(each, examples=0) for each in [*staged.float32(), *staged.runs("16", 0.975)]])
+    write(tmp_path)
+    held = staged.record("16", 0).held
+    times = (16 * 2**30 - sum(held.values()) + held["activations"]) // held["activations"]
+    figure = reported(tmp_path)["variants"]["16"]["figures"]["batch/16"]
+    assert figure == {"value": times, "unit": "batches"}
+    for name in FILES[:2]:
+        assert f"{times:,} × your batch" in (tmp_path / name).read_text()
 
 
 def test_an_axis_names_no_place_twice(tmp_path: Path) -> None:
