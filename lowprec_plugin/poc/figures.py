@@ -25,6 +25,7 @@ HOW = {
     "twins' (lowprec_plugin.quality)",
     "metric/noise": "root mean square over these seeds of twin minus float32",
     "metric/zone": "the lesser of two standard errors and of the limit, a share of the baseline",
+    "test_": "of a metric that the test logged: as metric/mean, metric/difference and metric/standard_error",
     "held/": "median over the runs of held",
     "held/total": "sum over the kinds",
     "held/share": "of float32's held/total",
@@ -80,6 +81,7 @@ def _of_variant(groups: Groups, group: Group, study: Study, limit: float) -> dic
     sent, whole = group.median(lambda run: run.sent), group.median(lambda run: run.float32_sent)
     found = {
         **_metric(groups, group, limit),
+        **_tested(groups, group.variant, limit),
         **_held("held", group.kinds, groups),
         **_some("peak/bytes", group.median(lambda run: run.peak), "bytes"),
         **_some("wire/sent", sent, "bytes"),
@@ -128,6 +130,16 @@ def _metric(groups: Groups, group: Group, limit: float) -> dict[str, Figure]:
         "metric/noise": Figure(comparison.noise, "difference"),
         "metric/zone": Figure(zone, "difference"),
     }
+
+
+def _tested(groups: Groups, variant: str, limit: float) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
+    for name in groups.tested:
+        by = groups.by(name)
+        figures = _metric(by, by.of[variant], limit)
+        shown = ("mean", "difference", "standard_error")
+        found |= {f"test_{what}/{name}": figures[f"metric/{what}"] for what in shown if f"metric/{what}" in figures}
+    return found
 
 
 def _held(name: str, kinds: dict[str, float], groups: Groups) -> dict[str, Figure]:
