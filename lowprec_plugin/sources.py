@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,29 +14,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lowprec_plugin import unread
 from lowprec_plugin.trainings import read_yaml, refused_in_short
-
-
-class _Unread(dict[Any, Any]):
-    """Stands for an object of a class that plain data and tensors have no need of: nothing of it is imported or run."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Unread:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    __hash__ = object.__hash__  # type: ignore[assignment]  # an enum's member may be a key, or in a set
 
 
 def read_file(path: str | Path) -> Any:
     """What ``torch.save`` or Lightning wrote to a file, on the CPU: plain data and tensors, and nothing of the rest.
 
     Raises:
-        ValueError: if the file is not there, is none of torch's, or holds one such object.
+        ValueError: if the file is not there, is none of torch's, holds one object of another class, or a tensor of one.
     """
     path = Path(path)
     if path.is_dir():
@@ -43,22 +30,34 @@ def read_file(path: str | Path) -> Any:
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
     try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-        with torch.serialization.safe_globals([(_Unread, name) for name in others]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _plain(path)
     except OSError:
         raise
+    except unread.InTheWayError as error:
+        raise ValueError(
+            f"{path} holds a tensor of the class {error}, which is not imported to read it: save it as a plain tensor, "
+            "with tensor.as_subclass(torch.Tensor)"
+        ) from error
     except Exception as error:  # whatever unpickling makes of bytes that are no pickle
         raise ValueError(
             f"{path} cannot be read as plain data and tensors: is it whole, and written by torch.save or Lightning? "
             "torch.save(module.state_dict(), file) writes the weights alone"
         ) from error
-    if isinstance(content, _Unread):
+    if isinstance(content, unread.Unread) and not content:
         raise ValueError(
-            f"{path} holds an object whole ({', '.join(others)}), and not plain data and tensors: "
+            f"{path} holds an object whole ({content.path}), and not plain data and tensors: "
             "torch.save(module.state_dict(), file) writes the weights alone"
         )
     return content
+
+
+def _plain(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not zipfile.is_zipfile(path):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=unread)
 
 
 def _of_folder(path: Path) -> str:

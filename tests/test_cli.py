@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowprec_plugin import __version__
-from lowprec_plugin.cli.main import main
+from lowprec_plugin.cli.main import OWN, main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -64,3 +68,35 @@ def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.strip() == __version__
     assert main(["frobnicate"]) == 2
     assert "there is no command 'frobnicate'" in capsys.readouterr().err
+
+
+def unread(*command: str, env: Mapping[str, str]) -> tuple[int, str]:
+    """Exit status and standard error of a command whose reader has gone before it writes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        ended = subprocess.run(
+            [sys.executable, "-m", "lowprec_plugin.cli.main", *command], stdout=pipe, stderr=subprocess.PIPE, text=True,
+            env=env,
+        )  # fmt: skip
+    return ended.returncode, ended.stderr
+
+
+def test_a_reader_that_has_gone_ends_a_command_silently(tmp_path: Path) -> None:
+    """As ``lowprec inspect ... | head`` does, whether output waits until the end or not."""
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")
+    inspect = ["inspect", str(tmp_path / "a.pt")]
+    for command, unbuffered in ((inspect, ""), (inspect, "1"), (["plan", "--help"], "")):
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        assert unread(*command, env=environment) == (141, ""), (command, unbuffered)
+
+
+def test_another_pipe_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(checkpoint: str) -> None:
+        raise BrokenPipeError("a connection of the command's own")
+
+    monkeypatch.setitem(OWN, "inspect", (broken, ""))
+    with (tmp_path / "out.txt").open("w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        with pytest.raises(BrokenPipeError, match="of the command's own"):
+            main(["inspect", "a.pt"])

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import json
+import os
 import statistics
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Trainer
 from torch import nn
 
@@ -17,7 +24,7 @@ from lowprec_plugin import FixedPointPrecision, FixedPointTensor, memory, optim
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.inspection import Stored, inspect_checkpoint
-from lowprec_plugin.sources import read_file
+from lowprec_plugin.sources import read_file, read_state
 from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
 
 
@@ -160,6 +167,77 @@ def test_objects_of_others_are_left_unread(tmp_path: Path) -> None:
     torch.save({"hyper_parameters": hyperparameters, "state_dict": {"a": torch.ones(3)}}, tmp_path / "own.ckpt")
     assert [each.name for each in inspect_checkpoint(read_file(tmp_path / "own.ckpt"))] == ["a"]
     assert not (tmp_path / "harm").exists()
+
+
+class Slotted:
+    """Its state is a pair."""
+
+    __slots__ = ("width",)
+
+    def __init__(self) -> None:
+        self.width = 3
+
+
+class Own(OrderedDict[str, Any]):
+    """A dict of the user's with attributes of its own."""
+
+
+class OwnTensor(torch.Tensor):
+    """A tensor of the user's."""
+
+
+class Removed:
+    """Makes a folder too, by a function of a module that torch refuses at sight."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+def test_classes_of_every_kind_are_left_unread(tmp_path: Path, protocol: int) -> None:
+    """As in checkpoints of chemprop, whose hyperparameters are dicts of Lightning's, with classes and modules in them.
+
+    Of dicts and lists of other classes the tensors are there.
+    """
+    kinds = {
+        "dict": AttributeDict(cls=Kind, width=300, nested=AttributeDict(harm=Removed(tmp_path / "harm"))),
+        "module": nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "enum": Kind.ONE, Kind.ONE: {Kind.ONE},
+        "slots": Slotted(), "function": os.getcwd, "partial": partial(harm, str(tmp_path / "harm")),
+        "method": Kind.ONE.__str__, "list": deque([1, Kind.ONE]), "numpy": np.float64(3), "counts": Counter("ab"),
+    }  # fmt: skip
+    own, state = Own(a=torch.ones(3), b=torch.zeros(2)), defaultdict(dict)
+    own.version = 2  # type: ignore[attr-defined]
+    state[0] = {"exp_avg": torch.ones(3)}
+    content = {"hyper_parameters": kinds, "state_dict": own, "state": state, "last": deque([torch.ones(4)])}
+    torch.save(content, tmp_path / "own.ckpt", pickle_protocol=protocol)
+    read = read_file(tmp_path / "own.ckpt")
+    assert [each.name for each in inspect_checkpoint(read)] == ["a", "b", "state.0.exp_avg", "last.0"]
+    assert read["hyper_parameters"]["dict"]["width"] == 300
+    assert read["hyper_parameters"]["counts"] == {"a": 1, "b": 1}
+    assert not (tmp_path / "harm").exists()
+    torch.save(own, tmp_path / "weights.pt")
+    assert read_state(tmp_path / "weights.pt").keys() == {"a", "b"}
+
+
+def test_nothing_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_classes.py").write_text("class Settings(dict):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = importlib.import_module("their_classes").Settings(width=3)
+    torch.save({"settings": settings, "a": torch.ones(3)}, tmp_path / "own.ckpt")
+    del sys.modules["their_classes"]
+    assert read_file(tmp_path / "own.ckpt")["a"].tolist() == [1, 1, 1]
+    assert "their_classes" not in sys.modules
+    assert type(torch.load(tmp_path / "own.ckpt", weights_only=False)["settings"]).__module__ in sys.modules
+
+
+def test_a_tensor_of_another_class_is_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3).as_subclass(OwnTensor), "stage": Kind.ONE}, tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"a tensor of the class tests\.test_inspection\.OwnTensor, .*as_subclass"):
+        read_file(tmp_path / "own.ckpt")
 
 
 def test_folders_say_what_to_give(tmp_path: Path) -> None:

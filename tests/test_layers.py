@@ -22,7 +22,7 @@ LAYERS = {
     "plugin": 5, "ramping": 5, "wiring": 5, "strategies": 5, "nonfinite": 5, "deepspeed": 5,
     "monitoring": 5,
     "tasks": 6, "poc": 6, "bench": 6, "tune": 6, "cli": 6, "export": 6,
-    "inspection": 6, "sources": 6,
+    "inspection": 6, "sources": 6, "unread": 6,
     "trainings": 6,
     "__init__": 6,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -54,8 +55,32 @@ USAGE = """usage: lowprec COMMAND [options]
 lowprec COMMAND --help lists a command's options. lowprec --version prints the version."""
 
 
+#: Of a command whose reader has gone, such as head: as a shell has it for those that SIGPIPE ends.
+UNREAD = 128 + 13
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends: it would complain
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
+        return UNREAD
+
+
+def _reader_has_gone() -> bool:
+    """Whether it was standard output that broke, and not a pipe or connection of the command's own."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         sys.path.insert(0, os.getcwd())  # where import paths begin, as with python -m; a script begins in its own
@@ -85,6 +110,8 @@ def _call(command: str, given: Sequence[str]) -> int:
     options = parser.parse_args(given)
     try:
         function(**vars(options))
+    except BrokenPipeError:
+        raise
     # OSError: a path that cannot be read or written, which it names; the other is Lightning's ValueError.
     except (ValueError, OSError, MisconfigurationException) as error:
         print(f"lowprec {command}: {error}", file=sys.stderr)

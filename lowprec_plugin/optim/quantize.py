@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.moving import move_in_place
-from lowprec_plugin.optim.watch import watch_optimizers
+from lowprec_plugin.optim.watch import look_again
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
 from lowprec_plugin.tensor import FixedPointTensor
@@ -91,7 +91,7 @@ def quantize_(
             each._init_flat_weights()
     move_in_place(module)
     _let_go_of_floats(module)
-    watch_optimizers()
+    look_again()
     return kept
 
 

@@ -1,40 +1,60 @@
-"""Optimizers that nobody adopted: what they would silently do to fixed-point parameters is said."""
+"""Optimizers that nobody adopted: what they would silently do in fixed-point is said.
+
+Whatever brings fixed-point tensors imports this package, a checkpoint too: from then on every optimizer's first step is
+looked at.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part
 
 _known: WeakSet[torch.optim.Optimizer] = WeakSet()
-_watching: list[Any] = []
 
 
-def watch_optimizers() -> None:
-    """From now on warn at the first step of an optimizer that updates fixed-point parameters and is not adopted.
-
-    Such a step works, in several operations that each round, and keeps its state in float.
-    """
-    if not _watching:
-        _watching.append(register_optimizer_step_pre_hook(_look))
+def look_again() -> None:
+    """Look at the next step of every optimizer: its parameters may have become fixed-point."""
+    _known.clear()
 
 
 def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if optimizer in _known:
+    """Warn of fixed-point state, or parameters, of an optimizer that is not adopted.
+
+    Such a step works, in several operations that each round.
+    """
+    # An adopted one, or the float one that steps for it, which is made anew at every step.
+    if hasattr(optimizer, "fixed_point") or optimizer in _known:
         return
     _known.add(optimizer)
-    if isinstance(optimizer, FixedPointStep):
-        return
-    if any(fixed_part(param) is not None for group in optimizer.param_groups for param in group["params"]):
+    name = type(optimizer).__name__
+    if stored := _fixed_state(optimizer):
         warnings.warn(
-            f"this {type(optimizer).__name__} updates fixed-point parameters by operations that round one by one, and "
-            f"holds its state in float: use lowprec_plugin.optim.adopt(optimizer), or an optimizer of "
-            "lowprec_plugin.optim",
+            f"this {name} goes on from state in fixed-point ({', '.join(stored)}), as a checkpoint has it, by "
+            "operations that round one by one, and its checkpoints hold the same: train with "
+            "Trainer(plugins=lowprec_plugin.FixedPointPrecision()), or without Lightning use "
+            "lowprec_plugin.optim.adopt(optimizer); to go on in float, replace each of the checkpoint's "
+            "optimizer_states by lowprec_plugin.optim.plain_optimizer_state of it",
             stacklevel=3,
         )
+    elif any(fixed_part(param) is not None for group in optimizer.param_groups for param in group["params"]):
+        warnings.warn(
+            f"this {name} updates fixed-point parameters by operations that round one by one, and holds its state in "
+            "float: use lowprec_plugin.optim.adopt(optimizer), or an optimizer of lowprec_plugin.optim",
+            stacklevel=3,
+        )
+
+
+def _fixed_state(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of what it holds in fixed-point."""
+    states = (state for state in optimizer.state.values() if isinstance(state, Mapping))
+    return sorted({str(name) for state in states for name, value in state.items() if fixed_part(value) is not None})
+
+
+register_optimizer_step_pre_hook(_look)

@@ -29,7 +29,8 @@ def as_markdown(contents: Contents) -> str:
     study = contents.study
     cards = "; ".join(f"{size} GB: {names}" for size, names in CARDS.items())
     made = [
-        tables.quality(contents), tables.memory(contents), tables.wire(contents), tables.time(contents),
+        tables.quality(contents), tables.tested(contents), tables.memory(contents), tables.wire(contents),
+        tables.time(contents),
         tables.fits(contents, "model", f"Largest network of this kind, all that was measured growing alike ({cards})"),
         tables.fits(contents, "batch", "Largest batch of this very network, its activations growing with the batch"),
         tables.updates(contents), *(tables.layers(contents, variant) for variant in contents.layers),

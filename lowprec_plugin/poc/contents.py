@@ -13,7 +13,7 @@ from lowprec_plugin.poc.groups import Group, Groups
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.study import FILE, RUN, Study, load_runs, load_study, run_folder
 from lowprec_plugin.poc.verdict import Verdict, judge
-from lowprec_plugin.poc.words import bytes_text, large, share, significant, times
+from lowprec_plugin.poc.words import batches, bytes_text, large, share, significant, times
 from lowprec_plugin.quality import LIMIT
 from lowprec_plugin.telemetry import Layer
 
@@ -63,6 +63,7 @@ class Contents:
             "price": significant,
             "parameters": large,
             "examples": large,
+            "batches": batches,
         }[figure.unit](value)
 
     def kept_in_float(self, variant: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ HOW = {
     "twins' (lowprec_plugin.quality)",
     "metric/noise": "root mean square over these seeds of twin minus float32",
     "metric/zone": "the lesser of two standard errors and of the limit, a share of the baseline",
+    "test_": "of a metric that the test logged: as metric/mean, metric/difference and metric/standard_error",
     "held/": "median over the runs of held",
     "held/total": "sum over the kinds",
     "held/share": "of float32's held/total",
@@ -40,7 +41,7 @@ HOW = {
     "updates/": "mean over all layers of all runs, weighted by their elements",
     "model/": "parameters x memory / held/total: everything measured grows alike",
     "model/ratio": "float32's held/total over the variant's",
-    "batch/": "examples x (memory - what is held beside activations) / activations",
+    "batch/": "examples x (memory - what is held beside activations) / activations; in batches: without examples",
     "cost/hours": "step/median x median steps of the runs that finished x devices",
     "cost/price": "cost/hours x the price per hour that was given",
 }
@@ -50,8 +51,8 @@ class Figure(NamedTuple):
     """One number of the report.
 
     Attributes:
-        value: in ``unit``: ``bytes``, ``ms``, ``hours``, ``price``, ``parameters``, ``examples``, ``share`` and
-            ``times`` (of float32's), ``metric`` and ``difference`` in the metric's own units.
+        value: in ``unit``: ``bytes``, ``ms``, ``hours``, ``price``, ``parameters``, ``examples``, ``batches`` (as they
+            were run), ``share`` and ``times`` (of float32's), ``metric`` and ``difference`` in the metric's own units.
     """
 
     value: float
@@ -80,6 +81,7 @@ def _of_variant(groups: Groups, group: Group, study: Study, limit: float) -> dic
     sent, whole = group.median(lambda run: run.sent), group.median(lambda run: run.float32_sent)
     found = {
         **_metric(groups, group, limit),
+        **_tested(groups, group.variant, limit),
         **_held("held", group.kinds, groups),
         **_some("peak/bytes", group.median(lambda run: run.peak), "bytes"),
         **_some("wire/sent", sent, "bytes"),
@@ -130,6 +132,16 @@ def _metric(groups: Groups, group: Group, limit: float) -> dict[str, Figure]:
     }
 
 
+def _tested(groups: Groups, variant: str, limit: float) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
+    for name in groups.tested:
+        by = groups.by(name)
+        figures = _metric(by, by.of[variant], limit)
+        shown = ("mean", "difference", "standard_error")
+        found |= {f"test_{what}/{name}": figures[f"metric/{what}"] for what in shown if f"metric/{what}" in figures}
+    return found
+
+
 def _held(name: str, kinds: dict[str, float], groups: Groups) -> dict[str, Figure]:
     if not kinds:
         return {}
@@ -149,9 +161,9 @@ def _fits(groups: Groups, group: Group, kinds: dict[str, float]) -> dict[str, Fi
         memory = size * 2**30
         if parameters and total:
             found[f"model/{size}"] = Figure(parameters * memory / total, "parameters")
-        if examples and activations:
-            batch = math.floor(examples * (memory - (total - activations)) / activations)
-            found[f"batch/{size}"] = Figure(max(0, batch), "examples")
+        if activations:
+            batch = math.floor((examples or 1) * (memory - (total - activations)) / activations)
+            found[f"batch/{size}"] = Figure(max(0, batch), "examples" if examples else "batches")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
@@ -126,6 +126,16 @@ class Groups:
     def settings(self) -> list[Group]:
         """All the others."""
         return [group for name, group in self.of.items() if name not in (FLOAT32.name, TWIN.name)]
+
+    @property
+    def tested(self) -> list[str]:
+        """Metrics that a test logged, but for the one that is compared."""
+        names = dict.fromkeys(name for group in self.of.values() for run in group.runs for name in run.tested)
+        return [name for name in names if name != self.metric]
+
+    def by(self, metric: str) -> Groups:
+        """The same runs by another metric."""
+        return replace(self, metric=metric, of={name: replace(group, metric=metric) for name, group in self.of.items()})
 
     def paired(self, variant: str) -> list[int]:
         """The seeds on which float32, its twin and the variant all finished."""

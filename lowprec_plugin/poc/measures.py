@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -29,7 +27,7 @@ class Measures(Callback):
             gradients are counted. The first is one of them.
 
     Attributes:
-        examples: in the first batch.
+        examples: in a batch; 0 if nothing tells.
         activations: bytes that autograd saved for the backward pass of the first batch, parameters left out.
         copies: bytes that it saved of copies of parameters, as autocast makes them in bfloat16.
         held, float32: bytes by kind, of this process, and what float32 would take; empty until the end.
@@ -77,10 +75,7 @@ class Measures(Callback):
             self._looks, self._looked = look, look > self._looks
         if not self._begun:
             self._begun = True
-            try:
-                self.examples = extract_batch_size(batch)
-            except MisconfigurationException:  # a batch of another make
-                self.examples = 0
+            self.examples = examples_in(batch, trainer.train_dataloader)
             self._saved = _Saved(pl_module)
             self._saved.__enter__()
         _wait_for(trainer)
@@ -139,6 +134,19 @@ class Measures(Callback):
             floats = 2 * (trainer.world_size - 1) / trainer.world_size * 4 * trainable
             self.float32_sent = run.traffic.get("float32_bytes_per_step", floats)
             self.sent = run.traffic.get("bytes_sent_per_step", floats)
+
+
+def examples_in(batch: Any, loader: Any) -> int:
+    """How many examples a batch holds: the loader's ``batch_size``, or its batch sampler's, for a graph has many rows.
+
+    If neither says, the one length of a tensor, or of a tuple, list or dict of tensors; of anything else 0: unknown.
+    """
+    for says in (loader, getattr(loader, "batch_sampler", None)):
+        if isinstance(size := getattr(says, "batch_size", None), int):
+            return size
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    lengths = {len(part) if isinstance(part, Tensor) and part.dim() else 0 for part in parts}
+    return lengths.pop() if len(lengths) == 1 else 0
 
 
 def deciles(numbers: Sequence[float]) -> dict[str, float]:

@@ -29,8 +29,9 @@ class RunRecord:
         status: ``"finished"``; ``"diverged"``: a loss, metric or gradient was not finite; ``"failed"``: anything else.
         reason: why, if it is not finished.
         steps, epochs, devices: optimizer steps and epochs made; processes.
-        examples: examples of a training step of one process.
+        examples: in a batch of one process, as its loader counts them; 0: nothing tells.
         metrics: what the module logged last, by name: after the last validation, and test if there is one.
+        tested: the names of those that the test logged.
         curves: every scalar logged, by name, as (step, value) in the order of steps: the module's own, and the
             monitor's under ``lowprec/``.
         held: bytes held by one process: ``weights`` (with copies of them that autocast keeps), ``state``,
@@ -59,6 +60,7 @@ class RunRecord:
     devices: int = 1
     examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    tested: list[str] = field(default_factory=list)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     float32: dict[str, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from lowprec_plugin.poc.contents import Contents
 from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
 from lowprec_plugin.poc.outcomes import SPOKEN
-from lowprec_plugin.poc.words import share, significant, spoken
+from lowprec_plugin.poc.words import Scale, share, significant, spoken
 from lowprec_plugin.telemetry import Layer
 
 #: Layers, and parameters left in float, that are listed of a variant.
@@ -112,17 +112,43 @@ def summary(contents: Contents) -> Table:
 
 def difference(contents: Contents, variant: str) -> Cell:
     """From float32, with its standard error."""
-    value, error = (contents.figure(variant, f"metric/{name}") for name in ("difference", "standard_error"))
+    names = ("metric/difference", "metric/standard_error")
+    return _apart(contents, variant, contents.verdict.scale, names) or [Part(NONE)]
+
+
+def _apart(contents: Contents, variant: str, scale: Scale, names: tuple[str, str]) -> Cell:
+    """The difference and the standard error of these names; empty if there are none."""
+    value, error = (contents.figure(variant, name) for name in names)
     if value is None or error is None:
-        return [Part(NONE)]
-    first, unit = contents.verdict.scale.difference(value.value, error.value), contents.verdict.scale.difference_unit
-    left, right = first.removesuffix(unit).split(" ± ")
+        return []
+    left, right = scale.difference(value.value, error.value).removesuffix(scale.difference_unit).split(" ± ")
     return [
-        Part(left, variant, "metric/difference", value.value),
+        Part(left, variant, names[0], value.value),
         Part(" ± "),
-        Part(right, variant, "metric/standard_error", error.value),
-        Part(unit),
+        Part(right, variant, names[1], error.value),
+        Part(scale.difference_unit),
     ]
+
+
+def tested(contents: Contents) -> Table:
+    """Every metric that the test logged beside: its mean, and its difference from float32 with its standard error."""
+    names = contents.groups.tested
+    left = f", {MOST} of {len(names):,}; report.json has all" if len(names) > MOST else ""
+    table = Table(f"Logged by the test, without a verdict{left}", ["metric", *map(spoken, contents.groups.of)])
+    for name in names[:MOST]:
+        groups = contents.groups.by(name).of.values()
+        scale = Scale.of(name, [value for group in groups for value in group.values.values()])
+        table.rows.append([[Part(name)], *(_tested(contents, variant, name, scale) for variant in contents.groups.of)])
+    return table
+
+
+def _tested(contents: Contents, variant: str, name: str, scale: Scale) -> Cell:
+    mean = contents.figure(variant, f"test_mean/{name}")
+    if mean is None:
+        return [Part(NONE)]
+    apart = _apart(contents, variant, scale, (f"test_difference/{name}", f"test_standard_error/{name}"))
+    beside = [Part(" ("), *apart, Part(")")] if apart else []
+    return [Part(scale.value(mean.value), variant, f"test_mean/{name}", mean.value), *beside]
 
 
 def ratio_of_steps(contents: Contents, variant: str) -> Cell:

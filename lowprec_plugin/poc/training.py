@@ -137,7 +137,7 @@ def fit(order: Order, told: Told) -> RunRecord:
             perturb_last_bit_(cli.model)
         if cli.trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
-        refused, evaluated = "", dict[str, float]()
+        refused, results, tests = "", [], []
         try:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         except NonFiniteGradientError as error:
@@ -147,17 +147,17 @@ def fit(order: Order, told: Told) -> RunRecord:
             given: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
             stale = measures.validated != record.steps  # the last step was not the end of an epoch
             results = cli.trainer.validate(cli.model, **given) if order.validated and stale else []
-            results += cli.trainer.test(cli.model, **given) if order.tested else []
-            evaluated = {name: float(value) for result in results for name, value in result.items()}
+            tests = cli.trainer.test(cli.model, **given) if order.tested else []
     curves = _curves(order.folder / "metrics.csv")
     peaks = [value for _, value in curves.get("lowprec/peak_gib", [])]
-    metrics = record.metrics | evaluated
+    metrics = record.metrics | {name: float(value) for each in [*results, *tests] for name, value in each.items()}
     reason = refused or _not_finite(metrics, order.metric, measures.loss)
     return replace(
         record,
         status="diverged" if reason else "finished",
         reason=reason,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        tested=list(dict.fromkeys(name for each in tests for name in each)),
         curves=curves,
         peak=round(max(peaks, default=0.0) * 2**30),
         nonfinite=measures.nonfinite,

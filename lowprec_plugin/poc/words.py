@@ -115,6 +115,11 @@ def large(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def batches(count: float) -> str:
+    """As they were run: ``14 × your batch``."""
+    return f"{large(count)} × your batch"
+
+
 def share(part: float) -> str:
     """Per cent; what is not zero is not written as zero."""
     per_cent = 100 * part

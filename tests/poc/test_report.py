@@ -113,25 +113,17 @@ def paced(each: list[dict[str, Any]], runs: dict[str, list[dict[str, Any]]]) -> 
     return {"step/ratio": math.exp(middle), "step/error": math.exp(middle) * 1.858 * spread / math.sqrt(len(seeds))}
 
 
-def recomputed(folder: Path) -> dict[str, dict[str, float]]:
-    """Every figure from the raw run files."""
-    runs = raw(folder)
+def compared(runs: dict[str, list[dict[str, Any]]], metric: str) -> dict[str, dict[str, float]]:
+    """What is said of a metric, by variant."""
     ended = {
-        name: {
-            run["seed"]: run["metrics"]["val_accuracy"]
-            for run in each
-            if run["status"] == "finished" and run["metrics"]
-        }
+        name: {run["seed"]: run["metrics"][metric] for run in each if run["status"] == "finished" and run["metrics"]}
         for name, each in runs.items()
     }
-    held = {name: [run["held"] for run in each if run["held"]] for name, each in runs.items()}
-    base = {kind: statistics.median(one[kind] for one in held["float32"]) for kind in KINDS}
-    found: dict[str, dict[str, float]] = {}
-    for name, each in runs.items():
-        mine = found[name] = {}
+    found: dict[str, dict[str, float]] = {name: {} for name in runs}
+    for name, mine in found.items():
         if ended[name]:
             values = list(ended[name].values())
-            mine |= {"metric/mean": statistics.fmean(values), "metric/low": min(values), "metric/high": max(values)}
+            mine |= {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
         if ended[name] and name != "float32":
             seeds = sorted(set(ended[name]) & set(ended["float32"]) & set(ended["float32 twin"]))
             apart = [ended[name][seed] - ended["float32"][seed] for seed in seeds]
@@ -141,9 +133,24 @@ def recomputed(folder: Path) -> dict[str, dict[str, float]]:
             error = max(noise, own) / math.sqrt(len(seeds))
             mean = statistics.fmean(ended["float32"][seed] for seed in seeds)
             mine |= {
-                "metric/baseline": mean, "metric/difference": statistics.fmean(apart), "metric/standard_error": error,
-                "metric/noise": noise, "metric/zone": min(2 * error, 0.003 * mean),
+                "baseline": mean, "difference": statistics.fmean(apart), "standard_error": error, "noise": noise,
+                "zone": min(2 * error, 0.003 * mean),
             }  # fmt: skip
+    return found
+
+
+def recomputed(folder: Path) -> dict[str, dict[str, float]]:
+    """Every figure from the raw run files."""
+    runs = raw(folder)
+    by_metric = {name: compared(runs, name) for name in ("val_accuracy", "test_accuracy")}
+    held = {name: [run["held"] for run in each if run["held"]] for name, each in runs.items()}
+    base = {kind: statistics.median(one[kind] for one in held["float32"]) for kind in KINDS}
+    found: dict[str, dict[str, float]] = {}
+    for name, each in runs.items():
+        mine = found[name] = {f"metric/{what}": value for what, value in by_metric["val_accuracy"][name].items()}
+        for what, value in by_metric["test_accuracy"][name].items():
+            if what in ("mean", "difference", "standard_error"):
+                mine[f"test_{what}/test_accuracy"] = value
         if held[name]:
             kinds = {kind: statistics.median(one[kind] for one in held[name]) for kind in KINDS}
             total, parameters = sum(kinds.values()), 85_002

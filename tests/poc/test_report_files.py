@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lowprec_plugin.cli.main import main
+from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.report import FILES, write
 from tests.poc import staged
 from tests.poc.test_report import pictures, reported
@@ -31,6 +34,63 @@ def test_of_very_many_layers_a_report_lists_a_few(tmp_path: Path) -> None:
     assert len(reported(tmp_path)["variants"]["16"]["layers"]) == len(
         reported(tmp_path)["variants"]["16"]["kept_in_float"]
     )
+
+
+def test_a_batch_of_unknown_size_is_a_multiple_of_what_was_run(tmp_path: Path) -> None:
+    """As of graphs: 16 GiB hold so many times the activations, beside the rest."""
+    staged.folder(tmp_path, [replace(each, examples=0) for each in [*staged.float32(), *staged.runs("16", 0.975)]])
+    write(tmp_path)
+    held = staged.record("16", 0).held
+    times = (16 * 2**30 - sum(held.values()) + held["activations"]) // held["activations"]
+    figure = reported(tmp_path)["variants"]["16"]["figures"]["batch/16"]
+    assert figure == {"value": times, "unit": "batches"}
+    for name in FILES[:2]:
+        assert f"{times:,} × your batch" in (tmp_path / name).read_text()
+
+
+def test_every_metric_of_a_test_is_shown_in_its_own_scale(tmp_path: Path) -> None:
+    """By whatever names; of none there is no table. Where the compared metric is one, it is not told twice."""
+
+    def tested(variant: str, seed: int, more: float) -> RunRecord:
+        rmse = 0.04 + 0.001 * seed + more
+        metrics = {"val_accuracy": 0.97, "test/rmse": rmse, "auc": 0.9, "scores/top1_acc": 0.5 + more}
+        return staged.record(variant, seed, metrics=metrics, tested=["test/rmse", "auc", "scores/top1_acc"])
+
+    sides = {"float32": 0.0, "float32 twin": 0.0006, "16": 0.003}
+    staged.folder(tmp_path, [tested(name, seed, more) for name, more in sides.items() for seed in range(4)])
+    write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    lines = [re.split(r" +\| +", line.strip("| ")) for line in text.splitlines()]
+    assert "## Logged by the test, without a verdict" in text
+    assert ["metric", "float32", "float32 twin", "16-bit stochastic"] in lines
+    error = "0.00030"  # the twins', 0.0006 / sqrt(4): the variant's own differences are all alike
+    assert ["test/rmse", "0.04150", f"0.04210 (+0.00060 ± {error})", f"0.04450 (+0.00300 ± {error})"] in lines
+    assert ["auc", "0.9000", "0.9000 (0.0000 ± 0.0000)", "0.9000 (0.0000 ± 0.0000)"] in lines
+    assert ["scores/top1_acc", "50.00 %", "50.06 % (+0.06 ± 0.03 points)", "50.30 % (+0.30 ± 0.03 points)"] in lines
+    assert "test/rmse" in (tmp_path / "report.html").read_text()
+    figures = reported(tmp_path)["variants"]["16"]["figures"]
+    assert figures["test_difference/test/rmse"]["value"] == pytest.approx(0.003)
+
+    staged.folder(tmp_path, staged.float32(), metric="test_accuracy")
+    for each in (tmp_path / "runs").glob("16-*"):
+        shutil.rmtree(each)
+    write(tmp_path)
+    for name in FILES[:2]:
+        assert "Logged by the test" not in (tmp_path / name).read_text()
+
+
+def test_of_very_many_metrics_of_a_test_a_few_are_listed(tmp_path: Path) -> None:
+    names = [f"test/class{at}" for at in range(30)]
+    metrics = {"val_accuracy": 0.97, **dict.fromkeys(names, 0.5)}
+    sides = [staged.record(name, 0, metrics=metrics, tested=names) for name in ("float32", "float32 twin")]
+    staged.folder(tmp_path, sides)
+    write(tmp_path)
+    for name in FILES[:2]:
+        text = (tmp_path / name).read_text()
+        assert "without a verdict, 12 of 30; report.json has all" in text
+        assert "test/class11" in text
+        assert "test/class12" not in text
+    assert "test_mean/test/class29" in reported(tmp_path)["variants"]["float32"]["figures"]
 
 
 def test_an_axis_names_no_place_twice(tmp_path: Path) -> None:

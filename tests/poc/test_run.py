@@ -71,6 +71,7 @@ def test_every_variant_has_its_runs(runs: dict[tuple[str, int], RunRecord], fold
         assert (run.status, run.reason, run.steps, run.epochs, run.devices) == ("finished", "", 40, 2, 1)
         assert run.examples == 15
         assert {"train_loss", "val_acc", "test_acc"} <= run.metrics.keys()
+        assert run.tested == ["test_acc"]
         assert run.environment["torch"] == torch.__version__
     study = load_study(folder)
     assert (study.metric, study.mode, study.steps) == ("val_acc", "max", 40)
