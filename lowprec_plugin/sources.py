@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from lowprec_plugin.trainings import read_yaml, refused_in_short
@@ -119,6 +117,9 @@ def configured_module(path: str | Path) -> nn.Module:
     Raises:
         ValueError: if the file is not there or no YAML, has no model with a ``class_path``, or one that cannot be made.
     """
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningModule
+
     content = read_yaml(path)
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or "class_path" not in model:

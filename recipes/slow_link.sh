@@ -17,7 +17,7 @@
 # half of its time.
 set -eu
 HOSTS=${HOSTS:-2} RATE=${RATE:-1gbit} PYTHON=${PYTHON:-.venv/bin/python}
-PROGRAM=${PROGRAM:--m lowprec_plugin.cli.main bench allreduce}
+PROGRAM=${PROGRAM:--m lowprec bench allreduce}
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 clean() {

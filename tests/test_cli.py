@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
+from lowprec import OWN, main
 from lowprec_plugin import __version__
-from lowprec_plugin.cli.main import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -55,6 +57,38 @@ def test_import_paths_begin_where_the_command_is_given(tmp_path: Path, monkeypat
 def test_every_configuration_is_tested() -> None:
     in_tests_deepspeed = {"deepspeed.yaml"}
     assert {path.name for path in CONFIGS.glob("*.yaml")} == {"digits.yaml", "mnist.yaml"} | in_tests_deepspeed
+
+
+#: What others bring along, and this command line has no use for until something is trained.
+OF_LIGHTNING = {"lightning", "torchmetrics", "transformers", "matplotlib", "optuna", "deepspeed", "wandb"}
+
+
+@pytest.mark.parametrize(
+    ("commands", "without"),
+    [
+        (["--help", "--version", "frobnicate"], {"torch", "lowprec_plugin", "jsonargparse"} | OF_LIGHTNING),
+        (
+            ["poc report nothing", "inspect nothing", "plan --parameters=7e9", "bench --help", "cost --help",
+             "export --to=c --checkpoint=nothing --out=c.h"],
+            OF_LIGHTNING,
+        ),
+    ],
+)  # fmt: skip
+def test_commands_import_what_they_need(commands: list[str], without: set[str]) -> None:
+    """In a process of its own: what is imported here says nothing."""
+    program = (
+        "import contextlib, sys, lowprec\n"
+        "for command in sys.argv[1:]:\n"
+        "    with contextlib.suppress(SystemExit): lowprec.main(command.split())\n"
+        "print(*sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", program, *commands], capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in found.stdout.splitlines()[-1].split()}
+    assert not imported & without
+
+
+def test_every_command_has_a_function() -> None:
+    assert all(callable(resolve_name(path)) for path, _ in OWN.values())
 
 
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

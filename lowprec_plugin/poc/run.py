@@ -28,7 +28,8 @@ from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.poc.words import counted, listed
 from lowprec_plugin.quality import allowance
-from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
+from lowprec_plugin.trainings import DIGITS, Config, class_path, read_config
+from lowprec_plugin.trainings.making import IN_THIS_PROCESS
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
 TITLES = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowprec import main
 from lowprec_plugin.bench import allreduce, emulation
 from lowprec_plugin.bench import run as bench
 from lowprec_plugin.bench.models import Transformer
-from lowprec_plugin.cli.main import main
 from tests.comm import ranks
 
 

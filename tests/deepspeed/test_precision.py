@@ -160,7 +160,7 @@ def test_the_shipped_json() -> None:
 
 def test_the_shipped_yaml() -> None:
     """As far as it goes without CUDA: every name and value in it is known."""
-    command = [sys.executable, "-m", "lowprec_plugin.cli.main", "fit", "--config", "configs/deepspeed.yaml"]
+    command = [sys.executable, "-m", "lowprec", "fit", "--config", "configs/deepspeed.yaml"]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
     done = subprocess.run([*command, "--print_config"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

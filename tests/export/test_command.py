@@ -10,8 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lowprec import main
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor
-from lowprec_plugin.cli.main import main
 from lowprec_plugin.export import read_safetensors, to_c, to_hls
 from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
 from tests.export import nets

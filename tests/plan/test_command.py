@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowprec_plugin.cli.main import main
+from lowprec import main
 from lowprec_plugin.plan import plan
 from tests.plan.models import Odd
 

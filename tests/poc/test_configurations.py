@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lowprec_plugin.cli.main import main
+from lowprec import main
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_study

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lowprec_plugin.cli.main import main
+from lowprec import main
 from lowprec_plugin.poc.report import FILES, write
 from tests.poc import staged
 from tests.poc.test_report import pictures, reported

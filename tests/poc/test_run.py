@@ -19,14 +19,14 @@ import torch
 import yaml
 from tqdm.std import tqdm
 
-from lowprec_plugin.cli.main import main
+from lowprec import main
 from lowprec_plugin.files import alone_in
 from lowprec_plugin.poc import VARIANTS, training
 from lowprec_plugin.poc.records import RunRecord, load, save
 from lowprec_plugin.poc.run import DEFAULT, run_poc
 from lowprec_plugin.poc.study import load_runs, load_study, run_folder
 from lowprec_plugin.tasks import MLP
-from lowprec_plugin.trainings import perturb_last_bit_
+from lowprec_plugin.trainings.making import perturb_last_bit_
 from tests.poc.staged import record
 from tests.poc.users import Sorter
 
@@ -257,7 +257,7 @@ def test_killed_in_the_middle(runs: dict[tuple[str, int], RunRecord], tmp_path: 
     """The runs that had ended stay as they were; the one that was at work is made anew, as if nothing had been."""
     arguments = ["poc", *USERS, "--epochs=2", "--seeds=1", "--variants=[16]", "--output=poc", "--progress=false"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "lowprec_plugin.cli.main", *arguments]
+    command = [sys.executable, "-m", "lowprec", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     first, second = (run_folder(tmp_path / "poc", name, 0) for name in ("float32", "float32 twin"))
     try:

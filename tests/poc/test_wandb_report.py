@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowprec_plugin.cli.main import main
+from lowprec import main
 from lowprec_plugin.poc.report import FILES, write
 from lowprec_plugin.poc.wandb_report import log_report
 from tests.monitoring.wandb_file import read, records

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lowprec import main
 from lowprec_plugin import tune as package
-from lowprec_plugin.cli.main import main
 from lowprec_plugin.trainings import read_config, with_plugin
 from lowprec_plugin.tune import Found, tune
 from lowprec_plugin.tune.records import Run

@@ -1,39 +1,51 @@
-"""``lowprec``: the proof of concept, the search for formats, the benchmark, export, and LightningCLI's own commands."""
+"""``lowprec``: the proof of concept, the search for formats, the benchmark, export, and LightningCLI's own commands.
+
+It stands beside the package, for whoever imports anything of that imports torch: seconds, which help and a word that is
+no command need not wait for. A command's own module is imported when the command is given.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-
-from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningCLI
-
-from lowprec_plugin.bench import run_allreduce, run_bench, run_emulation
-from lowprec_plugin.cli.plan import run_plan
-from lowprec_plugin.export import run_cost, run_export
-from lowprec_plugin.inspection import run_inspect
-from lowprec_plugin.poc import run_poc
-from lowprec_plugin.poc.command import run_report
-from lowprec_plugin.tune import tune
-from lowprec_plugin.version import __version__
+from collections.abc import Sequence
+from importlib.metadata import version
+from pkgutil import resolve_name
 
 LIGHTNING = ("fit", "validate", "test", "predict")
-OWN: dict[str, tuple[Callable[..., object], str]] = {
+#: The function of each command, by import path, and what it does.
+OWN = {
     "poc": (
-        run_poc,
+        "lowprec_plugin.poc:run_poc",
         "Train your own module in float32 and in fixed-point side by side, and write a report.",
     ),
-    "poc report": (run_report, "Write a proof of concept's report again, from its files alone."),
-    "tune": (tune, "Find the narrowest formats that keep a metric of your own network, and write a configuration."),
-    "bench": (run_bench, "Time the fused step and a training step against float32's."),
-    "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
-    "bench emulation": (run_emulation, "Time a training step of emulated arithmetic against float32's."),
-    "plan": (run_plan, "Predict the bytes that each GPU holds and sends, before anything is bought or run."),
-    "inspect": (run_inspect, "Show what a checkpoint stores how."),
-    "export": (run_export, "Write a checkpoint's weights for hardware or another tool."),
-    "cost": (run_cost, "Estimate a network on the systolic array of Gupta et al. 2015."),
+    "poc report": (
+        "lowprec_plugin.poc.command:run_report",
+        "Write a proof of concept's report again, from its files alone.",
+    ),
+    "tune": (
+        "lowprec_plugin.tune:tune",
+        "Find the narrowest formats that keep a metric of your own network, and write a configuration.",
+    ),
+    "bench": (
+        "lowprec_plugin.bench.run:run_bench",
+        "Time the fused step and a training step against float32's.",
+    ),
+    "bench allreduce": (
+        "lowprec_plugin.bench.allreduce:run_allreduce",
+        "Time gradients on your own network, in float32 and in fixed-point.",
+    ),
+    "bench emulation": (
+        "lowprec_plugin.bench.emulation:run_emulation",
+        "Time a training step of emulated arithmetic against float32's.",
+    ),
+    "plan": (
+        "lowprec_plugin.cli.plan:run_plan",
+        "Predict the bytes that each GPU holds and sends, before anything is bought or run.",
+    ),
+    "inspect": ("lowprec_plugin.inspection:run_inspect", "Show what a checkpoint stores how."),
+    "export": ("lowprec_plugin.export:run_export", "Write a checkpoint's weights for hardware or another tool."),
+    "cost": ("lowprec_plugin.export:run_cost", "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
 #: Commands whose arguments without a default are given by place.
 BY_PLACE = ("inspect", "poc report")
@@ -64,9 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     if command == "--version":
-        print(__version__)
+        print(version("lowprec-plugin"))
         return 0
     if command in LIGHTNING:
+        from lightning.pytorch.cli import LightningCLI
+
         # Without args it reads the command line itself, and warns of nothing.
         LightningCLI(args=None if arguments is None else given, save_config_kwargs={"overwrite": True})
         return 0
@@ -79,14 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(command: str, given: Sequence[str]) -> int:
-    function, description = OWN[command]
+    from jsonargparse import ArgumentParser
+
+    path, description = OWN[command]
+    function = resolve_name(path)
     parser = ArgumentParser(prog=f"lowprec {command}", description=description)
     parser.add_function_arguments(function, as_positional=command in BY_PLACE)
     options = parser.parse_args(given)
     try:
         function(**vars(options))
-    # OSError: a path that cannot be read or written, which it names; the other is Lightning's ValueError.
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except Exception as error:
+        # OSError: a path that cannot be read or written, which it names; the other, which takes seconds to import, is
+        # Lightning's ValueError.
+        if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
+            raise
         print(f"lowprec {command}: {error}", file=sys.stderr)
         return 2
     return 0
