@@ -6,9 +6,12 @@ no command need not wait for. A command's own module is imported when the comman
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pkgutil import resolve_name
 
@@ -107,9 +110,34 @@ def _call(command: str, given: Sequence[str]) -> int:
         # Lightning's ValueError.
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
             raise
-        print(f"lowprec {command}: {error}", file=sys.stderr)
+        message = str(error)
+        if _is_of_the_package(error):  # and not of the user's own code, whose names are its own
+            message = as_options(message, inspect.signature(function).parameters)
+        print(f"lowprec {command}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def as_options(message: str, names: Iterable[str]) -> str:
+    """``message`` of a function with parameters ``names`` as its command's: ``mode=max`` is written ``--mode=max``.
+
+    And ``epochs=``, without a value, ``--epochs``. What is quoted, a call as Python's and a longer name stay as they
+    are, for they are of something else: ``'a mode=b'``, ``Ramp(mode=max)``, ``trainer.mode=max``.
+    """
+    kept = r"(?<!\w)'[^']*'|\"[^\"]*\"|\w\([^()]*\)"
+    own = rf"(?<![\w.-])(?P<name>{'|'.join(names)})=(?P<bare>(?=[\s,;:)]|$))?"
+    return re.sub(f"{kept}|{own}", _as_option, message)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    name, bare = found["name"], found["bare"]
+    return found[0] if name is None else f"--{name}=" if bare is None else f"--{name}"
+
+
+def _is_of_the_package(error: Exception) -> bool:
+    """Whether the package raised it, and not what it called."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lowprec_plugin.")
 
 
 if __name__ == "__main__":

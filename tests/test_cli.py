@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from lowprec import OWN, main
+from lowprec import OWN, as_options, main
 from lowprec_plugin import __version__
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -89,6 +89,51 @@ def test_commands_import_what_they_need(commands: list[str], without: set[str]) 
 
 def test_every_command_has_a_function() -> None:
     assert all(callable(resolve_name(path)) for path, _ in OWN.values())
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("does not tell: give mode=max or mode=min", "does not tell: give --mode=max or --mode=min"),
+        ("no end is given: epochs=, steps=, or max_epochs", "no end is given: --epochs, --steps, or max_epochs"),
+        ("nothing is given: give config= or mode=", "nothing is given: give --config or --mode"),
+        ("mode= (or config=)", "--mode (or --config)"),
+        ("epochs=0 must be at least 1", "--epochs=0 must be at least 1"),
+        ("config='a mode=b' is the user's, not mode='max'", "--config='a mode=b' is the user's, not --mode='max'"),
+        ('pip install "x[mode=y]": DeepSpeed\'s mode=1', 'pip install "x[mode=y]": DeepSpeed\'s --mode=1'),
+        ("write Ramp(mode='max', epochs={1: 2}): steps=3", "write Ramp(mode='max', epochs={1: 2}): --steps=3"),
+        ("trainer.mode=1, max_epochs=2, --mode=3", "trainer.mode=1, max_epochs=2, --mode=3"),
+        ("nothing of that kind", "nothing of that kind"),
+    ],
+)  # fmt: skip
+def test_messages_name_options(message: str, told: str) -> None:
+    assert as_options(message, ["mode", "epochs", "steps", "config"]) == told
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("poc --seeds=0", "lowprec poc: --seeds=0 must be at least 1"),
+        ("poc --data=a.B", "lowprec poc: --data='a.B' needs a module to train: give --model, or a config with both"),
+        ("plan", "lowprec plan: nothing is given to plan: give --module, --config or --parameters"),
+        ("plan --parameters=7e9 --ranks=2", "lowprec plan: --ranks=2 and --sharding='none' do not go together"),
+        ("tune --seeds=2", "lowprec tune: --seeds=2: a confirmation needs at least 4"),
+        ("export --to=float --checkpoint=a --out=b --network=c", "lowprec export: --network='c' is of no use"),
+        ("inspect nothing", "lowprec inspect: there is no checkpoint nothing"),
+    ],
+)  # fmt: skip
+def test_commands_speak_of_their_options(command: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
+def of_a_user() -> None:
+    raise ValueError("config=3 is none of mine")
+
+
+def test_what_a_user_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--module=tests.test_cli.of_a_user"]) == 2
+    assert capsys.readouterr().err == "lowprec plan: config=3 is none of mine\n"
 
 
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,7 @@ def run_poc(
     metric, mode, chosen = chosen_metric(found, metric, mode)
     left_out = {}
     if devices == 1 and WIRE.name in arguments["variants"]:
-        left_out[WIRE.name] = "one process sends nothing: give devices=2 or more"
+        left_out[WIRE.name] = "one process sends nothing: it takes two devices or more"
     names = [name for name in dict.fromkeys([FLOAT32.name, TWIN.name, *arguments["variants"]]) if name not in left_out]
     study = Study(
         title=_title(complete, None if config or model else task),

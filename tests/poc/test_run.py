@@ -76,7 +76,7 @@ def test_every_variant_has_its_runs(runs: dict[tuple[str, int], RunRecord], fold
     assert (study.metric, study.mode, study.steps) == ("val_acc", "max", 40)
     assert list(study.variants) == ONE_PROCESS
     assert list(study.left_out) == ["8-bit wire"]
-    assert "devices=2" in study.left_out["8-bit wire"]
+    assert "two devices" in study.left_out["8-bit wire"]
 
 
 def test_the_same_data_in_the_same_order(folder: Path) -> None:
@@ -313,14 +313,14 @@ def test_a_folder_of_something_else_is_left_alone(
         (["--mode=best"], "mode"),
         (["--data=tests.poc.users.Clouds"], "needs a module to train"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
-        ([*USERS], "no end of a run is given"),
+        ([*USERS], "no end of a run is given: --epochs, --steps, or max_epochs or max_steps in the configuration"),
         ([*USERS, "--steps=2", "--metric=val_loss"], "metric='val_loss' is not logged while fitting or testing; the "
          "module logs test_acc, train_loss, val_acc"),
-        (["--model=tests.poc.users.Line", "--steps=2", "--metric=val_size"], "give mode=max or mode=min"),
+        (["--model=tests.poc.users.Line", "--steps=2", "--metric=val_size"], "give --mode=max or --mode=min"),
         (["--model=tests.poc.users.Silent", "--steps=2"], "no validation or test logs an accuracy or a loss"),
         (["--model=tests.poc.users.Nobody", "--steps=2"], "Nobody"),
         (["--model=tests.poc.users.Sorter", "--steps=2"], "users.Sorter' has no train_dataloader: give the data to "
-         "train on, data=package.DataModule, or data: in the configuration"),
+         "train on, --data=package.DataModule, or data: in the configuration"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_run(
@@ -363,7 +363,7 @@ def test_what_is_told_without_a_bar(
     assert main(arguments) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("users.Clouds, 4 steps: val_acc, chosen of what validation logs (val_acc)")
-    assert told[1] == "8-bit wire is left out: one process sends nothing: give devices=2 or more"
+    assert told[1] == "8-bit wire is left out: one process sends nothing: it takes two devices or more"
     of_runs = ["float32, seed 0: val_acc 0", "float32 twin, seed 0: val_acc 0", "12, seed 0: failed: RuntimeError: no",
                "16, seed 0: val_acc 0"]  # fmt: skip
     for line, expected in zip(told[2:6], of_runs, strict=True):
