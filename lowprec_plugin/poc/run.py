@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -26,12 +27,14 @@ from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehears
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
 from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
-from lowprec_plugin.poc.words import counted, listed
+from lowprec_plugin.poc.words import about, counted, listed
 from lowprec_plugin.quality import allowance
 from lowprec_plugin.trainings import DIGITS, Config, class_path, read_config
 from lowprec_plugin.trainings.making import IN_THIS_PROCESS
 
 DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
+#: What to try of them first.
+FEWER = ("16", "16/8")
 TITLES = {
     "digits": "Handwritten digits, MLP 64-256-256-10, AdamW",
     "mnist": "MNIST, MLP 784-256-256-10, AdamW",
@@ -142,20 +145,22 @@ def run_poc(
 
 
 def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[RunRecord]:
-    """Every run of the study: from its record if it has ended, else made now."""
+    """Every run of the study: from its record if it has ended, else made now.
+
+    How long all will take is told when a run has ended, and not before: the rehearsal's two batches are mostly warm-up.
+    """
     # All variants of a seed in turn, so that a slow minute slows them alike.
     ended = {(seed, name): _ended(run_folder(folder, name, seed)) for seed in study.seeds for name in study.variants}
     there = sum(record is not None for record in ended.values())
+    print(_ahead(study, there), flush=True)
     hidden = None if progress else True  # None: where there is no terminal
     bar = tqdm(total=len(ended), initial=there, disable=hidden, unit="run", dynamic_ncols=True)
 
     def told(epoch: int, step: int) -> None:
-        bar.set_postfix(epoch=epoch + 1, step=step)
+        bar.set_postfix(epoch=epoch + 1, step=step if study.steps is None else f"{step}/{study.steps}")
 
-    runs, began = [], datetime.now(timezone.utc).isoformat(timespec="seconds")
+    runs, made, began = [], list[float](), datetime.now(timezone.utc).isoformat(timespec="seconds")
     with closing(Processes(study.devices, fit)) as processes, bar:
-        if bar.disable and there:
-            print(f"{counted(there, 'run')} of {len(ended)} had ended before", flush=True)
         for (seed, name), record in ended.items():
             if record is None:
                 bar.set_description(f"{name}, seed {seed}")
@@ -167,10 +172,28 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
                 )  # fmt: skip
                 record = train(order, told, processes)
                 bar.update()
+                made.append(record.seconds)
                 if bar.disable:
-                    print(_line(record, study.metric), flush=True)
+                    so_far = there + len(made)
+                    left = (len(ended) - so_far) * statistics.mean(made)
+                    to_go = f", {about(left)} to go" if so_far < len(ended) else ""
+                    print(f"{so_far} of {len(ended)}: {_line(record, study.metric)}{to_go}", flush=True)
             runs.append(record)
     return runs
+
+
+def _ahead(study: Study, there: int) -> str:
+    """How many runs there will be, of how many steps, and how there would be fewer."""
+    seeds = len(study.seeds)
+    told = f"{counted(len(study.variants) * seeds, 'run')} ({counted(len(study.variants), 'variant')}, "
+    told += f"{counted(seeds, 'seed')})"
+    if study.steps is not None:
+        told += f" of {counted(study.steps, 'step')}"
+    if there:
+        told += f"; {there} {'is' if there == 1 else 'are'} there already"
+    if {*study.variants, *study.left_out} == set(DEFAULT):
+        told += f"; --variants {','.join(FEWER)} would be {(len(FEWER) + 2) * seeds}"  # float32 and its twin too
+    return told
 
 
 def _line(run: RunRecord, metric: str) -> str:

@@ -99,6 +99,13 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def about(seconds: float) -> str:
+    """An estimate: ``about 40 s``, ``about 48 min``, ``about 3.2 hours``."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} hours"
+
+
 def bytes_text(nbytes: float) -> str:
     """In the largest binary unit that it fills, with three significant digits."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
