@@ -17,6 +17,9 @@ from typing import Literal, NamedTuple
 
 from lowprec_plugin.formats import check_integer, check_word_length
 
+#: Steps whose mean training loss is one look.
+STEPS_PER_LOOK = 10
+
 
 @dataclass(frozen=True)
 class WordLengthRamp:

@@ -14,13 +14,10 @@ from torch.distributed.tensor import DTensor
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.step import FixedPointStep
-from lowprec_plugin.ramp import RampState, WordLengthRamp, decide, observe
+from lowprec_plugin.ramp import STEPS_PER_LOOK, RampState, WordLengthRamp, decide, observe
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.widening import widened
 from lowprec_plugin.wire_reference import WORD_LENGTHS
-
-#: Steps whose mean training loss is one look.
-STEPS_PER_LOOK = 10
 
 
 class Ramping:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from lowprec_plugin import unread
@@ -118,6 +116,9 @@ def configured_module(path: str | Path) -> nn.Module:
     Raises:
         ValueError: if the file is not there or no YAML, has no model with a ``class_path``, or one that cannot be made.
     """
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningModule
+
     content = read_yaml(path)
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or "class_path" not in model:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
 from lowprec_plugin import __version__
-from lowprec_plugin.cli.main import OWN, main
+from lowprec_plugin.cli.main import OWN, as_options, main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -61,6 +62,84 @@ def test_every_configuration_is_tested() -> None:
     assert {path.name for path in CONFIGS.glob("*.yaml")} == {"digits.yaml", "mnist.yaml"} | in_tests_deepspeed
 
 
+#: What others bring along, and this command line has no use for until something is trained.
+OF_LIGHTNING = {"lightning", "torchmetrics", "transformers", "matplotlib", "optuna", "deepspeed", "wandb"}
+
+
+@pytest.mark.parametrize(
+    ("commands", "without"),
+    [
+        (["--help", "--version", "frobnicate"], {"jsonargparse"} | OF_LIGHTNING),
+        (
+            ["poc report nothing", "inspect nothing", "plan --parameters=7e9", "bench --help", "cost --help",
+             "export --to=c --checkpoint=nothing --out=c.h"],
+            OF_LIGHTNING,
+        ),
+    ],
+)  # fmt: skip
+def test_commands_import_what_they_need(commands: list[str], without: set[str]) -> None:
+    """In a process of its own: what is imported here says nothing."""
+    program = (
+        "import contextlib, sys\n"
+        "from lowprec_plugin.cli.main import main\n"
+        "for command in sys.argv[1:]:\n"
+        "    with contextlib.suppress(SystemExit): main(command.split())\n"
+        "print(*sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", program, *commands], capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in found.stdout.splitlines()[-1].split()}
+    assert not imported & without
+
+
+def test_every_command_has_a_function() -> None:
+    assert all(callable(resolve_name(path)) for path, _ in OWN.values())
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("does not tell: give mode=max or mode=min", "does not tell: give --mode=max or --mode=min"),
+        ("no end is given: epochs=, steps=, or max_epochs", "no end is given: --epochs, --steps, or max_epochs"),
+        ("nothing is given: give config= or mode=", "nothing is given: give --config or --mode"),
+        ("mode= (or config=)", "--mode (or --config)"),
+        ("epochs=0 must be at least 1", "--epochs=0 must be at least 1"),
+        ("config='a mode=b' is the user's, not mode='max'", "--config='a mode=b' is the user's, not --mode='max'"),
+        ('pip install "x[mode=y]": DeepSpeed\'s mode=1', 'pip install "x[mode=y]": DeepSpeed\'s --mode=1'),
+        ("write Ramp(mode='max', epochs={1: 2}): steps=3", "write Ramp(mode='max', epochs={1: 2}): --steps=3"),
+        ("trainer.mode=1, max_epochs=2, --mode=3", "trainer.mode=1, max_epochs=2, --mode=3"),
+        ("nothing of that kind", "nothing of that kind"),
+    ],
+)  # fmt: skip
+def test_messages_name_options(message: str, told: str) -> None:
+    assert as_options(message, ["mode", "epochs", "steps", "config"]) == told
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("poc --seeds=0", "lowprec poc: --seeds=0 must be at least 1"),
+        ("poc --data=a.B", "lowprec poc: --data='a.B' needs a module to train: give --model, or a config with both"),
+        ("plan", "lowprec plan: nothing is given to plan: give --module, --config or --parameters"),
+        ("plan --parameters=7e9 --ranks=2", "lowprec plan: --ranks=2 and --sharding='none' do not go together"),
+        ("tune --seeds=2", "lowprec tune: --seeds=2: a confirmation needs at least 4"),
+        ("export --to=float --checkpoint=a --out=b --network=c", "lowprec export: --network='c' is of no use"),
+        ("inspect nothing", "lowprec inspect: there is no checkpoint nothing"),
+    ],
+)  # fmt: skip
+def test_commands_speak_of_their_options(command: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
+def of_a_user() -> None:
+    raise ValueError("config=3 is none of mine")
+
+
+def test_what_a_user_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--module=tests.test_cli.of_a_user"]) == 2
+    assert capsys.readouterr().err == "lowprec plan: config=3 is none of mine\n"
+
+
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == 0
     assert "lowprec COMMAND" in capsys.readouterr().out
@@ -91,11 +170,12 @@ def test_a_reader_that_has_gone_ends_a_command_silently(tmp_path: Path) -> None:
         assert unread(*command, env=environment) == (141, ""), (command, unbuffered)
 
 
-def test_another_pipe_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(checkpoint: str) -> None:
-        raise BrokenPipeError("a connection of the command's own")
+def broken(checkpoint: str) -> None:
+    raise BrokenPipeError("a connection of the command's own")
 
-    monkeypatch.setitem(OWN, "inspect", (broken, ""))
+
+def test_another_pipe_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(OWN, "inspect", ("tests.test_cli:broken", ""))
     with (tmp_path / "out.txt").open("w") as out:
         monkeypatch.setattr("sys.stdout", out)
         with pytest.raises(BrokenPipeError, match="of the command's own"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,3 +31,15 @@ def test_the_kernels_are_optional(tmp_path: Path, compiler: str | None) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "lowprec_plugin" / "_native.so").exists() == (compiler is None)
+
+
+def test_how_to_install_is_said() -> None:
+    """From a clone, with every extra by its name; those of developers are ``make test``'s."""
+    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("[project.")[0]
+    names = set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE)) - {"dev"}
+    line = re.search(r'`pip install "\.\[poc\]"` in the clone \(extras: (.*?)\)', (ROOT / "README.md").read_text())
+    assert line is not None
+    assert set(re.findall(r"`(\w+)`", line[1])) == names
+    for page in (ROOT / "docs").glob("*.md"):
+        assert set(re.findall(r"pip install \S*\[(\w+)\]", page.read_text())) <= names
+        assert 'pip install "lowprec-plugin' not in page.read_text(), "it is on no index"

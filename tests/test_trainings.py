@@ -9,7 +9,8 @@ import pytest
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
-from lowprec_plugin.trainings import Config, instantiate, quietly, read_config
+from lowprec_plugin.trainings import Config, read_config
+from lowprec_plugin.trainings.making import instantiate, quietly
 
 FIXED = """
 model:

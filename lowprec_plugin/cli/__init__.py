@@ -1,1 +1,1 @@
-"""The command ``lowprec``."""
+"""Functions of the command ``lowprec`` that have no better place."""

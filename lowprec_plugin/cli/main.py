@@ -1,40 +1,55 @@
-"""``lowprec``: the proof of concept, the search for formats, the benchmark, export, and LightningCLI's own commands."""
+"""``lowprec``: the proof of concept, the search for formats, the benchmark, export, and LightningCLI's own commands.
+
+A command's own module is imported when the command is given: help need not wait for what it does not use.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import select
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Iterable, Sequence
+from pkgutil import resolve_name
 
-from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningCLI
-
-from lowprec_plugin.bench import run_allreduce, run_bench, run_emulation
-from lowprec_plugin.cli.plan import run_plan
-from lowprec_plugin.export import run_cost, run_export
-from lowprec_plugin.inspection import run_inspect
-from lowprec_plugin.poc import run_poc
-from lowprec_plugin.poc.command import run_report
-from lowprec_plugin.tune import tune
 from lowprec_plugin.version import __version__
 
 LIGHTNING = ("fit", "validate", "test", "predict")
-OWN: dict[str, tuple[Callable[..., object], str]] = {
+#: The function of each command, by import path, and what it does.
+OWN = {
     "poc": (
-        run_poc,
+        "lowprec_plugin.poc:run_poc",
         "Train your own module in float32 and in fixed-point side by side, and write a report.",
     ),
-    "poc report": (run_report, "Write a proof of concept's report again, from its files alone."),
-    "tune": (tune, "Find the narrowest formats that keep a metric of your own network, and write a configuration."),
-    "bench": (run_bench, "Time the fused step and a training step against float32's."),
-    "bench allreduce": (run_allreduce, "Time gradients on your own network, in float32 and in fixed-point."),
-    "bench emulation": (run_emulation, "Time a training step of emulated arithmetic against float32's."),
-    "plan": (run_plan, "Predict the bytes that each GPU holds and sends, before anything is bought or run."),
-    "inspect": (run_inspect, "Show what a checkpoint stores how."),
-    "export": (run_export, "Write a checkpoint's weights for hardware or another tool."),
-    "cost": (run_cost, "Estimate a network on the systolic array of Gupta et al. 2015."),
+    "poc report": (
+        "lowprec_plugin.poc.command:run_report",
+        "Write a proof of concept's report again, from its files alone.",
+    ),
+    "tune": (
+        "lowprec_plugin.tune:tune",
+        "Find the narrowest formats that keep a metric of your own network, and write a configuration.",
+    ),
+    "bench": (
+        "lowprec_plugin.bench.run:run_bench",
+        "Time the fused step and a training step against float32's.",
+    ),
+    "bench allreduce": (
+        "lowprec_plugin.bench.allreduce:run_allreduce",
+        "Time gradients on your own network, in float32 and in fixed-point.",
+    ),
+    "bench emulation": (
+        "lowprec_plugin.bench.emulation:run_emulation",
+        "Time a training step of emulated arithmetic against float32's.",
+    ),
+    "plan": (
+        "lowprec_plugin.cli.plan:run_plan",
+        "Predict the bytes that each GPU holds and sends, before anything is bought or run.",
+    ),
+    "inspect": ("lowprec_plugin.inspection:run_inspect", "Show what a checkpoint stores how."),
+    "export": ("lowprec_plugin.export:run_export", "Write a checkpoint's weights for hardware or another tool."),
+    "cost": ("lowprec_plugin.export:run_cost", "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
 #: Commands whose arguments without a default are given by place.
 BY_PLACE = ("inspect", "poc report")
@@ -92,6 +107,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(__version__)
         return 0
     if command in LIGHTNING:
+        from lightning.pytorch.cli import LightningCLI
+
         # Without args it reads the command line itself, and warns of nothing.
         LightningCLI(args=None if arguments is None else given, save_config_kwargs={"overwrite": True})
         return 0
@@ -104,7 +121,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _call(command: str, given: Sequence[str]) -> int:
-    function, description = OWN[command]
+    from jsonargparse import ArgumentParser
+
+    path, description = OWN[command]
+    function = resolve_name(path)
     parser = ArgumentParser(prog=f"lowprec {command}", description=description)
     parser.add_function_arguments(function, as_positional=command in BY_PLACE)
     options = parser.parse_args(given)
@@ -112,11 +132,39 @@ def _call(command: str, given: Sequence[str]) -> int:
         function(**vars(options))
     except BrokenPipeError:
         raise
-    # OSError: a path that cannot be read or written, which it names; the other is Lightning's ValueError.
-    except (ValueError, OSError, MisconfigurationException) as error:
-        print(f"lowprec {command}: {error}", file=sys.stderr)
+    except Exception as error:
+        # OSError: a path that cannot be read or written, which it names; the other, which takes seconds to import, is
+        # Lightning's ValueError.
+        if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
+            raise
+        message = str(error)
+        if _is_of_the_package(error):  # and not of the user's own code, whose names are its own
+            message = as_options(message, inspect.signature(function).parameters)
+        print(f"lowprec {command}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def as_options(message: str, names: Iterable[str]) -> str:
+    """``message`` of a function with parameters ``names`` as its command's: ``mode=max`` is written ``--mode=max``.
+
+    And ``epochs=``, without a value, ``--epochs``. What is quoted, a call as Python's and a longer name stay as they
+    are, for they are of something else: ``'a mode=b'``, ``Ramp(mode=max)``, ``trainer.mode=max``.
+    """
+    kept = r"(?<!\w)'[^']*'|\"[^\"]*\"|\w\([^()]*\)"
+    own = rf"(?<![\w.-])(?P<name>{'|'.join(names)})=(?P<bare>(?=[\s,;:)]|$))?"
+    return re.sub(f"{kept}|{own}", _as_option, message)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    name, bare = found["name"], found["bare"]
+    return found[0] if name is None else f"--{name}=" if bare is None else f"--{name}"
+
+
+def _is_of_the_package(error: Exception) -> bool:
+    """Whether the package raised it, and not what it called."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lowprec_plugin.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from lowprec_plugin.poc.measures import Measures
 from lowprec_plugin.poc.training import LEFT_OUT
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
 from lowprec_plugin.poc.words import ACCURACY, LOSS, way
-from lowprec_plugin.trainings import IN_THIS_PROCESS, Config, instantiate, quietly, rehearse, unseen
+from lowprec_plugin.trainings import Config
+from lowprec_plugin.trainings.making import IN_THIS_PROCESS, instantiate, quietly, rehearse, unseen
 
 Mode = Literal["max", "min"]
 

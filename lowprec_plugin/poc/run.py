@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -20,17 +21,18 @@ from lowprec_plugin.files import alone_in
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.poc import report
 from lowprec_plugin.poc.environment import versions
+from lowprec_plugin.poc.foresight import ahead, blind
 from lowprec_plugin.poc.processes import Processes
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehearsed
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
 from lowprec_plugin.poc.training import Order, fit, interval_of, train
-from lowprec_plugin.poc.variants import FLOAT32, TWIN, VARIANTS, WIRE
-from lowprec_plugin.poc.words import counted, listed
+from lowprec_plugin.poc.variants import DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
+from lowprec_plugin.poc.words import about, counted, listed
 from lowprec_plugin.quality import allowance
-from lowprec_plugin.trainings import DIGITS, IN_THIS_PROCESS, Config, class_path, read_config
+from lowprec_plugin.trainings import DIGITS, Config, class_path, read_config
+from lowprec_plugin.trainings.making import IN_THIS_PROCESS
 
-DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)
 TITLES = {
     "digits": "Handwritten digits, MLP 64-256-256-10, AdamW",
     "mnist": "MNIST, MLP 784-256-256-10, AdamW",
@@ -102,7 +104,7 @@ def run_poc(
     metric, mode, chosen = chosen_metric(found, metric, mode)
     left_out = {}
     if devices == 1 and WIRE.name in arguments["variants"]:
-        left_out[WIRE.name] = "one process sends nothing: give devices=2 or more"
+        left_out[WIRE.name] = "one process sends nothing: it takes two devices or more"
     names = [name for name in dict.fromkeys([FLOAT32.name, TWIN.name, *arguments["variants"]]) if name not in left_out]
     study = Study(
         title=_title(complete, None if config or model else task),
@@ -141,20 +143,22 @@ def run_poc(
 
 
 def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[RunRecord]:
-    """Every run of the study: from its record if it has ended, else made now."""
+    """Every run of the study: from its record if it has ended, else made now.
+
+    How long all will take is told when a run has ended, and not before: the rehearsal's two batches are mostly warm-up.
+    """
     # All variants of a seed in turn, so that a slow minute slows them alike.
     ended = {(seed, name): _ended(run_folder(folder, name, seed)) for seed in study.seeds for name in study.variants}
     there = sum(record is not None for record in ended.values())
+    print(ahead(study, there), flush=True)
     hidden = None if progress else True  # None: where there is no terminal
     bar = tqdm(total=len(ended), initial=there, disable=hidden, unit="run", dynamic_ncols=True)
 
     def told(epoch: int, step: int) -> None:
-        bar.set_postfix(epoch=epoch + 1, step=step)
+        bar.set_postfix(epoch=epoch + 1, step=step if study.steps is None else f"{step}/{study.steps}")
 
-    runs, began = [], datetime.now(timezone.utc).isoformat(timespec="seconds")
+    runs, made, began = [], list[float](), datetime.now(timezone.utc).isoformat(timespec="seconds")
     with closing(Processes(study.devices, fit)) as processes, bar:
-        if bar.disable and there:
-            print(f"{counted(there, 'run')} of {len(ended)} had ended before", flush=True)
         for (seed, name), record in ended.items():
             if record is None:
                 bar.set_description(f"{name}, seed {seed}")
@@ -166,9 +170,15 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
                 )  # fmt: skip
                 record = train(order, told, processes)
                 bar.update()
+                made.append(record.seconds)
                 if bar.disable:
-                    print(_line(record, study.metric), flush=True)
+                    so_far = there + len(made)
+                    left = (len(ended) - so_far) * statistics.mean(made)
+                    to_go = f", {about(left)} to go" if so_far < len(ended) else ""
+                    print(f"{so_far} of {len(ended)}: {_line(record, study.metric)}{to_go}", flush=True)
             runs.append(record)
+            if name == TWIN.name and (said := blind(study, runs)):
+                bar.write(said)
     return runs
 
 

@@ -29,7 +29,8 @@ from lowprec_plugin.poc.measures import Measures
 from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
-from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, quietly
+from lowprec_plugin.trainings import Config
+from lowprec_plugin.trainings.making import instantiate, perturb_last_bit_, quietly
 
 #: Callbacks that end runs at different steps, and those that write what nobody asked for.
 LEFT_OUT = (EarlyStopping, Timer, Checkpoint)

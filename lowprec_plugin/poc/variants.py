@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lowprec_plugin.ramp import WordLengthRamp
-from lowprec_plugin.ramping import STEPS_PER_LOOK
+from lowprec_plugin.ramp import STEPS_PER_LOOK, WordLengthRamp
 from lowprec_plugin.trainings import Config, plugin_options, with_plugin
 
 #: The plugin's options that make a variant; the others, such as keep_float, stay as the configuration has them.
@@ -111,3 +110,5 @@ VARIANTS = {
         Variant("<2,10> nearest", {"word_length": 12, "fraction_length": 10, "rounding": "nearest"}, default=False),
     )
 }
+#: Those that run if none are named.
+DEFAULT = tuple(name for name, variant in VARIANTS.items() if variant.default)

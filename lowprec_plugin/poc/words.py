@@ -13,11 +13,16 @@ from typing import Literal
 ACCURACY = re.compile(r"acc(uracy)?(?![a-z])", re.IGNORECASE)
 LOSS = re.compile(r"loss(es)?(?![a-z])", re.IGNORECASE)
 ERROR = re.compile(r"(err(or)?s?|perplexity)(?![a-z])", re.IGNORECASE)
+#: Whole words, between anything but letters and digits.
+MORE = {"auc", "auroc", "f1", "r2"}
+LESS = {"mae", "mape", "mse", "rmse"}
 
 
 def way(metric: str) -> Literal["max", "min"] | None:
     """Whether more or less of a metric is better, by its name; ``None``: its name does not tell, or tells both."""
-    more, less = bool(ACCURACY.search(metric)), bool(LOSS.search(metric) or ERROR.search(metric))
+    words = set(re.split(r"[\W_]+", metric.lower()))
+    more = bool(ACCURACY.search(metric) or words & MORE)
+    less = bool(LOSS.search(metric) or ERROR.search(metric) or words & LESS)
     return None if more == less else "max" if more else "min"
 
 
@@ -42,7 +47,7 @@ class Scale:
     def of(cls, metric: str, values: Sequence[float]) -> Scale:
         """The scale for these values: four significant digits, or hundredths of a per cent."""
         largest = max((abs(value) for value in values), default=0.0)
-        if way(metric) == "max" and largest <= 1:
+        if ACCURACY.search(metric) and way(metric) == "max" and largest <= 1:
             return cls(100, 2, " %", " points")
         power = math.floor(math.log10(max(largest, 1e-300))) if largest else 0
         if power < -3 or power > 6:
@@ -92,6 +97,13 @@ def listed(items: Sequence[str]) -> str:
 def counted(number: int, thing: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def about(seconds: float) -> str:
+    """An estimate: ``about 40 s``, ``about 48 min``, ``about 3.2 hours``."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} hours"
 
 
 def bytes_text(nbytes: float) -> str:

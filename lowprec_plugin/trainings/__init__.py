@@ -1,4 +1,7 @@
-"""Trainings of a user's own module and data, as ``lowprec fit`` would run them: for commands that make many of them."""
+"""Trainings of a user's own module and data, as ``lowprec fit`` would run them: for commands that make many of them.
+
+What makes and runs them is in :mod:`.making`, apart, for it takes Lightning, which reading a configuration does not.
+"""
 
 from lowprec_plugin.trainings.config import (
     DIGITS,
@@ -9,18 +12,9 @@ from lowprec_plugin.trainings.config import (
     read_yaml,
     with_plugin,
 )
-from lowprec_plugin.trainings.making import (
-    IN_THIS_PROCESS,
-    instantiate,
-    perturb_last_bit_,
-    quietly,
-    rehearse,
-    unseen,
-)
 from lowprec_plugin.trainings.refusals import refused_in_short
 
 __all__ = [
     "Config", "DIGITS", "read_config", "read_yaml", "class_path", "plugin_options", "with_plugin",
-    "IN_THIS_PROCESS", "instantiate", "rehearse", "quietly", "perturb_last_bit_", "unseen",
     "refused_in_short",
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from lightning.pytorch.cli import LightningCLI
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lowprec_plugin.optim.step import NonFiniteGradientError
-from lowprec_plugin.trainings import Config, instantiate, perturb_last_bit_, quietly, rehearse
+from lowprec_plugin.trainings import Config
+from lowprec_plugin.trainings.making import instantiate, perturb_last_bit_, quietly, rehearse
 from lowprec_plugin.tune.records import Judge, Run
 from lowprec_plugin.tune.space import Setting
 

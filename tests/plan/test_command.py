@@ -68,7 +68,7 @@ def test_what_needs_memory_says_so_of_a_configuration(tmp_path: Path, capsys: py
     config.write_text("model: {class_path: tests.plan.models.LightningNeedsMemory}")
     assert run(f"--config={config}") == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r".*config.yaml cannot be made without memory .*\): allocate=true makes it .*\n", said)
+    assert re.fullmatch(r".*config.yaml cannot be made without memory .*\): --allocate=true makes it .*\n", said)
     assert run(f"--config={config}", "--allocate=true") == 0
     assert "20 parameters" in capsys.readouterr().out
 
@@ -76,15 +76,15 @@ def test_what_needs_memory_says_so_of_a_configuration(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing is given to plan: give module=, config= or parameters="),
-        ([ODD, "--parameters=7"], "beside module= or config=: give one of the three"),
+        ([], "nothing is given to plan: give --module, --config or --parameters"),
+        ([ODD, "--parameters=7"], "beside --module or --config: give one of the three"),
         (["--parameters=7.5"], "parameters=7.5 is not a whole number"),
         (["--parameters=.inf"], "parameters=inf is not a whole number"),
         (["--parameters=.nan"], "parameters=nan is not a whole number"),
         (["--parameters=7e9", "--activations_gib=.inf"], "activations_gib=inf is negative or not finite"),
         (["--parameters=7e9", "--activations_gib=.nan"], "activations_gib=nan is negative or not finite"),
         ([ODD, "--activations_gib=-1"], "activations_gib=-1.0 is negative"),
-        ([ODD, "--ranks=2"], "ranks=2 and sharding='none' do not go together"),
+        ([ODD, "--ranks=2"], "ranks=2 and --sharding='none' do not go together"),
         (["--module=torch.nn.Linear"], "is called without arguments, and answers"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from lowprec_plugin.poc.rehearsal import Rehearsed, chosen_metric
 from lowprec_plugin.poc.training import interval_of
 from lowprec_plugin.poc.variants import VARIANTS, paced
+from lowprec_plugin.poc.words import Scale
 from lowprec_plugin.ramp import WordLengthRamp
 
 FOUND = Rehearsed(
@@ -37,12 +38,25 @@ def test_the_metric_that_is_asked_for() -> None:
     assert chosen_metric(FOUND, "val_loss", None)[:2] == ("val_loss", "min")
     assert chosen_metric(FOUND, "train_acc", "min")[:2] == ("train_acc", "min")
     assert chosen_metric(FOUND, None, "min")[:2] == ("val_loss", "min")
-    for unclear in ("val_auc", "terrain_iou", "accumulated", "acc_loss"):
+    for unclear in ("val_auc2", "terrain_iou", "accumulated", "acc_loss", "val/mse_f1", "premse", "r2d2"):
         with pytest.raises(ValueError, match=f"metric='{unclear}' does not tell whether more of it is better"):
             chosen_metric(replace(FOUND, validated=[unclear]), unclear, None)
     assert chosen_metric(replace(FOUND, validated=["perplexity"]), "perplexity", None)[1] == "min"
     with pytest.raises(ValueError, match=r"metric='acc' is not logged .*; the module logs test_acc, train_acc"):
         chosen_metric(FOUND, "acc", None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("val/rmse", "min"), ("val_MAE", "min"), ("MSE", "min"), ("test.mape-1", "min"), ("val_perplexity", "min"),
+     ("val/f1", "max"), ("val_auroc_epoch", "max"), ("AUC", "max"), ("val r2", "max"), ("val_accuracy", "max")],
+)  # fmt: skip
+def test_metrics_whose_names_tell_the_way(metric: str, mode: str) -> None:
+    found = replace(FOUND, validated=[metric])
+    assert chosen_metric(found, metric, None)[1] == mode
+    other = "max" if mode == "min" else "min"
+    assert chosen_metric(found, metric, other)[1] == other  # type: ignore[arg-type]  # who says so is believed
+    assert Scale.of(metric, [0.5]).unit == (" %" if metric == "val_accuracy" else "")
 
 
 @pytest.mark.parametrize("steps", [20, 100, 420, 1000, 3999])

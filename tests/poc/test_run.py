@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from lowprec_plugin.cli.main import main
 from lowprec_plugin.files import alone_in
 from lowprec_plugin.poc import VARIANTS, training
 from lowprec_plugin.poc.records import RunRecord, load, save
-from lowprec_plugin.poc.run import DEFAULT, run_poc
+from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_runs, load_study, run_folder
+from lowprec_plugin.poc.variants import DEFAULT
 from lowprec_plugin.tasks import MLP
-from lowprec_plugin.trainings import perturb_last_bit_
+from lowprec_plugin.trainings.making import perturb_last_bit_
 from tests.poc.staged import record
 from tests.poc.users import Sorter
 
@@ -77,7 +79,7 @@ def test_every_variant_has_its_runs(runs: dict[tuple[str, int], RunRecord], fold
     assert (study.metric, study.mode, study.steps) == ("val_acc", "max", 40)
     assert list(study.variants) == ONE_PROCESS
     assert list(study.left_out) == ["8-bit wire"]
-    assert "devices=2" in study.left_out["8-bit wire"]
+    assert "two devices" in study.left_out["8-bit wire"]
 
 
 def test_the_same_data_in_the_same_order(folder: Path) -> None:
@@ -314,14 +316,14 @@ def test_a_folder_of_something_else_is_left_alone(
         (["--mode=best"], "mode"),
         (["--data=tests.poc.users.Clouds"], "needs a module to train"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
-        ([*USERS], "no end of a run is given"),
+        ([*USERS], "no end of a run is given: --epochs, --steps, or max_epochs or max_steps in the configuration"),
         ([*USERS, "--steps=2", "--metric=val_loss"], "metric='val_loss' is not logged while fitting or testing; the "
          "module logs test_acc, train_loss, val_acc"),
-        (["--model=tests.poc.users.Line", "--steps=2", "--metric=val_size"], "give mode=max or mode=min"),
+        (["--model=tests.poc.users.Line", "--steps=2", "--metric=val_size"], "give --mode=max or --mode=min"),
         (["--model=tests.poc.users.Silent", "--steps=2"], "no validation or test logs an accuracy or a loss"),
         (["--model=tests.poc.users.Nobody", "--steps=2"], "Nobody"),
         (["--model=tests.poc.users.Sorter", "--steps=2"], "users.Sorter' has no train_dataloader: give the data to "
-         "train on, data=package.DataModule, or data: in the configuration"),
+         "train on, --data=package.DataModule, or data: in the configuration"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_run(
@@ -357,26 +359,60 @@ def test_variants_by_name(variants: str, names: list[str], monkeypatch: pytest.M
 def test_what_is_told_without_a_bar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The study and what it leaves out, then a line for each run as it ends; of runs that are there, how many."""
+    """The study, what it leaves out and how many runs there are; then a line for each as it ends, with what is left."""
     monkeypatch.setattr(Sorter, "fail", 12)
     arguments = ["poc", *USERS, "--steps=4", "--variants=12,16,8-bit wire", "--seeds=1", "--output=poc",
                  "--progress=false"]  # fmt: skip
     assert main(arguments) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("users.Clouds, 4 steps: val_acc, chosen of what validation logs (val_acc)")
-    assert told[1] == "8-bit wire is left out: one process sends nothing: give devices=2 or more"
-    of_runs = ["float32, seed 0: val_acc 0", "float32 twin, seed 0: val_acc 0", "12, seed 0: failed: RuntimeError: no",
-               "16, seed 0: val_acc 0"]  # fmt: skip
-    for line, expected in zip(told[2:6], of_runs, strict=True):
+    assert told[1] == "8-bit wire is left out: one process sends nothing: it takes two devices or more"
+    assert told[2] == "4 runs (4 variants, 1 seed) of 4 steps"
+    of_runs = ["1 of 4: float32, seed 0: val_acc 0", "2 of 4: float32 twin, seed 0: val_acc 0",
+               "3 of 4: 12, seed 0: failed: RuntimeError: no", "4 of 4: 16, seed 0: val_acc 0"]  # fmt: skip
+    for line, expected in zip(told[3:7], of_runs, strict=True):
         assert line.startswith(expected)
-        assert re.search(r", \d+\.\d s$", line)
-    assert told[6] == ""
+        assert re.search(r", \d+\.\d s$" if line == told[6] else r", \d+\.\d s, about \d+ s to go$", line)
+    assert told[7] == ""
     monkeypatch.setattr(Sorter, "fail", 0)
     assert main(arguments) == 0
     again = capsys.readouterr().out.splitlines()
-    assert again[:3] == [*told[:2], "3 runs of 4 had ended before"]
-    assert again[3].startswith("12, seed 0: val_acc 0")
+    assert again[:3] == [*told[:2], "4 runs (4 variants, 1 seed) of 4 steps; 3 are there already"]
+    assert again[3].startswith("4 of 4: 12, seed 0: val_acc 0")
     assert again[4] == ""
+
+
+def test_what_is_left_is_the_mean_of_the_runs_that_this_command_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of others nobody knows on what machine, and how busy, they were made. The default's runs could be fewer."""
+
+    def timed(order: training.Order, *_: Any) -> RunRecord:
+        made = replace(staged(order), seconds={"float32": 100.0, "float32 twin": 200.0}.get(order.variant, 3000.0))
+        save(order.folder / "run.json", made)
+        return made
+
+    monkeypatch.setattr("lowprec_plugin.poc.run.train", timed)
+    arguments = ["poc", *USERS, "--steps=2", "--output=poc", "--progress=false"]
+    assert main([*arguments, "--variants=16", "--seeds=1"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1] == "3 runs (3 variants, 1 seed) of 2 steps"
+    assert [line.rpartition(" s, ")[2] for line in told[2:4]] == ["about 3 min to go", "about 2 min to go"]
+    assert main([*arguments, "--seeds=2"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[2] == "16 runs (8 variants, 2 seeds) of 2 steps; 3 are there already; --variants 16,16/8 would be 8"
+    assert told[3].startswith("4 of 16: bf16, seed 0: ")
+    assert told[3].endswith(" 3000.0 s, about 10.0 hours to go")
+    assert main([*arguments, "--seeds=2", "--variants=16,16/8"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "8 runs (4 variants, 2 seeds) of 2 steps; 8 are there already"
+
+
+def test_the_bar_tells_the_step_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first run has ended nothing else says how long it may take."""
+    said = []
+    monkeypatch.setattr(tqdm, "set_postfix", lambda bar, **told: said.append(told))
+    assert main(["poc", *USERS, "--steps=2", "--variants=16", "--seeds=1", "--output=poc", "--progress=false"]) == 0
+    assert {"epoch": 1, "step": "1/2"} in said
 
 
 def test_runs_that_are_there_cost_the_bar_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
