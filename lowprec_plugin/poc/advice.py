@@ -126,11 +126,12 @@ def _seeds(words: Words) -> list[str]:
         )
     if unsettled := [each for each in of(words.findings, "unsettled") if not each.diverged and each not in stuck]:
         most = max(seeds_to_settle(each) for each in unsettled)
+        asks = ": --tolerance=2% asks whether it is within that" if words.groups.tolerance is None else ""
         said.append(
             f"Run about {most} seeds to settle {names(unsettled)}."
             if most <= PRACTICAL
             else f"Float32's own seeds and twins end too far apart to settle {names(unsettled)}: let the learning "
             "rate fall towards zero, train longer, or compare a metric with less noise. Until then go by how much "
-            "worse it may be: --tolerance=2% asks whether it is within that."
+            f"worse it may be{asks}."
         )
     return said

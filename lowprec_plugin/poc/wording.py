@@ -53,7 +53,11 @@ class Words:
             clauses.append(f"{names(within)} {are(within)} within the {self.allowed} that you allow")
         worse = of(self.findings, "worse")
         if worse:
-            each = [f"{spoken(finding.variant)} ({self.difference(finding)})" for finding in worse]
+            each = [
+                f"{spoken(finding.variant)} ({self.difference(finding)}"
+                f"{', which may be chance' if may_be_chance(finding, self.findings) else ''})"
+                for finding in worse
+            ]
             clauses.append(f"{listed(each)} {are(worse)} {'not' if equal and not within else 'worse than float32'}")
         for finding in worse:
             clauses += self._recovered(finding, "it" if len(worse) == 1 else spoken(finding.variant))

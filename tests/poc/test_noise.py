@@ -97,6 +97,7 @@ def test_of_many_comparisons_one_may_come_out_by_chance() -> None:
     assert any(each.startswith("For 16-bit stochastic give more bits") for each in alone.next)
     many = verdict([*float32(), *runs("16", 0.973), *runs("12", 0.93), *runs("16/8", 0.977)])
     assert "It was one of 3 comparisons, and by chance one in twenty comes out so" in many.sentences["16"]
+    assert "16-bit stochastic (−0.20 ± 0.08 points, which may be chance) and 12-bit stochastic (−4" in many.headline
     assert outcomes(many)["16/8"] == "better"
     assert "It was one of 3 comparisons" in many.sentences["16/8"]
     assert "by chance" not in many.sentences["12"]
