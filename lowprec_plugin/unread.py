@@ -79,8 +79,12 @@ class Unpickler(pickle.Unpickler):
             return told[path]
         if name in _PLAIN.get(module, ()):
             found = super().find_class(module, name)
-            return found if isinstance(found, type) else _guarded(found)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.qscheme):
+            # What is only called is given as a function: a pickle can set attributes of a class, such as Counter's.
+            return found if isinstance(found, type) and issubclass(found, torch.Tensor) else _guarded(found)
+        if module in ("torch", "torch.storage") and name == "UntypedStorage":
+            # torch.load asks for its dtype alone.
+            return torch.serialization.StorageType("ByteStorage")  # type: ignore[no-untyped-call]
+        if module == "torch" and isinstance(vars(torch).get(name), torch.dtype | torch.qscheme):
             return getattr(torch, name)
         return type(name, (Unread,), {"path": path})
 

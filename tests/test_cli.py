@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 import pytest
 import torch
 
+import lowprec_plugin
 from lowprec_plugin import __version__
 from lowprec_plugin.cli.main import OWN, as_options, main
 
@@ -149,6 +150,10 @@ def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -
     assert "there is no command 'frobnicate'" in capsys.readouterr().err
 
 
+def test_names_that_are_imported_when_asked_for_are_listed() -> None:
+    assert set(lowprec_plugin.__all__) <= set(dir(lowprec_plugin))
+
+
 def unread(*command: str, env: Mapping[str, str]) -> tuple[int, str]:
     """Exit status and standard error of a command whose reader has gone before it writes."""
     reading, writing = os.pipe()
@@ -168,6 +173,11 @@ def test_a_reader_that_has_gone_ends_a_command_silently(tmp_path: Path) -> None:
     for command, unbuffered in ((inspect, ""), (inspect, "1"), (["plan", "--help"], "")):
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         assert unread(*command, env=environment) == (141, ""), (command, unbuffered)
+
+
+def test_a_command_without_standard_output_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # as Python has it where a shell was told >&-
+    assert main(["--version"]) == 0
 
 
 def broken(checkpoint: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import statistics
 import sys
+import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
 from pathlib import Path
@@ -232,6 +233,31 @@ def test_nothing_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert read_file(tmp_path / "own.ckpt")["a"].tolist() == [1, 1, 1]
     assert "their_classes" not in sys.modules
     assert type(torch.load(tmp_path / "own.ckpt", weights_only=False)["settings"]).__module__ in sys.modules
+
+
+def test_numbers_of_every_dtype_are_read_beside_other_classes(tmp_path: Path) -> None:
+    """torch saves those of newer dtypes with an untyped storage."""
+    dtypes = (torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint64)
+    numbers = {str(dtype): torch.arange(3).to(dtype) for dtype in dtypes}
+    torch.save({"stage": Kind.ONE, **numbers}, tmp_path / "own.ckpt")
+    read = read_file(tmp_path / "own.ckpt")
+    assert {name: read[name].dtype for name in numbers} == {str(dtype): dtype for dtype in dtypes}
+    assert all(read[name].double().tolist() == [0, 1, 2] for name in numbers)
+    assert [each.name for each in inspect_checkpoint(read)] == [name for name in numbers if "uint" not in name]
+
+
+@pytest.mark.parametrize("path", ["collections Counter", "torch UntypedStorage", "torch.storage UntypedStorage"])
+def test_a_file_changes_no_class(tmp_path: Path, path: str) -> None:
+    """The state of an object may be attributes to set, and the object a class."""
+    torch.save({}, tmp_path / "plain.pt")
+    named = "c" + path.replace(" ", "\n") + "\n"
+    pickled = b"\x80\x02" + named.encode() + b"N}X\x07\x00\x00\x00changedK\x01s\x86b."
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "crafted.pt", "w") as crafted:
+        for name in plain.namelist():
+            crafted.writestr(name, pickled if name.endswith("data.pkl") else plain.read(name))
+    read_file(tmp_path / "crafted.pt")
+    assert not hasattr(Counter, "changed")
+    assert not hasattr(torch.UntypedStorage, "changed")
 
 
 def test_a_tensor_of_another_class_is_named(tmp_path: Path) -> None:

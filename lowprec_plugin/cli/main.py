@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()  # here, and not when the interpreter ends: it would complain
+            # Here, and not when the interpreter ends: it would complain. There may be no standard output at all.
+            print(end="", flush=True)
     except BrokenPipeError:
         if not _reader_has_gone():
             raise

@@ -9,14 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lowprec_plugin.sharding import fixed_part
 
-_known: WeakSet[torch.optim.Optimizer] = WeakSet()
+#: By id: one that defines equality has no hash.
+_known: WeakValueDictionary[int, torch.optim.Optimizer] = WeakValueDictionary()
 
 
 def look_again() -> None:
@@ -30,9 +31,9 @@ def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     Such a step works, in several operations that each round.
     """
     # An adopted one, or the float one that steps for it, which is made anew at every step.
-    if hasattr(optimizer, "fixed_point") or optimizer in _known:
+    if hasattr(optimizer, "fixed_point") or _known.get(id(optimizer)) is optimizer:
         return
-    _known.add(optimizer)
+    _known[id(optimizer)] = optimizer
     name = type(optimizer).__name__
     if stored := _fixed_state(optimizer):
         warnings.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowprec_plugin.poc.groups import BF16, Groups
-from lowprec_plugin.poc.outcomes import PRACTICAL, SHORT, is_short, may_be_chance, of, seeds_to_settle
+from lowprec_plugin.poc.outcomes import PRACTICAL, SHORT, SPOKEN, is_short, may_be_chance, of, seeds_to_settle
 from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.phrases import names
 from lowprec_plugin.poc.wording import Words
@@ -60,15 +60,16 @@ def _adopt(words: Words) -> list[str]:
             f"Weigh the time: here a step of {spoken(best)} took {times(found.ratio)} float32's. Measure on your "
             "device."
         )
-    rival = next((each for each in of(words.findings, "equal") if each.variant == BF16), None)
+    rival = next((each for each in of(words.findings, "equal", "tolerated") if each.variant == BF16), None)
     if rival and (theirs := groups.of[BF16].held) and theirs < held[best]:
-        said.append(f"bf16 mixed precision is equal too and holds less here: {bytes_text(theirs)}.")
+        said.append(f"bf16 mixed precision is {SPOKEN[rival.outcome]} too and holds less here: {bytes_text(theirs)}.")
     return said
 
 
 def _none_equal(words: Words) -> list[str]:
-    if of(words.findings, "equal"):
-        return ["bf16 mixed precision is equal to float32; no fixed-point variant is shown to be."]
+    if bf16 := of(words.findings, "equal", "tolerated"):  # no other is left
+        good = "equal to float32" if bf16[0].outcome == "equal" else SPOKEN["tolerated"]
+        return [f"bf16 mixed precision is {good}; no fixed-point variant is shown to be."]
     if better := of(words.findings, "better"):
         return [f"Nothing speaks against {names(better)} in quality: repeat with other seeds to see if it lasts."]
     open_ = of(words.findings, "few seeds", "unsettled", "no run", "failed")

@@ -82,7 +82,8 @@ class Words:
     @property
     def stuck(self) -> list[Finding]:
         """Those that are not settled because every run ended at one value."""
-        return [each for each in of(self.findings, "unsettled") if self.groups.stuck(each.variant) is not None]
+        unsettled = [each for each in of(self.findings, "unsettled") if not each.diverged]
+        return [each for each in unsettled if self.groups.stuck(each.variant) is not None]
 
     def _cannot_tell(self, finding: Finding) -> str:
         value = self.scale.value(finding.compared.baseline)

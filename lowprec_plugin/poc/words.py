@@ -16,6 +16,8 @@ ERROR = re.compile(r"(err(or)?s?|perplexity)(?![a-z])", re.IGNORECASE)
 #: Whole words, between anything but letters and digits.
 MORE = {"auc", "auroc", "f1", "r2"}
 LESS = {"mae", "mape", "mse", "rmse"}
+#: As in scikit-learn's names, of which more is better; but a loss may be of negative examples.
+TURNED = {"neg", "negative"}
 
 
 def way(metric: str) -> Literal["max", "min"] | None:
@@ -23,7 +25,7 @@ def way(metric: str) -> Literal["max", "min"] | None:
     words = set(re.split(r"[\W_]+", metric.lower()))
     more = bool(ACCURACY.search(metric) or words & MORE)
     less = bool(LOSS.search(metric) or ERROR.search(metric) or words & LESS)
-    return None if more == less else "max" if more else "min"
+    return None if more == less or words & TURNED else "max" if more else "min"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,23 @@ def test_adopted_and_float_ones_are_not(kind: Any) -> None:
     steps(kind(plain.parameters(), lr=1e-3), plain)
 
 
+class Equal(torch.optim.SGD):
+    """Without a hash, as a dataclass is."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Equal)
+
+
+def test_one_without_a_hash_steps_and_is_told_of() -> None:
+    module, plain = nn.Linear(8, 4), nn.Linear(8, 4)
+    optimizer = Equal(module.parameters(), lr=0.1)
+    steps(Equal(plain.parameters(), lr=0.1), plain)
+    optim.quantize_(module)
+    with pytest.warns(UserWarning, match="this Equal updates fixed-point parameters") as told:
+        steps(optimizer, module)
+    assert len(told) == 1
+
+
 def test_one_whose_parameters_become_fixed_point_is_told_of() -> None:
     module = nn.Linear(8, 4)
     optimizer = torch.optim.SGD(module.parameters(), 0.1)

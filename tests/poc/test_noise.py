@@ -84,6 +84,10 @@ def test_a_metric_that_is_the_same_in_every_run_tells_nothing_apart(value: float
     assert not any(each.startswith(("Try", "Run about")) for each in found.next)
     other = verdict([*(record(name, s, value) for name in names[:2] for s in range(4)), *runs("16", value + 0.1)])
     assert outcomes(other)["16"] == "better", "it does tell where the variant ends elsewhere"
+    unsteady = [record(names[1], 4, status="diverged", metrics={}), record("16", 4, status="diverged", metrics={})]
+    found = verdict([*(record(name, s, value) for name in names[:3] for s in range(4)), *unsteady])
+    assert outcomes(found) == {"16": "unsettled"}
+    assert "every run ended" not in " ".join([found.headline, *found.next]), "one of them diverged"
 
 
 def test_of_many_comparisons_one_may_come_out_by_chance() -> None:
@@ -139,3 +143,6 @@ def test_a_tolerance_takes_what_is_worse_by_less_or_open() -> None:
     assert outcomes(few) == {"16": "few seeds"}
     better = judge([*float32(), *runs("16", 0.99)], "val_accuracy", "max", tolerance="1%")
     assert outcomes(better) == {"16": "better"}
+    bf16 = judge([*float32(), *runs("bf16", 0.968), *runs("16", 0.94)], "val_accuracy", "max", tolerance="1%")
+    assert outcomes(bf16) == {"bf16": "tolerated", "16": "worse"}
+    assert bf16.next[0] == "bf16 mixed precision is within what you allow; no fixed-point variant is shown to be."

@@ -38,7 +38,16 @@ def test_the_metric_that_is_asked_for() -> None:
     assert chosen_metric(FOUND, "val_loss", None)[:2] == ("val_loss", "min")
     assert chosen_metric(FOUND, "train_acc", "min")[:2] == ("train_acc", "min")
     assert chosen_metric(FOUND, None, "min")[:2] == ("val_loss", "min")
-    for unclear in ("val_auc2", "terrain_iou", "accumulated", "acc_loss", "val/mse_f1", "premse", "r2d2"):
+    for unclear in (
+        "val_auc2",
+        "terrain_iou",
+        "accumulated",
+        "acc_loss",
+        "val/mse_f1",
+        "premse",
+        "r2d2",
+        "val_neg_mse",
+    ):
         with pytest.raises(ValueError, match=f"metric='{unclear}' does not tell whether more of it is better"):
             chosen_metric(replace(FOUND, validated=[unclear]), unclear, None)
     assert chosen_metric(replace(FOUND, validated=["perplexity"]), "perplexity", None)[1] == "min"
