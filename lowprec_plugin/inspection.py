@@ -101,7 +101,7 @@ def _stored(path: tuple[str, ...], tensor: Tensor) -> Stored:
         floats = local_part(tensor)
         zero = _share(int((floats == 0).sum()), floats.numel())
         name, nbytes = _name(path), floats.numel() * floats.element_size()
-        return Stored(name, kind, _dtype(floats), floats.numel(), nbytes, 4 * floats.numel(), None, zero, None)
+        return Stored(name, kind, _name_of(floats.dtype), floats.numel(), nbytes, 4 * floats.numel(), None, zero, None)
     elements = part.codes.numel()
     name = part.label.replace("parameter '", "").replace("'", "") if kind == "state" and part.label else _name(path)
     limits, zeros, exponents = _counted(part)
@@ -113,10 +113,6 @@ def _stored(path: tuple[str, ...], tensor: Tensor) -> Stored:
 
 def _name(path: tuple[str, ...]) -> str:
     return ".".join(part for part in path if part != "state_dict")
-
-
-def _dtype(tensor: Tensor) -> str:
-    return _name_of(tensor.dtype)
 
 
 def _name_of(what: object) -> str:

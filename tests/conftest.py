@@ -79,3 +79,10 @@ def mnist_root() -> Path:
         if candidate and (Path(candidate) / "train-images-idx3-ubyte.gz").exists():
             return Path(candidate)
     pytest.skip("no MNIST here: set LOWPREC_MNIST to the folder of its four files")
+
+
+@pytest.fixture
+def no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LightningCLI warns where it is given arguments beside a command line, here pytest's own; in an empty folder."""
+    monkeypatch.setattr("sys.argv", ["lowprec"])
+    monkeypatch.chdir(tmp_path)

@@ -1,1 +1,1 @@
-"""Functions of the command ``lowprec`` that have no better place."""
+"""The command ``lowprec``."""

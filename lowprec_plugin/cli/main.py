@@ -10,7 +10,6 @@ import os
 import re
 import select
 import sys
-import traceback
 from collections.abc import Iterable, Sequence
 from pkgutil import resolve_name
 
@@ -124,6 +123,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _call(command: str, given: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
+    from lowprec_plugin.trainings import raised_in
+
     path, description = OWN[command]
     function = resolve_name(path)
     parser = ArgumentParser(prog=f"lowprec {command}", description=description)
@@ -139,7 +140,7 @@ def _call(command: str, given: Sequence[str]) -> int:
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
             raise
         message = str(error)
-        if _is_of_the_package(error):  # and not of the user's own code, whose names are its own
+        if raised_in(error, "lowprec_plugin"):  # and not of the user's own code, whose names are its own
             message = as_options(message, inspect.signature(function).parameters)
         print(f"lowprec {command}: {message}", file=sys.stderr)
         return 2
@@ -160,12 +161,6 @@ def as_options(message: str, names: Iterable[str]) -> str:
 def _as_option(found: re.Match[str]) -> str:
     name, bare = found["name"], found["bare"]
     return found[0] if name is None else f"--{name}=" if bare is None else f"--{name}"
-
-
-def _is_of_the_package(error: Exception) -> bool:
-    """Whether the package raised it, and not what it called."""
-    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("lowprec_plugin.")
 
 
 if __name__ == "__main__":

@@ -107,15 +107,14 @@ def read(folder: Path) -> Contents:
 
 def make(study: Study, runs: Sequence[RunRecord], files: dict[str, dict[int, str]]) -> Contents:
     """The contents of a report on these runs."""
-    asked = (study.metric, study.mode, list(study.variants), study.tolerance)
-    groups = Groups.make(runs, *asked)
+    groups = Groups.make(runs, study.metric, study.mode, list(study.variants), study.tolerance)
     loss = training_loss(runs)
     names = dict.fromkeys(name for name in (study.metric, loss) if name)
     curves = {name: {variant: curve(group, name) for variant, group in groups.of.items()} for name in names}
     return Contents(
         study,
         groups,
-        judge(runs, *asked),
+        judge(groups),
         figures(groups, study, LIMIT),
         {name: {variant: points for variant, points in each.items() if points} for name, each in curves.items()},
         {group.variant: layers for group in groups.settings if (layers := _layers(group))},

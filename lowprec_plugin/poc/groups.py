@@ -101,7 +101,12 @@ class Groups:
         variants: Sequence[str] = (),
         tolerance: float | str | None = None,
     ) -> Groups:
-        """Group ``runs``; ``variants`` gives the order and those that have no run."""
+        """Group ``runs``, in any order, by ``metric``, of which more is better if ``mode`` is ``"max"``.
+
+        Args:
+            variants: their order, and those that have no run yet.
+            tolerance: a number in the metric's units, or text such as ``"2%"`` of float32's.
+        """
         names = dict.fromkeys([FLOAT32.name, TWIN.name, *variants, *(run.variant for run in runs)])
         ordered = sorted(runs, key=lambda run: run.seed)
         groups = {name: Group(name, metric, [run for run in ordered if run.variant == name]) for name in names}
@@ -149,10 +154,9 @@ class Groups:
         sides = (self.float32.values, self.twin.values, self.of[variant].values)
         return compare(*([values[seed] for seed in seeds] for values in sides))
 
-    def tolerated(self, variant: str) -> bool:
-        """Whether the variant is within the tolerance even if two standard errors are added to what it is worse by."""
-        found = self.compare(variant)
-        if found is None or self.tolerance is None:
+    def tolerated(self, found: Comparison) -> bool:
+        """Whether a variant is within the tolerance even if two standard errors are added to what it is worse by."""
+        if self.tolerance is None:
             return False
         allowed = allowance(self.tolerance, found.baseline)
         return bool(found.within(allowed, higher_is_better=self.higher_is_better))

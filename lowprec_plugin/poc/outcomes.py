@@ -144,7 +144,7 @@ def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparis
     beyond = abs(comparison.difference) > 2 * comparison.standard_error
     if beyond and comparison.worse(higher_is_better=groups.higher_is_better) < 0:
         return "better"
-    if groups.tolerated(group.variant):
+    if groups.tolerated(comparison):
         return "tolerated"
     return "worse" if beyond else "unsettled"
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowprec_plugin.poc.advice import advice
 from lowprec_plugin.poc.groups import Groups
 from lowprec_plugin.poc.outcomes import Baseline, Finding, baseline, findings
-from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.wording import Words
 from lowprec_plugin.poc.words import Scale
 
@@ -37,23 +35,9 @@ class Verdict:
     scale: Scale
 
 
-def judge(
-    runs: Sequence[RunRecord],
-    metric: str,
-    mode: str,
-    variants: Sequence[str] = (),
-    tolerance: float | str | None = None,
-) -> Verdict:
-    """Judge every variant by ``metric``, of which more is better if ``mode`` is ``"max"``.
-
-    Args:
-        runs: of all variants and seeds, in any order.
-        variants: their order, and those that have no run yet.
-        tolerance: by how much a variant may be worse: a number in the metric's units, or text such as ``"2%"`` of
-            float32's; ``None``: what is not equal is worse, or open.
-    """
-    groups = Groups.make(runs, metric, mode, variants, tolerance)
-    scale = Scale.of(metric, [value for group in groups.of.values() for value in group.values.values()])
+def judge(groups: Groups) -> Verdict:
+    """Judge every variant by the metric of ``groups``."""
+    scale = Scale.of(groups.metric, [value for group in groups.of.values() for value in group.values.values()])
     found = findings(groups)
     words = Words(groups, scale, baseline(groups), found)
     return Verdict(

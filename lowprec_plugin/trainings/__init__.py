@@ -12,9 +12,9 @@ from lowprec_plugin.trainings.config import (
     read_yaml,
     with_plugin,
 )
-from lowprec_plugin.trainings.refusals import refused_in_short
+from lowprec_plugin.trainings.refusals import raised_in, refused_in_short
 
 __all__ = [
     "Config", "DIGITS", "read_config", "read_yaml", "class_path", "plugin_options", "with_plugin",
-    "refused_in_short",
+    "raised_in", "refused_in_short",
 ]  # fmt: skip

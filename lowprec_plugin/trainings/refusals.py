@@ -38,10 +38,14 @@ def refused_in_short(config: Config, where: str = "the configuration") -> Iterat
         raise ValueError(_in_short(error, cause, config, where)) from cause
 
 
-def _is_of_parser(error: BaseException) -> bool:
-    """Whether jsonargparse raised it, and not what it called."""
+def raised_in(error: BaseException, package: str) -> bool:
+    """Whether the code of ``package`` raised it, and not what that called."""
     name: str = _last(error)[0].f_globals.get("__name__", "")
-    return name.partition(".")[0] == "jsonargparse"
+    return name.partition(".")[0] == package
+
+
+def _is_of_parser(error: BaseException) -> bool:
+    return raised_in(error, "jsonargparse")
 
 
 def _in_short(error: Exception, cause: BaseException, config: Config, where: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lowprec_plugin.poc.groups import Groups
 from lowprec_plugin.poc.records import Layer, RunRecord, save
 from lowprec_plugin.poc.study import Study, run_folder, save_study
 from lowprec_plugin.poc.verdict import Verdict, judge
@@ -124,9 +125,12 @@ def full() -> list[RunRecord]:
     ]  # fmt: skip
 
 
-def verdict(records: Sequence[RunRecord], metric: str = "val_accuracy", mode: str = "max") -> Verdict:
+def verdict(
+    records: Sequence[RunRecord], metric: str = "val_accuracy", mode: str = "max", variants: Sequence[str] = (),
+    tolerance: float | str | None = None,
+) -> Verdict:  # fmt: skip
     """Judged."""
-    return judge(records, metric, mode)
+    return judge(Groups.make(records, metric, mode, variants, tolerance))
 
 
 def outcomes(found: Verdict) -> dict[str, str]:

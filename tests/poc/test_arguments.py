@@ -15,19 +15,10 @@ from lowprec_plugin.cli.main import main
 from lowprec_plugin.poc import training
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import load_study
-from lowprec_plugin.poc.variants import DEFAULT
 from tests.poc.staged import record
-from tests.poc.users import Sorter
+from tests.poc.users import USERS, Sorter
 
-USERS = ["--model=tests.poc.users.Sorter", "--data=tests.poc.users.Clouds"]
-ONE_PROCESS = [name for name in DEFAULT if name != "8-bit wire"]
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
-    monkeypatch.setattr("sys.argv", ["lowprec"])
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_command_line")
 
 
 def staged(order: training.Order, *_: Any) -> RunRecord:

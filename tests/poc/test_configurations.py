@@ -17,12 +17,7 @@ from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_study
 from tests.poc.users import Sorter
 
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
-    monkeypatch.setattr("sys.argv", ["lowprec"])
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_command_line")
 
 
 def test_a_configuration_of_another_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

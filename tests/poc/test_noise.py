@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowprec_plugin.poc.verdict import Verdict, judge
+from lowprec_plugin.poc.verdict import Verdict
 from tests.poc.staged import NOISE, float32, outcomes, record, runs, verdict
 
 
@@ -127,7 +127,7 @@ def test_a_small_difference_beyond_the_noise_is_called_small() -> None:
 def test_a_tolerance_takes_what_is_worse_by_less_or_open() -> None:
     def asked(tolerance: float | str | None) -> Verdict:
         records = [*float32(), *runs("16", 0.968), *runs("16/8", 0.972, spread=4, shift=1), *runs("12", 0.94)]
-        return judge(records, "val_accuracy", "max", tolerance=tolerance)
+        return verdict(records, tolerance=tolerance)
 
     assert outcomes(asked(None)) == {"16": "worse", "16/8": "unsettled", "12": "worse"}
     for tolerance in ("1%", 0.01):
@@ -139,10 +139,10 @@ def test_a_tolerance_takes_what_is_worse_by_less_or_open() -> None:
     assert found.sentences["16"].startswith("16-bit stochastic is within the 1 % that you allow (val_accuracy 96.80 %")
     assert "Two standard errors away it is" in found.sentences["16"]
     assert outcomes(asked("0.75%")) == {"16": "worse", "16/8": "unsettled", "12": "worse"}, "two errors are added"
-    few = judge([*float32(3), *runs("16", 0.968, seeds=3)], "val_accuracy", "max", tolerance="1%")
+    few = verdict([*float32(3), *runs("16", 0.968, seeds=3)], tolerance="1%")
     assert outcomes(few) == {"16": "few seeds"}
-    better = judge([*float32(), *runs("16", 0.99)], "val_accuracy", "max", tolerance="1%")
+    better = verdict([*float32(), *runs("16", 0.99)], tolerance="1%")
     assert outcomes(better) == {"16": "better"}
-    bf16 = judge([*float32(), *runs("bf16", 0.968), *runs("16", 0.94)], "val_accuracy", "max", tolerance="1%")
+    bf16 = verdict([*float32(), *runs("bf16", 0.968), *runs("16", 0.94)], tolerance="1%")
     assert outcomes(bf16) == {"bf16": "tolerated", "16": "worse"}
     assert bf16.next[0] == "bf16 mixed precision is within what you allow; no fixed-point variant is shown to be."

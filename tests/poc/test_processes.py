@@ -14,9 +14,7 @@ from lowprec_plugin.wire_reference import BLOCK
 
 
 @pytest.fixture(autouse=True)
-def _user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.argv", ["lowprec"])
-    monkeypatch.chdir(tmp_path)
+def _user(no_command_line: None, tmp_path: Path) -> None:
     config = {
         "trainer": {"max_epochs": 1, "accelerator": "cpu"},
         "model": {"class_path": "tests.poc.users.Wide", "init_args": {"explode": 12}},

@@ -25,17 +25,10 @@ from lowprec_plugin.poc.study import load_runs, load_study, run_folder
 from lowprec_plugin.poc.variants import DEFAULT
 from lowprec_plugin.tasks import MLP
 from lowprec_plugin.trainings.making import perturb_last_bit_
-from tests.poc.users import Sorter
+from tests.poc.users import USERS, Sorter
 
-USERS = ["--model=tests.poc.users.Sorter", "--data=tests.poc.users.Clouds"]
+pytestmark = pytest.mark.usefixtures("no_command_line")
 ONE_PROCESS = [name for name in DEFAULT if name != "8-bit wire"]
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
-    monkeypatch.setattr("sys.argv", ["lowprec"])
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

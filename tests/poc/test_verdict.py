@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from lowprec_plugin.poc.curves import training_loss
-from lowprec_plugin.poc.verdict import judge
 from tests.poc.staged import NOISE, curves, diverged, float32, full, outcomes, record, runs, verdict, widened
 
 
@@ -202,7 +201,7 @@ def test_bfloat16_beside_ours() -> None:
 
 
 def test_a_study_that_has_just_begun() -> None:
-    found = judge([record("float32", 0)], "val_accuracy", "max", ["float32", "float32 twin", "16"])
+    found = verdict([record("float32", 0)], variants=["float32", "float32 twin", "16"])
     assert found.headline == (
         "float32's twin, by which the noise is measured, has no run yet. This comparison says nothing of precision."
     )
@@ -213,7 +212,7 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     records = full()
     shuffled = random.Random(0).sample(records, len(records))
     names = list(dict.fromkeys(each.variant for each in records))
-    assert judge(shuffled, "val_accuracy", "max", names) == judge(records, "val_accuracy", "max", names)
+    assert verdict(shuffled, variants=names) == verdict(records, variants=names)
 
 
 def test_activations_that_outweigh_all_else_are_told_whatever_the_verdict() -> None:
@@ -225,6 +224,6 @@ def test_activations_that_outweigh_all_else_are_told_whatever_the_verdict() -> N
 
 
 def test_what_has_not_run_yet_is_not_called_a_failure() -> None:
-    found = judge([*float32(), *runs("16", 0.9748)], "val_accuracy", "max", ["16", "12"])
+    found = verdict([*float32(), *runs("16", 0.9748)], variants=["16", "12"])
     assert "Let 12-bit stochastic run: the same command goes on where it stopped." in found.next
     assert not any(each.startswith("See why") for each in found.next)

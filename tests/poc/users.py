@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 Batch = tuple[Tensor, ...]
+#: Of the command line: one of them, whole.
+USERS = ["--model=tests.poc.users.Sorter", "--data=tests.poc.users.Clouds"]
 
 
 def bits_of(param: Tensor) -> int:

@@ -19,6 +19,7 @@ from lowprec_plugin.tune import Found, tune
 from lowprec_plugin.tune.records import Run
 from lowprec_plugin.tune.training import train
 
+pytestmark = pytest.mark.usefixtures("no_command_line")
 CONFIG: dict[str, Any] = {
     "trainer": {
         "max_epochs": 4, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
@@ -32,13 +33,6 @@ ARGUMENTS: dict[str, Any] = {
     "metric": "val_error", "mode": "min", "tolerance": 0.01, "weights": [4, 8, 12, 16], "state": [], "runs": 10,
     "rounding": ["stochastic"], "progress": False,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _no_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LightningCLI warns where it is given arguments beside a command line, here pytest's own."""
-    monkeypatch.setattr("sys.argv", ["lowprec"])
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
