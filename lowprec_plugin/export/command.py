@@ -80,6 +80,7 @@ def run_cost(
     input_shape: Sequence[int],
     module: str | None = None,
     config: str | None = None,
+    batch_size: int = 1,
     word_length: int = 16,
     activation_word_length: int | None = None,
     training: bool = False,
@@ -89,9 +90,10 @@ def run_cost(
     """Estimate DSPs, cycles and G-ops/s on the systolic array of Gupta et al. 2015.
 
     Args:
-        input_shape: of a batch, the batch included.
+        input_shape: of one example, without a batch.
         module: package.function or package.Class that makes the network without arguments.
         config: instead, a LightningCLI configuration with the network under model.
+        batch_size: examples that go through the array together.
         word_length: bits of weights.
         activation_word_length: bits of activations; as the weights if not given.
         training: count the backward pass too.
@@ -104,6 +106,7 @@ def run_cost(
     result = estimate(
         described_module(module, config),
         input_shape,
+        batch_size=batch_size,
         word_length=word_length,
         activation_word_length=activation_word_length,
         training=training,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lowprec_plugin.formats import check_word_length
+from lowprec_plugin.formats import check_integer, check_word_length
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -190,6 +190,7 @@ def estimate(
     module: nn.Module,
     input_shape: Sequence[int],
     *,
+    batch_size: int = 1,
     word_length: int | None = None,
     activation_word_length: int | None = None,
     training: bool = False,
@@ -202,18 +203,22 @@ def estimate(
 
     Args:
         module: run once on zeros.
-        input_shape: of the batch, the batch included.
+        input_shape: of one example, without a batch.
+        batch_size: examples that go through the array together.
         word_length: of weights; ``None``: the widest that the module stores.
         activation_word_length: ``None``: as the weights.
         training: count the products of the backward pass too; the first layer's input needs no error.
         array: the hardware; ``None``: the paper's.
 
     Raises:
-        ValueError: for a word length outside 2 to 24, if there is none, for a shape without a number in every place, if
-            the module does not run on such an input, or has no linear layer or convolution.
+        ValueError: for a word length outside 2 to 24, if there is none, for a size below 1, if the module does not run
+            on such an input, or has no linear layer or convolution.
     """
-    if len(input_shape) < 1 or min(input_shape) < 1:
-        raise ValueError(f"input_shape={tuple(input_shape)} is no batch: write its size and one example's, all above 0")
+    if min(input_shape, default=1) < 1:
+        raise ValueError(f"input_shape={tuple(input_shape)} of one example has a size below 1")
+    check_integer(batch_size, "batch_size")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     array = array or SystolicArray()
     stored = [param.format.word_length for param in module.parameters() if isinstance(param, FixedPointTensor)]
     if word_length is None and not stored:
@@ -222,7 +227,7 @@ def estimate(
     activation_word_length = word_length if activation_word_length is None else activation_word_length
     check_word_length(word_length)
     check_word_length(activation_word_length, "activation_word_length")
-    forwards, uncounted = _forwards(module, input_shape)
+    forwards, uncounted = _forwards(module, (batch_size, *input_shape))
     products = [each for number, layer in enumerate(forwards) for each in _passes(layer, training, first=number == 0)]
     terms = max(product.inner for product in products)
     adders = array.adders(word_length, activation_word_length, terms)
@@ -247,7 +252,7 @@ def _passes(layer: Product, training: bool, first: bool) -> list[Product]:
 
 
 @torch.no_grad()
-def _forwards(module: nn.Module, input_shape: Sequence[int]) -> tuple[list[Product], list[str]]:
+def _forwards(module: nn.Module, shape: tuple[int, ...]) -> tuple[list[Product], list[str]]:
     names = {each: name for name, each in module.named_modules()}
     products: list[Product] = []
 
@@ -264,9 +269,9 @@ def _forwards(module: nn.Module, input_shape: Sequence[int]) -> tuple[list[Produ
     hooks = [layer.register_forward_hook(seen) for layer in names if counted(layer)]
     was_training, weight = module.training, next(module.parameters(), torch.empty(0))
     try:
-        module.eval()(torch.zeros(*input_shape, dtype=weight.dtype, device=weight.device))
+        module.eval()(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
     except RuntimeError as error:
-        raise ValueError(f"the network does not take an input of {tuple(input_shape)}: {error}") from error
+        raise ValueError(f"the network does not take a batch of shape {shape}: {error}") from error
     finally:
         module.train(was_training)
         for hook in hooks:

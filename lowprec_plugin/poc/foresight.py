@@ -9,7 +9,7 @@ from lowprec_plugin.poc.groups import Groups
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.study import Study
 from lowprec_plugin.poc.variants import DEFAULT, TWIN
-from lowprec_plugin.poc.words import Scale, counted
+from lowprec_plugin.poc.words import Scale, allowed, counted
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS, allowance
 
 #: What to try first of the variants.
@@ -33,12 +33,12 @@ def blind(study: Study, runs: Sequence[RunRecord]) -> str:
     if hidden <= limit:
         return ""
     scale = Scale.of(study.metric, list(groups.float32.values.values()))
-    counts = f"the {study.tolerance} that you allow" if given else f"the {100 * LIMIT:.1f} % that count as equal"
+    most = f"the {allowed(study.tolerance)} that you allow" if given else f"the {100 * LIMIT:.1f} % that count as equal"
     remedy = "more --seeds" if given else "more --seeds, or --tolerance for what you may lose"
     return (
         f"float32 and its twin, alike but for a last bit, end {scale.distance(found.noise)} apart in {study.metric}: "
         f"with {counted(len(study.seeds), 'seed')} differences below {scale.distance(hidden)} will not be told, and "
-        f"{counts} are {scale.distance(limit)}. A steadier metric would, or {remedy}"
+        f"{most} are {scale.distance(limit)}. A steadier metric would, or {remedy}"
     )
 
 

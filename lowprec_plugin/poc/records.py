@@ -102,4 +102,6 @@ def load(path: Path) -> RunRecord:
         }
         return RunRecord(**content, layers=layers, curves=curves)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not the record of a run ({error}): give another output folder") from error
+        raise ValueError(
+            f"{path} is not the record of a run ({error}): delete it, to have the run made again"
+        ) from error

@@ -90,7 +90,8 @@ def run_poc(
 
     Raises:
         ValueError: for an argument outside its limits, a configuration that LightningCLI refuses, a metric that is not
-            logged, or a folder with runs of something else, or in which another process is at work.
+            logged, or a folder with runs of something else, or in which another process is at work; with the report
+            written, if every run failed.
     """
     if isinstance(variants, str):
         variants = re.split(r",\s*(?![^<]*>)", variants)  # the comma of <2,10> is none between two
@@ -139,6 +140,8 @@ def run_poc(
             print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
             raise SystemExit(130) from None
         print("\n" + report.write(folder))
+    if all(run.status == "failed" for run in runs):
+        raise ValueError(f"no run came to an end; the first failed with {runs[0].reason}")
     return runs
 
 

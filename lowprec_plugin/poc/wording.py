@@ -20,7 +20,7 @@ from lowprec_plugin.poc.outcomes import (
 )
 from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.phrases import are, at_steps, failure, names, part_of, reasons, sentence
-from lowprec_plugin.poc.words import Scale, counted, listed, share, spoken, times
+from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, spoken, times
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: From here on an evidence in the counted updates is worth a word.
@@ -187,7 +187,7 @@ class Words:
     @property
     def allowed(self) -> str:
         """The tolerance as the user gave it."""
-        return str(self.groups.tolerance).strip().replace("%", " %").replace("  ", " ")
+        return allowed(self.groups.tolerance)
 
     def _tolerated(self, finding: Finding) -> str:
         return (

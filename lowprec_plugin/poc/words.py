@@ -140,6 +140,11 @@ def share(part: float) -> str:
     return "0 %" if part == 0 else "< 0.01 %" if per_cent < 0.01 else f"{per_cent:.{0 if per_cent >= 10 else 2}f} %"
 
 
+def allowed(tolerance: float | str | None) -> str:
+    """A tolerance as the user gave it: ``0.005``, ``2 %``."""
+    return str(tolerance).replace("%", " %").replace("  ", " ").strip()
+
+
 def times(ratio: float) -> str:
     """A multiple: ``1.74 ×``."""
     return f"{ratio:.2f} ×"

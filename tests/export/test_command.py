@@ -154,11 +154,11 @@ def test_configurations_refused(checkpoint: Path, tmp_path: Path, capsys: pytest
 
 
 def test_cost(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["cost", "--input_shape=[100,1,28,28]", "--module=lowprec_plugin.tasks.CNN"]
+    options = ["cost", "--input_shape=[1,28,28]", "--batch_size=100", "--module=lowprec_plugin.tasks.CNN"]
     assert main(options) == 0
     printed = capsys.readouterr().out
     assert "28 x 28 units of 1 DSP, 784 + 28 for rounding = 812 of 840 DSPs" in printed
     assert "6400 x 200 x 16" in printed
     assert main([*options, "--word_length=24", "--dsps=1"]) == 2
     assert "dsps=1 is less than the" in capsys.readouterr().err
-    assert main(["cost", "--input_shape=[1,4]"]) == 2
+    assert main(["cost", "--input_shape=[4]"]) == 2

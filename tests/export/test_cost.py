@@ -18,7 +18,7 @@ from lowprec_plugin.tasks import CNN, MLP
 
 def test_the_paper() -> None:
     """812 DSPs, 260 G-ops/s at 166 MHz, under 4 % for the rounding. The side follows from the 840 DSPs of the chip."""
-    result = estimate(MLP(784, (1000, 1000)), (100, 1, 28, 28), word_length=16)
+    result = estimate(MLP(784, (1000, 1000)), (1, 28, 28), batch_size=100, word_length=16)
     assert (result.side, result.per_unit, result.per_column) == (28, 1, 1)
     assert result.dsps == 28 * 28 + 28 == 812
     assert round(result.peak / 1e9) == 260
@@ -30,12 +30,12 @@ def test_the_paper() -> None:
 
 def test_the_documented_table() -> None:
     docs = (Path(__file__).parent.parent.parent / "docs" / "export.md").read_text()
-    assert str(estimate(CNN(), (100, 1, 28, 28), word_length=16)) in docs
+    assert str(estimate(CNN(), (1, 28, 28), batch_size=100, word_length=16)) in docs
 
 
 def test_one_layer_by_hand() -> None:
     """100 x 784 times 784 x 1000: 4 x 36 tiles of 28, each 784 cycles, and 82 to fill and drain."""
-    result = estimate(nn.Linear(784, 1000), (100, 784), word_length=16)
+    result = estimate(nn.Linear(784, 1000), (784,), batch_size=100, word_length=16)
     assert result.cycles == 4 * 36 * 784 + 82
     assert result.operations == 2 * 100 * 784 * 1000
     assert result.seconds == pytest.approx(result.cycles / 166e6)
@@ -45,14 +45,14 @@ def test_one_layer_by_hand() -> None:
 
 def test_a_convolution_by_hand() -> None:
     """Patches of 2 x 3 x 3 at 5 x 6 places of 4 images, in each of two groups; columns that fill 3 of 28."""
-    result = estimate(nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 4, 5, 6), word_length=16)
+    result = estimate(nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 5, 6), batch_size=4, word_length=16)
     (product,) = result.products
     assert product == Product("", "forward", 4 * 5 * 6, 2 * 3 * 3, 3, 2)
     assert result.cycles == 2 * (5 * 1 * 28 + 82)  # 18 terms, but a tile's sums leave in 28 cycles
 
 
 def test_training() -> None:
-    result = estimate(CNN(), (100, 1, 28, 28), word_length=16, training=True)
+    result = estimate(CNN(), (1, 28, 28), batch_size=100, word_length=16, training=True)
     kinds = [(product.layer, product.kind) for product in result.products]
     assert kinds[:2] == [("0", "forward"), ("0", "gradient")]
     assert kinds[2:5] == [("3", "forward"), ("3", "error"), ("3", "gradient")]
@@ -78,7 +78,7 @@ def test_wide_words(weights: int, activations: int, multiplier: tuple[int, int],
 
 def test_24_bits_make_a_smaller_array() -> None:
     """Four multipliers, and a second accumulator where 47 bits of a product leave one of 48 no room for sums."""
-    narrow, wide = (estimate(CNN(), (100, 1, 28, 28), word_length=bits) for bits in (16, 24))
+    narrow, wide = (estimate(CNN(), (1, 28, 28), batch_size=100, word_length=bits) for bits in (16, 24))
     assert (wide.per_unit, wide.per_column) == (4 + 1, 2)
     assert wide.side == 12  # 12 * (12 * 5 + 2) = 744, 13 * (13 * 5 + 2) = 871
     assert wide.dsps == 744
@@ -120,9 +120,9 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
 
     net = Network().train()
     with pytest.raises(ValueError, match="the module is in float, and has no word_length of its own"):
-        estimate(net, (2, 5))
+        estimate(net, (5,), batch_size=2)
     optim.quantize_(net, "fixed20")
-    result = estimate(net, (2, 5))
+    result = estimate(net, (5,), batch_size=2)
     assert (result.word_length, result.activation_word_length) == (20, 20)
     assert result.uncounted == ("embedding",)
     assert "not counted: embedding" in str(result)
@@ -131,15 +131,16 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match=r"does not take an input of \(2, 5\)"):
-        estimate(nn.Linear(4, 2), (2, 5), word_length=16)
-    for shape in ((), (0, 4), (2, -4)):
-        with pytest.raises(ValueError, match="is no batch: write its size"):
-            estimate(nn.Linear(4, 2), shape, word_length=16)
+    with pytest.raises(ValueError, match=r"does not take a batch of shape \(2, 5\)"):
+        estimate(nn.Linear(4, 2), (5,), batch_size=2, word_length=16)
+    with pytest.raises(ValueError, match=r"input_shape=\(4, -4\) of one example has a size below 1"):
+        estimate(nn.Linear(4, 2), (4, -4), word_length=16)
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        estimate(nn.Linear(4, 2), (4,), batch_size=0, word_length=16)
     with pytest.raises(ValueError, match="clock_hz=-1 must be above 0"):
         SystolicArray(clock_hz=-1)
     with pytest.raises(ValueError, match="word_length=30 is not supported"):
-        estimate(nn.Linear(4, 2), (2, 4), word_length=30)
+        estimate(nn.Linear(4, 2), (4,), word_length=30)
     with pytest.raises(ValueError, match="ReLU ran no Linear and no convolution"):
-        estimate(nn.ReLU(), (2, 4), word_length=16)
+        estimate(nn.ReLU(), (4,), word_length=16)
     assert torch.is_grad_enabled()

@@ -24,7 +24,7 @@ def test_noise_that_hides_what_counts_as_equal_is_told_after_two_twins(tmp_path:
         "or more --seeds, or --tolerance for what you may lose"
     )
     assert told(1) == told(3) == "", "once, and not by one pair"
-    assert "the 1% that you allow are 0.91 points" in told(2, tolerance="1%")
+    assert "the 1 % that you allow are 0.91 points" in told(2, tolerance="1%")
     assert told(2, tolerance="2%") == told(2, seeds=list(range(400))) == ""
     assert told(2, seeds=[0, 1]) == "", "there is no verdict then"
     assert blind(study, [run for run in float32() if run.seed < 2]) == "", "there the noise is small"

@@ -232,6 +232,23 @@ def test_a_variant_that_fails_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
     assert [path.stat().st_mtime_ns for path in before] == times
 
 
+def test_all_runs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What calls the command learns of it; the report is there all the same."""
+    step = Sorter.training_step
+
+    def fails(self: Sorter, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 3:  # the rehearsal goes well
+            raise RuntimeError("no fourth batch")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Sorter, "training_step", fails)
+    options = [*USERS, "--steps=4", "--seeds=1", "--variants=16", f"--output={tmp_path}", "--progress=false"]
+    assert main(["poc", *options]) == 2
+    expected = "lowprec poc: no run came to an end; the first failed with RuntimeError: no fourth batch\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert (tmp_path / "report.html").exists()
+
+
 def test_a_reason_has_an_end() -> None:
     assert training._reason(KeyError("x" * 5000)) == f"KeyError: '{'x' * 289} …"
 
