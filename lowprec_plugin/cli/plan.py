@@ -25,6 +25,7 @@ def run_plan(
     word_length: int = 16,
     fraction_length: int | None = None,
     state_word_length: int | None = None,
+    state_fraction_length: int | None = None,
     comm_word_length: int | Literal["auto"] | None = "auto",
     comm_error_feedback: bool = False,
     block_size: int = 256,
@@ -51,6 +52,7 @@ def run_plan(
         word_length: bits of a weight.
         fraction_length: bits behind the radix point, the same for every weight; a radix point per block if not given.
         state_word_length: bits of optimizer state; as the weights if not given.
+        state_fraction_length: bits behind the radix point of all state; a radix point per block if not given.
         comm_word_length: bits of a gradient between GPUs: 4, 8, 12 or 16; null for floats.
         comm_error_feedback: keep what the rounding of gradients lost (ddp).
         block_size: consecutive weights that share a radix point.
@@ -87,10 +89,11 @@ def run_plan(
         model = int(parameters)
     planned = plan(
         model, optimizer=optimizer, word_length=word_length, fraction_length=fraction_length,
-        state_word_length=state_word_length, comm_word_length=comm_word_length,
-        comm_error_feedback=comm_error_feedback, block_size=block_size, compute_dtype=compute_dtype,
-        keep_float=keep_float, ranks=ranks, sharding=sharding, units=units, layers=layers, bucket_view=bucket_view,
-        reduce_bucket_size=reduce_bucket_size, persistent=persistent, activations=round(activations_gib * 2**30),
+        state_word_length=state_word_length, state_fraction_length=state_fraction_length,
+        comm_word_length=comm_word_length, comm_error_feedback=comm_error_feedback, block_size=block_size,
+        compute_dtype=compute_dtype, keep_float=keep_float, ranks=ranks, sharding=sharding, units=units, layers=layers,
+        bucket_view=bucket_view, reduce_bucket_size=reduce_bucket_size, persistent=persistent,
+        activations=round(activations_gib * 2**30),
     )  # fmt: skip
     print(as_text(planned))
     if json_file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -65,6 +66,7 @@ def plan(
     word_length: int = 16,
     fraction_length: int | None = None,
     state_word_length: int | None = None,
+    state_fraction_length: int | None = None,
     comm_word_length: int | Literal["auto"] | None = "auto",
     comm_error_feedback: bool = False,
     block_size: int = 256,
@@ -85,8 +87,8 @@ def plan(
     Args:
         model: a module, which may be on the meta device; or a number of weights, taken to be in rows of 256.
         optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"sgd-momentum"`` or ``"lion"``.
-        word_length, fraction_length, state_word_length, comm_word_length, comm_error_feedback, block_size, keep_float:
-            as :class:`~lowprec_plugin.FixedPointPrecision`'s.
+        word_length, fraction_length, state_word_length, state_fraction_length, comm_word_length, comm_error_feedback,
+            block_size, keep_float: as :class:`~lowprec_plugin.FixedPointPrecision`'s.
         compute_dtype: as the plugin's; ``None``: its default, which is float32, and bfloat16 under ZeRO.
         ranks: GPUs, each with a process of its own.
         sharding: ``"none"`` (one GPU), ``"ddp"``, ``"fsdp2"``, ``"zero1"``, ``"zero2"`` or ``"zero3"``.
@@ -103,7 +105,7 @@ def plan(
         ValueError: for a value outside its limits, or options that do not go together.
     """
     format = FixedPointFormat(word_length, fraction_length, block_size)
-    StepSettings(state_word_length)  # refuses bad values
+    StepSettings(state_word_length, state_fraction_length=state_fraction_length)  # refuses bad values
     bits = 16 if comm_word_length == "auto" else comm_word_length
     if bits is not None:
         wire.check_word_length(bits, "comm_word_length")
@@ -121,6 +123,10 @@ def plan(
         itemsize = 2  # what DeepSpeed makes of it
     if comm_error_feedback and sharding != "ddp":
         raise ValueError(f"comm_error_feedback=True is of DDP, not of sharding={sharding!r}: leave it out")
+    if state_fraction_length is not None and zero:
+        raise ValueError(
+            f"state_fraction_length={state_fraction_length}: state under ZeRO has a radix point per block: leave it out"
+        )
     if isinstance(model, nn.Module):
         inventory = of_module(model, keep_float, units)
     elif not list(keep_float) and units is None:
@@ -131,7 +137,11 @@ def plan(
     if zero and any(param.kept for param in inventory.parameters):
         raise ValueError("under ZeRO all master weights are in one flat partition: leave keep_float out")
     algorithm = OPTIMIZERS[optimizer]
-    ours = fixed_point(format, state_word_length, algorithm, itemsize, bits, comm_error_feedback)
+    as_fixed_point = partial(
+        fixed_point, format, state_word_length, algorithm, word_length=bits, feedback=comm_error_feedback,
+        state_fraction_length=state_fraction_length,
+    )  # fmt: skip
+    ours = as_fixed_point(itemsize=itemsize)
 
     def amounts(storage: Storage, itemsize: int | None = None) -> Amounts:
         itemsize = itemsize or storage.sent
@@ -151,8 +161,9 @@ def plan(
     else:
         beside = [amounts(storage) for storage in others(algorithm)]
         if itemsize == 4:
-            narrow = fixed_point(format, state_word_length, algorithm, 2, bits, comm_error_feedback)
-            beside.append(amounts(replace(narrow, name=f"{ours.name}, bf16", source="compute_dtype=bfloat16")))
+            beside.append(
+                amounts(replace(as_fixed_point(itemsize=2), name=f"{ours.name}, bf16", source="compute_dtype=bfloat16"))
+            )
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
     said.append("the allocator's gaps and what CUDA and its libraries hold are not planned")
     said += inventory.assumptions if sharding == "fsdp2" or not isinstance(model, nn.Module) else ()

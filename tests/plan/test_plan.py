@@ -98,6 +98,15 @@ def test_static_formats_and_other_blocks() -> None:
     agrees(planned, measured(module, optim.AdamW(module.parameters())), share=0)
 
 
+def test_one_radix_point_for_all_state() -> None:
+    module = MODELS["transformer"]()
+    planned = plan(module, optimizer="sgd-momentum", state_word_length=12, state_fraction_length=10)
+    assert planned.ours.state < plan(module, optimizer="sgd-momentum", state_word_length=12).ours.state
+    optim.quantize_(module)
+    held = optim.SGD(module.parameters(), 0.1, 0.9, state_word_length=12, state_fraction_length=10)
+    agrees(planned, measured(module, held), share=0)
+
+
 def test_a_wrong_plan_is_noticed() -> None:
     """The control: another word length or optimizer does not agree."""
     module = MODELS["digits"]()
@@ -158,6 +167,15 @@ def test_activations_are_those_that_were_given() -> None:
         ({"keep_float": ["norm.*"], "sharding": "zero1", "ranks": 2}, "leave keep_float out"),
         ({"reduce_bucket_size": 0, "sharding": "zero1", "ranks": 2}, "reduce_bucket_size=0 is less than 1"),
         ({"persistent": -1, "sharding": "zero3", "ranks": 2}, "persistent=-1 is less than 0"),
+        ({"state_fraction_length": 8}, "state_fraction_length=8 needs a state_word_length"),
+        (
+            {"state_fraction_length": 8, "state_word_length": 12},
+            "is a mean of squares, which has to have a radix point",
+        ),
+        (
+            {"state_fraction_length": 8, "state_word_length": 12, "sharding": "zero1", "ranks": 2, "optimizer": "lion"},
+            "state under ZeRO has a radix point per block: leave it out",
+        ),
     ],
 )
 def test_refused(given: dict[str, Any], message: str) -> None:
