@@ -54,6 +54,20 @@ class _Packed:
         return ops.dequantize(self.blocks, self.format, self.dtype).view(-1).as_strided(self.shape, self.stride)
 
 
+@dataclass(frozen=True)
+class _Left:
+    tensor: Tensor
+    version: int  # hooks take torch's own check from it
+
+    def unchanged(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise ValueError(
+                f"a tensor of shape {tuple(self.tensor.shape)} that the backward pass needs was changed in place after "
+                "the forward pass: change a copy (x = x + 1 in place of x += 1), or call backward before"
+            )
+        return self.tensor
+
+
 class KeptActivations:
     """Packs what autograd saves inside a network into codes, each block of 256 with a radix point of its own.
 
@@ -139,13 +153,14 @@ class _Packing(saved_tensors_hooks):
         # The hooks outlive the forward; backwards must be able to free codes one by one.
         self._known.clear()
 
-    def _pack(self, tensor: Tensor) -> Tensor | _Packed:
+    def _pack(self, tensor: Tensor) -> _Left | _Packed:
         with torch._C.DisableTorchFunction():  # this is not the network's arithmetic
-            return self._packed(tensor)
+            return self._packed(tensor) or _Left(tensor, tensor._version)
 
-    def _packed(self, tensor: Tensor) -> Tensor | _Packed:
+    def _packed(self, tensor: Tensor) -> _Packed | None:
+        """``tensor`` in codes; ``None`` to leave it as it is."""
         if type(tensor) is not Tensor or not tensor.is_floating_point() or is_weight(tensor):
-            return tensor
+            return None
         operand = tensor.requires_grad
         statistic = not operand and tensor.numel() * STATISTIC <= self._last
         if operand:
@@ -153,8 +168,7 @@ class _Packing(saved_tensors_hooks):
         expanded = tensor.nbytes > tensor.untyped_storage().nbytes()
         if tensor.numel() < SMALLEST or statistic or expanded or tensor.dtype == torch.float64:
             self._kept.bytes.left += min(tensor.nbytes, tensor.untyped_storage().nbytes())
-            return tensor
-        given = tensor
+            return None
         if not _dense(tensor):
             tensor = tensor.contiguous()
         # Views of one tensor (a linear layer keeps a matrix of a batch of sequences) are one.
@@ -164,7 +178,7 @@ class _Packing(saved_tensors_hooks):
             blocks = self._quantized(tensor)
             if blocks is None:
                 self._kept.bytes.left += tensor.nbytes
-                return given
+                return None
             # The reference keeps the storage's address from being another's, not the storage.
             self._known[where] = (storage, blocks)
         blocks = self._known[where][1]
@@ -184,9 +198,9 @@ class _Packing(saved_tensors_hooks):
         return blocks
 
     @staticmethod
-    def _unpack(packed: Tensor | _Packed) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
+    def _unpack(packed: _Left | _Packed) -> Tensor:
+        if isinstance(packed, _Left):
+            return packed.unchanged()
         if in_backward() and torch.is_grad_enabled():
             raise ValueError(
                 "activations kept in codes have no history, and a backward pass with create_graph=True would "
@@ -199,8 +213,8 @@ def is_weight(tensor: Tensor) -> bool:
     """Whether what autograd saves is a parameter in float, a view of one, or autocast's copy of one."""
     base = tensor if tensor._base is None else tensor._base
     if base.is_leaf:
-        return base.requires_grad
-    # Autocast's copy of a weight is no leaf.
+        return base.requires_grad or isinstance(base, nn.Parameter)
+    # Autocast's copy of a weight that trains is no leaf; that of a frozen one looks like any other number.
     node = base.grad_fn
     if node is None or type(node).__name__ != "ToCopyBackward0":
         return False

@@ -234,7 +234,7 @@ class FixedPointPrecision(Precision):
         step = partial(super().optimizer_step, optimizer, model, closure, **kwargs)
         result = self._aftermath.after(step, model, optimizer, closure, lambda: self.skipped_steps)
         if self.ramping is not None:
-            self.ramping.after_update(result)
+            self.ramping.after_update(model.trainer, result)
         if self.wire is not None and not self._said_traffic and self.wire.step > 0:
             self._said_traffic = True
             say_traffic(self.wire)

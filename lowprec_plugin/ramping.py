@@ -117,16 +117,18 @@ class Ramping:
             rank_zero_info(f"words stay at {word_length} bits at step {trainer.global_step}{which}: {decision.reason}")
         else:
             self._note(trainer, word_length, decision.word_length, decision.reason)
+        self._state = decision.state
         fixed = (at for at, each in enumerate(trainer.optimizers) if isinstance(each, FixedPointStep))
         if decision.word_length is not None or set(fixed) <= set(self._asked):
-            self._state, self._stalled, self._asked = decision.state, False, []
+            self._stalled, self._asked = False, []
         return decision.word_length
 
-    def after_update(self, loss: Any) -> None:
+    def after_update(self, trainer: Trainer, loss: Any) -> None:
         """Take in the training loss of a step."""
         if self.ramp.at is not None or self.ramp.monitor is not None or not isinstance(loss, Tensor):
             return
-        self._losses.append(loss.detach().float().mean())
+        # Lightning has divided it by the batches of a step, which may be others in another epoch.
+        self._losses.append(trainer.accumulate_grad_batches * loss.detach().float().mean())
         if len(self._losses) >= STEPS_PER_LOOK:
             losses = self._shared_losses()
             self._losses.clear()
@@ -164,8 +166,12 @@ class Ramping:
         self._seen, self._unseen = metric, None
 
     def _look(self, metric: float) -> None:
-        self._state, stalled = observe(self.ramp, self._state, metric)
-        self._stalled = stalled or (self._stalled and self._state.waited > 0)  # until it improves
+        before = self._state
+        self._state, stalled = observe(self.ramp, before, metric)
+        improved = self._state.best != before.best
+        if stalled or improved:  # what was measured is of a stall before: some optimizer may never have shown anything
+            self._asked = []
+        self._stalled = stalled or (self._stalled and not improved)
 
     def _note(self, trainer: Trainer, before: int, after: int, reason: str) -> None:
         rank_zero_info(f"words widened from {before} to {after} bits at step {trainer.global_step}: {reason}")

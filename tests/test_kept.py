@@ -139,6 +139,36 @@ def test_what_is_left_as_it_is(name: str) -> None:
         assert kept.bytes.left <= 2 * other.untyped_storage().nbytes() + x.nbytes
 
 
+def test_frozen_weights_are_left() -> None:
+    net = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(3)])
+    net[1].requires_grad_(False)
+    with keep_activations(net, 8) as kept:
+        net(X).sum().backward()
+    assert kept.bytes.as_float == 2 * X.nbytes  # what goes into the layers that train
+
+
+def test_what_is_left_and_changed_in_place_is_refused() -> None:
+    """As torch does, whose own check hooks are without."""
+
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x).sigmoid()
+            y += 1
+            return y
+
+    net = Changes()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        net(torch.rand(3, 4)).sum().backward()
+    with keep_activations(net, 8):
+        out = net(torch.rand(3, 4))
+    with pytest.raises(ValueError, match=r"of shape \(3, 4\) that the backward pass needs was changed in place"):
+        out.sum().backward()
+
+
 def test_weights_that_autocast_copies_are_left() -> None:
     net = nn.Linear(WIDTH, WIDTH)
     with torch.autocast("cpu", torch.bfloat16), keep_activations(net, 8) as kept:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowprec_plugin.emulation.sites import Site, rounded, rounded_function
+from lowprec_plugin.emulation.sites import Site, format_of, mark, rounded, rounded_function
 
 #: What is added to a score and is no larger hides it, in float32 as in any format: it is no number of the network.
 HIDES = -1e4
@@ -39,10 +39,9 @@ def attention(
         next_site: of the operation of this name.
     """
     if enable_gqa:
-        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+        key, value = (_moved(x, x.repeat_interleave(query.size(-3) // x.size(-3), -3)) for x in (key, value))
     site = next_site("attention scores")
-    scores = product(torch.matmul, "matmul", (query, key.transpose(-2, -1)), {}, site)
+    scores = product(torch.matmul, "matmul", (query, _moved(key, key.transpose(-2, -1))), {}, site)
     scores = scores * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
     if is_causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -54,11 +53,16 @@ def attention(
     scores = rounded(scores, site, query.dtype)
     if attn_mask is not None:
         scores = torch.where(attn_mask <= HIDES, attn_mask, scores)
-    weights = rounded_function(scores, "softmax", -1, next_site("attention weights"))
+    weights = rounded_function(scores, "masked softmax", -1, next_site("attention weights"))
     if dropout_p > 0.0:
         weights = rounded(functional.dropout(weights, dropout_p), next_site("attention dropout"))
     site = next_site("attention")
     return rounded(product(torch.matmul, "matmul", (weights, value), {}, site), site, query.dtype), weights
+
+
+def _moved(x: Tensor, result: Tensor) -> Tensor:
+    """``result``, the numbers of ``x`` in other places, which are not rounded again."""
+    return mark(result, format_of(x))
 
 
 def multi_head_attention(

@@ -25,6 +25,9 @@ EXACT = frozenset(
     """.split()  # noqa: SIM905
 )
 
+#: Of these, those whose whole numbers are filled in.
+FILLING = frozenset(("masked_fill", "masked_fill_", "where"))
+
 #: Sums of products: the position of the first factor, of the second, and of a bias among the arguments, with the names.
 PRODUCTS = {
     **dict.fromkeys(("linear",), ((0, "input"), (1, "weight"), (2, "bias"))),

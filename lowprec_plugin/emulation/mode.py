@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lowprec_plugin.emulation.attention import attention, multi_head_attention
 from lowprec_plugin.emulation.exact import check_bits, exact_format, in_float64
-from lowprec_plugin.emulation.functions import EXACT, FROM_OUTPUT, OTHER_PRODUCTS, PRODUCTS, REFUSED
+from lowprec_plugin.emulation.functions import EXACT, FILLING, FROM_OUTPUT, OTHER_PRODUCTS, PRODUCTS, REFUSED
 from lowprec_plugin.emulation.sites import Site, format_of, mark, rounded, rounded_function
 from lowprec_plugin.emulation.terms import longest_sum
 from lowprec_plugin.formats import FixedPointFormat
@@ -50,11 +50,13 @@ class EmulationMode(TorchFunctionMode):
             with self:  # made of functions that are seen one by one
                 return multi_head_attention(partial(attention, self.product, self._next_site), *args, **kwargs)
         if name in PRODUCTS or name in OTHER_PRODUCTS:
+            if args and _in_place(func, name, args, kwargs):
+                return self._added_in_place(func, name, args, kwargs)
             site = self._next_site(name)
             return self._results_rounded(self.product(func, name, args, kwargs, site), name, args, kwargs, site)
         if name in FROM_OUTPUT and len(args) < 3 and "dtype" not in kwargs and "out" not in kwargs:
             x, dim = args[0] if args else kwargs["input"], kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if _is_float(x) and (name != "softmax" or dim is not None):
+            if _is_float(x) and x.dim() > 0 and (name != "softmax" or dim is not None):
                 return rounded_function(x, name, dim, self._next_site(name))
         if name not in EXACT and args and _is_written(args[0]) and _in_place(func, name, args, kwargs):
             # On a copy: autograd may keep what the function writes, before it is rounded.
@@ -66,7 +68,7 @@ class EmulationMode(TorchFunctionMode):
                 mark(args[0], None)
             return result
         if name in EXACT:
-            return _passed_on(result, args, kwargs)
+            return _passed_on(result, name, args, kwargs)
         return self._results_rounded(result, name, args, kwargs)
 
     def product(self, func: Any, name: str, args: Any, kwargs: Any, site: Site) -> Any:
@@ -98,9 +100,16 @@ class EmulationMode(TorchFunctionMode):
         check_bits(formats, longest_sum(name, tensors[0], tensors[1], result), site)
         return result
 
+    def _added_in_place(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+        """Products added to the first operand: a number of the network; or a statistic, which is left in float."""
+        if not _is_written(args[0]):
+            return func(*args, **kwargs)  # type: ignore[no-any-return]
+        site, own = self._next_site(name), mark(args[0].clone(), format_of(args[0]))
+        return _written(args[0], rounded(self.product(func, name, (own, *args[1:]), kwargs, site), site))
+
     def _entering(self, x: Any) -> Any:
         """A factor: numbers of no known format, a network's input, are rounded as they enter the arithmetic."""
-        if not _is_float(x) or isinstance(x, (FixedPointTensor, nn.Parameter)) or format_of(x) is not None:
+        if not _is_float(x) or _is_parameter(x) or format_of(x) is not None:
             return x
         return rounded(x, self._next_site("input"))
 
@@ -118,6 +127,11 @@ class EmulationMode(TorchFunctionMode):
             return _written(x, y) if any(x is out for out in outs) else y
 
         return tree_map(one, result)
+
+
+def _is_parameter(x: Tensor) -> bool:
+    """Whether ``x`` is a parameter, or a window on one: multi-head attention's weights are parts of one."""
+    return isinstance(x, (FixedPointTensor, nn.Parameter)) or isinstance(x._base, nn.Parameter)
 
 
 def _is_written(x: Any) -> bool:
@@ -147,13 +161,14 @@ def _place_of_inplace(func: Any) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-def _passed_on(result: Any, args: Any, kwargs: Any) -> Any:
+def _passed_on(result: Any, name: str, args: Any, kwargs: Any) -> Any:
     """``result`` of a function that makes no new numbers: of its operands' format, if they have one in common."""
     given = tree_flatten((args, kwargs))[0]
     found = {format_of(x) for x in given if _is_float(x)}
     format = found.pop() if len(found) == 1 else None
     if format is not None:
-        if not all(_holds(format, x) for x in given if isinstance(x, float)):
+        constants = (int, float) if name in FILLING else float  # of others whole numbers are dimensions and the like
+        if not all(_holds(format, x) for x in given if isinstance(x, constants)):
             format = None
         for x in tree_flatten(result)[0]:
             if _is_float(x) and not isinstance(x, FixedPointTensor):

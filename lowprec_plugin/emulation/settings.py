@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -52,6 +52,11 @@ class Emulation:
             for format in self._table(name).values():
                 if format is None:
                     continue
+                if format.squared:
+                    raise ValueError(
+                        f"{name}={str(format)!r} is for squares alone, an optimizer's second moments: write "
+                        f"'{replace(format, squared=False)}'"
+                    )
                 if self.accumulate == "exact" and format.dynamic:
                     raise ValueError(
                         f"{name}={str(format)!r} has a radix point per block, and sums over several blocks are exact "

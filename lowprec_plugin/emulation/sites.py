@@ -15,6 +15,8 @@ from lowprec_plugin.random_bits import key_of, stream_of, substream
 
 #: The attribute of a tensor that says which format its numbers are in, as text: it is saved with the tensor.
 _FORMAT = "_lowprec_format"
+#: The second gives zeros, as torch's attention does, where all is hidden: at -inf.
+SOFTMAX = ("softmax", "masked softmax")
 
 
 @dataclass
@@ -27,13 +29,18 @@ class Counts:
     """
 
     elements: int = 0
-    saturated: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    saturated: Tensor = field(default_factory=lambda: _counter(torch.device("cpu")))
 
     def on(self, device: torch.device) -> Tensor:
         """``saturated``, moved to ``device`` where it is not there already."""
         if self.saturated.device != device:
-            self.saturated = self.saturated.to(device)
+            self.saturated = _counter(device).copy_(self.saturated)
         return self.saturated
+
+
+def _counter(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or it could be added to under inference mode alone
+        return torch.zeros(1, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,9 @@ class _RoundedFromOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str, dim: int, site: Site) -> Tensor:
-        value = torch.softmax(x, dim) if name == "softmax" else getattr(torch, name)(x)
+        value = torch.softmax(x, dim) if name in SOFTMAX else getattr(torch, name)(x)
+        if name == "masked softmax":
+            value = value.masked_fill(x.isneginf().all(dim, keepdim=True), 0.0)
         rounded = site.round_activation(value).to(x.dtype)
         ctx.site, ctx.function, ctx.dim = site, name, dim
         ctx.save_for_backward(rounded)
@@ -131,7 +140,7 @@ class _RoundedFromOutput(torch.autograd.Function):
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None]:
         (y,) = ctx.saved_tensors
         error = ctx.site.round_error(error)
-        if ctx.function == "softmax":
+        if ctx.function in SOFTMAX:
             slope = y * (error - (error * y).sum(ctx.dim, keepdim=True))
         elif ctx.function == "sigmoid":
             slope = error * y * (1 - y)
@@ -151,7 +160,7 @@ def rounded(x: Tensor, site: Site, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def rounded_function(x: Tensor, name: str, dim: int, site: Site) -> Tensor:
-    """``softmax``, ``sigmoid`` or ``tanh`` of ``x``, rounded; its derivative is taken of the rounded result."""
+    """One of ``SOFTMAX``, ``sigmoid`` or ``tanh`` of ``x``, rounded; its derivative is taken of the rounded result."""
     y = _RoundedFromOutput.apply(x, name, dim, site)  # type: ignore[no-untyped-call]
     return mark(y, site.activations.format)
 

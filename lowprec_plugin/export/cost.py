@@ -61,7 +61,7 @@ class SystolicArray:
         Raises:
             ValueError: if not even one unit fits.
         """
-        side = int((math.sqrt(per_column**2 + 4 * per_unit * self.dsps) - per_column) / (2 * per_unit))
+        side = int((math.sqrt(per_column**2 + 4 * per_unit * max(self.dsps, 0)) - per_column) / (2 * per_unit))
         if side < 1:
             raise ValueError(
                 f"dsps={self.dsps} is less than the {per_unit + per_column} of one unit and its rounding: choose a "
@@ -267,13 +267,15 @@ def _forwards(module: nn.Module, shape: tuple[int, ...]) -> tuple[list[Product],
         return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd))
 
     hooks = [layer.register_forward_hook(seen) for layer in names if counted(layer)]
-    was_training, weight = module.training, next(module.parameters(), torch.empty(0))
+    were_training = {each: each.training for each in names}  # a frozen norm may not be as the rest
+    weight = next(module.parameters(), torch.empty(0))
     try:
         module.eval()(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
-    except RuntimeError as error:
+    except Exception as error:  # of whatever kind the network's own code raises
         raise ValueError(f"the network does not take a batch of shape {shape}: {error}") from error
     finally:
-        module.train(was_training)
+        for each, training in were_training.items():
+            each.training = training
         for hook in hooks:
             hook.remove()
     if not products:

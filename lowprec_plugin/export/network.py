@@ -85,9 +85,10 @@ def plan(root: nn.Module, network: str, input_shape: Sequence[int], activations:
 
     Raises:
         ValueError: naming the layer, for what is not covered, for formats that are not static, for numbers in float,
-            and for sums that 64 bits may not hold.
+            and for sums that 64 bits may not hold; for a pattern that matches no module.
     """
     emulation = Emulation(activations, None, rounding="nearest", accumulate="exact")
+    emulation.check_modules(name for name, _ in root.named_modules())
     # A module that comes twice goes by its first name, in the emulation too.
     names = {id(module): name for name, module in root.named_modules()}
     layers = [(names[id(module)], module) for module in _flat(_sequence(root, network))]

@@ -19,6 +19,7 @@ from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.export.words import State, split, stored_part
 from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 _FIELDS = ("word_length", "fraction_length", "block_size")
@@ -64,6 +65,8 @@ def to_safetensors(module_or_state: nn.Module | State, path: str | Path) -> None
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """The state dict that :func:`to_safetensors` wrote: ``module.load_state_dict(state, assign=True)`` takes it.
 
+    The file holds no random streams: each tensor gets that of its name and seed 0.
+
     Raises:
         ValueError: if the file has no formats in its metadata.
     """
@@ -75,5 +78,5 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         planes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     for name, fields in json.loads(formats).items():
         blocks = Blocks(planes.pop(name), planes.pop(f"{name}.low", None), planes.pop(f"{name}.exponents", None))
-        state[name] = FixedPointTensor(blocks, FixedPointFormat(**fields), label=name)
+        state[name] = FixedPointTensor(blocks, FixedPointFormat(**fields), label=name, stream=stream_of(0, name))
     return {**state, **planes}

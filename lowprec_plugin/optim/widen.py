@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from lowprec_plugin.formats import check_word_length
 from lowprec_plugin.optim.step import FixedPointStep, label_of
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
@@ -26,8 +27,9 @@ def widen_(module: nn.Module, optimizers: FixedPointStep | Iterable[FixedPointSt
         word_length: 2 to 24 bits.
 
     Raises:
-        ValueError: for a sharded parameter. Nothing is changed then.
+        ValueError: for a word length outside these, or a sharded parameter. Nothing is changed then.
     """
+    check_word_length(word_length)
     optimizers = [optimizers] if isinstance(optimizers, FixedPointStep) else list(optimizers)
     tensors = [param for param in module.parameters() if fixed_part(param) is not None]
     for optimizer in optimizers:

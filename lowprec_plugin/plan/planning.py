@@ -110,6 +110,8 @@ def plan(
     if bits is not None:
         wire.check_word_length(bits, "comm_word_length")
         check_feedback(bits, comm_error_feedback, "comm_")
+    elif comm_error_feedback:
+        raise ValueError("comm_error_feedback=True needs gradients in fixed-point: use comm_word_length=8 or 4")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     _check_ranks(sharding, ranks, rank)
@@ -117,6 +119,9 @@ def plan(
         check_integer(elements, name)
         if elements < least:
             raise ValueError(f"{name}={elements} is less than {least}: give DeepSpeed's own setting, in elements")
+    check_integer(activations, "activations")
+    if activations < 0:
+        raise ValueError(f"activations={activations} bytes are less than 0: give what a run has been measured to hold")
     zero = sharding.startswith("zero")
     itemsize = Computing(compute_dtype or (torch.bfloat16 if zero else torch.float32)).dtype.itemsize
     if zero and compute_dtype in ("bf16-mixed",):
@@ -131,6 +136,7 @@ def plan(
         inventory = of_module(model, keep_float, units)
     elif not list(keep_float) and units is None:
         check_integer(model, "parameters")
+        check_integer(layers, "layers")
         inventory = of_count(model, layers)
     else:
         raise ValueError("keep_float and units name parts of a module: give the module in place of a number")

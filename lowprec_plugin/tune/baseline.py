@@ -22,7 +22,8 @@ class Baseline:
             float32's mean.
 
     Raises:
-        ValueError: if float32 itself diverges, or its noise is too large for any setting to pass.
+        ValueError: if float32 itself diverges, its noise is too large for any setting to pass, or its mean is 0 and a
+            share of it is allowed.
     """
 
     runs: Sequence[Run]
@@ -36,6 +37,8 @@ class Baseline:
                 raise ValueError(
                     f"float32 itself diverges with seed {run.seed} ({run.diverged}): nothing to hold against"
                 )
+        if self.tolerance == 0:
+            raise ValueError(f"tolerance={self.allowed!r} of float32's mean, which is 0, allows nothing: give a number")
         alike = self.confirmed(self.values(self.runs[1:]))
         seeds = len(self.runs) - 1
         if 2 * alike.twins_error > self.tolerance:

@@ -75,17 +75,16 @@ class Space:
         if kept:
             before = base.get("keep_float", [])
             options["keep_float"] = [*([before] if isinstance(before, str) else before), *kept]
-        if "activations" in setting or "errors" in setting:
+        tuned = [kind for kind in ("activations", "errors") if kind in setting]
+        if tuned:
             options["emulation"] = {
-                **(base.get("emulation") or {}),
-                **{kind: self._formats(kind, setting) for kind in ("activations", "errors")},
+                **(base.get("emulation") or {"activations": None, "errors": None}),
+                **{kind: self._formats(kind, setting) for kind in tuned},
                 "rounding": setting["rounding"],
             }
         return options
 
     def _formats(self, kind: str, setting: Setting) -> str | dict[str, str | None] | None:
-        if kind not in setting:
-            return None
         layers = {layer: _or_none(setting[f"{kind}@{layer}"]) for layer in self.layers}
         return {**layers, "*": _or_none(setting[kind])} if layers else _or_none(setting[kind])
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from lowprec_plugin import optim
 from lowprec_plugin.emulation import Emulation, emulate
 from tests.emulation.test_emulate import COARSE, Rounds, on_grid
 
@@ -67,6 +68,57 @@ def test_masks_are_no_numbers_of_the_network(format: str, hides: float) -> None:
     net = Rounds(lambda _: functional.scaled_dot_product_attention(q, k, v, torch.full((6, 6), hides)))
     with emulate(net, Emulation(None)):
         torch.testing.assert_close(net(torch.zeros(1, 4, 2, 2)), v.mean(1, keepdim=True).expand(2, 6, 8))
+
+
+def test_a_query_that_sees_nothing_gets_zeros() -> None:
+    """As torch's attention gives it: a padded image, say."""
+    q, k, v = (torch.randn(2, 6, 8, requires_grad=True) for _ in range(3))
+    seen = torch.ones(6, 6, dtype=torch.bool)
+    seen[2] = False
+    for mask in (seen, torch.zeros(6, 6).masked_fill(~seen, -torch.inf)):
+        net = Rounds(lambda _, mask=mask: functional.scaled_dot_product_attention(q, k, v, mask))
+        with emulate(net, FINE):
+            out = net(torch.zeros(1, 4, 2, 2))
+        torch.testing.assert_close(out, functional.scaled_dot_product_attention(q, k, v, mask), rtol=1e-4, atol=1e-5)
+        assert all(bool(each.isfinite().all()) for each in torch.autograd.grad(out.square().sum(), (q, k, v)))
+    layer = nn.MultiheadAttention(16, 4, batch_first=True)
+    x, padding = torch.randn(2, 5, 16), torch.tensor([[False] * 5, [True] * 5])
+    with emulate(layer, COARSE):
+        assert bool(layer(x, x, x, key_padding_mask=padding, need_weights=False)[0].isfinite().all())
+
+
+class Grouped(nn.Module):
+    """Four heads of queries to one of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (-1, 4)).transpose(1, 2) for each in self.layer(x).split((16, 4, 4), -1))
+        return functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def test_keys_and_values_are_rounded_once() -> None:
+    net = Grouped()
+    for rounding in ("nearest", "stochastic"):
+        with emulate(net, Emulation("fixed8", rounding=rounding)) as emulator:
+            net(torch.randn(2, 6, 8))
+        # What enters, the layer, the scores and their softmax, and the result.
+        assert emulator.counts["activations"][""].elements == 2 * (2 * 4 * 6 * 6) + 2 * 4 * 6 * 4
+        assert emulator.counts["activations"]["layer"].elements == 2 * 6 * 8 + 2 * 6 * 24
+
+
+def test_weights_in_float_stay_as_they_are() -> None:
+    layer = nn.MultiheadAttention(16, 4)
+    x = torch.randn(5, 3, 16).mul(16).round() / 16
+    with emulate(layer, COARSE) as emulator:
+        layer(x, x, x, need_weights=False)
+    kept = emulator.counts["activations"][""].elements
+    optim.quantize_(layer, "fixed24")
+    with emulate(layer, COARSE) as emulator:
+        layer(x, x, x, need_weights=False)
+    assert emulator.counts["activations"][""].elements == kept
 
 
 def test_a_transformer_layer_trains_as_in_float32_with_fine_formats() -> None:

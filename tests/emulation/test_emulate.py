@@ -218,6 +218,21 @@ def test_checkpointed_modules_are_rounded_again_alike() -> None:
         shared(x).sum().backward()
 
 
+def test_scalars_are_left_alone() -> None:
+    for operation in (torch.tanh, torch.sigmoid, torch.exp):
+        net = nn.Linear(1, 1)
+        net.register_parameter("gate", nn.Parameter(torch.tensor(0.37)))
+        seen: list[Tensor] = []
+        net.register_forward_pre_hook(lambda module, args, f=operation, seen=seen: seen.append(f(module.gate)))
+        with emulate(net, COARSE):
+            net(torch.rand(1, 1))
+        seen[0].backward()
+        gradient, net.gate.grad = net.gate.grad, None
+        operation(net.gate).backward()
+        assert torch.equal(seen[0], operation(net.gate))
+        assert torch.equal(gradient, net.gate.grad)
+
+
 def test_statistics_are_left_alone() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
     x = torch.randn(64, 4)
@@ -263,6 +278,8 @@ def test_what_cannot_be_emulated_is_refused() -> None:
         ({"error_rounding": "up"}, "rounding='up' is not one of"),
         ({"accumulate": "int"}, "accumulate='int' is not one of"),
         ({"accumulate": "exact"}, "'fixed16' has a radix point per block"),
+        ({"activations": "fixed8^2"}, r"activations='fixed8\^2' is for squares alone.*: write 'fixed8'"),
+        ({"errors": {"*": "fixed8:64^2"}}, r"errors='fixed8:64\^2' is for squares alone.*: write 'fixed8:64'"),
     ],
 )
 def test_bad_settings(arguments: dict[str, Any], message: str) -> None:

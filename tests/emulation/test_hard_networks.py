@@ -31,6 +31,7 @@ IN_PLACE = {
     "clamp": lambda x: x.clamp_(-0.33, 0.33),
     "augmented": lambda x: x.__itruediv__(3),
     "a view": lambda x: x[:, 1].mul_(0.3),
+    "products": lambda x: x[0, 0].addmm_(x[0, 1], 0.3 * torch.eye(8)),
     "filled": lambda x: functional.relu(x.masked_fill(x > 0, 1 / 3)) * 1,
     "negative": lambda x: -(x - 8),  # of the smallest number, the largest is not it
 }
@@ -96,11 +97,13 @@ class Codebook(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 4)
         self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("second", torch.zeros(4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
         with torch.no_grad():
             self.mean.mul_(0.7).add_(0.3 * y.mean(0))
+            self.second.addmm_(y.T, y, alpha=0.3)
         return y
 
 
@@ -109,8 +112,26 @@ def test_running_means_stay_float() -> None:
     with emulate(net, COARSE):
         for _ in range(3):
             net(torch.rand(9, 4) + 2)
-    assert not on_grid(net.mean)
-    assert bool((net.mean != 0).any())
+    for statistic in (net.mean, net.second):
+        assert not on_grid(statistic)
+        assert bool((statistic != 0).any())
+
+
+def test_a_whole_number_that_is_filled_in_is_no_number_of_the_format() -> None:
+    fills = (lambda x: x.masked_fill(x == x, 100), lambda x: torch.where(x == x, 100, x))
+    for fill in fills:
+        net = Layer(lambda x, fill=fill: fill(x) @ torch.full((8, 1), 1 / 16))
+        with emulate(net, COARSE):  # the largest number is 127 / 16
+            assert torch.equal(net(X), torch.full((5, 4, 9, 1), 8 * 127 / 256).mul(16).round() / 16)
+
+
+def test_statistics_begun_under_inference_mode_go_on_in_training() -> None:
+    net = nn.Linear(4, 4)
+    with emulate(net, COARSE) as emulator:
+        with torch.inference_mode():
+            net(torch.rand(3, 4))
+        net(torch.rand(3, 4)).sum().backward()
+    assert emulator.counts["activations"][""].elements == 2 * (12 + 12)
 
 
 def test_double_precision_stays_so() -> None:

@@ -178,7 +178,12 @@ def bad(module: nn.Module, format: str = "<4,12>") -> nn.Module:
         (nn.Sequential(bad(nn.Linear(4, 2), "fixed16")), {}, r"'0.weight' is in fixed16, a radix point per block"),
         (nn.Sequential(bad(nn.Linear(4, 2)), nn.ReLU()), {"input_shape": (2, 4)}, r"layer '0', Linear, takes 1 dim"),
         (nn.Sequential(bad(nn.Linear(4, 2))), {"input_shape": (5,)}, r"layer '0', Linear, does not take \(5,\)"),
-        (nn.Sequential(bad(nn.Linear(4, 2))), {"activations": {"1": "<4,4>"}}, r"no format for layer '0'"),
+        (nn.Sequential(bad(nn.Linear(4, 2)), nn.ReLU()), {"activations": {"1": "<4,4>"}}, r"no format for layer '0'"),
+        (
+            nn.Sequential(bad(nn.Linear(4, 2))),
+            {"activations": {"1": "<4,4>", "*": "<4,12>"}},
+            r"activations=\{'1': ...\} matches no module; there are 0",
+        ),
         (nn.Sequential(bad(nn.Linear(4, 2))), {"activations": "fixed16"}, r"has a radix point per block"),
         (
             nn.Sequential(bad(nn.Linear(4, 2))),

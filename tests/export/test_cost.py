@@ -119,6 +119,7 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
             return self.head(self.embedding(x.long()))
 
     net = Network().train()
+    net.embedding.eval()
     with pytest.raises(ValueError, match="the module is in float, and has no word_length of its own"):
         estimate(net, (5,), batch_size=2)
     optim.quantize_(net, "fixed20")
@@ -126,13 +127,17 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
     assert (result.word_length, result.activation_word_length) == (20, 20)
     assert result.uncounted == ("embedding",)
     assert "not counted: embedding" in str(result)
-    assert net.training
+    assert [module.training for module in net.modules()] == [True, False, True]
     assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_refused() -> None:
     with pytest.raises(ValueError, match=r"does not take a batch of shape \(2, 5\)"):
         estimate(nn.Linear(4, 2), (5,), batch_size=2, word_length=16)
+    with pytest.raises(ValueError, match=r"does not take a batch of shape \(1, 4\): .* positional argument"):
+        estimate(nn.Bilinear(4, 4, 2), (4,), word_length=16)
+    with pytest.raises(ValueError, match="dsps=-5 is less than the 2 of one unit and its rounding"):
+        estimate(nn.Linear(4, 2), (4,), word_length=16, array=SystolicArray(-5))
     with pytest.raises(ValueError, match=r"input_shape=\(4, -4\) of one example has a size below 1"):
         estimate(nn.Linear(4, 2), (4, -4), word_length=16)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):

@@ -85,6 +85,9 @@ def test_a_module_goes_on_with_what_was_read(tmp_path: Path) -> None:
     _, _, images, _ = nets.digits()
     assert torch.equal(other(images), net(images))
     assert all(isinstance(param, FixedPointTensor) for param in other.parameters())
+    streams = [param.stream for param in net.parameters()]
+    assert [param.stream for param in other.parameters()] == streams
+    assert len(set(streams)) == len(streams)
     size = (tmp_path / "net.safetensors").stat().st_size
     assert size < 2 * sum(param.numel() for param in net.parameters()) + 1000
 

@@ -162,6 +162,11 @@ def test_activations_are_those_that_were_given() -> None:
         ({"word_length": 40}, "word_length=40"),
         ({"comm_word_length": 5, "sharding": "ddp", "ranks": 2}, "comm_word_length=5"),
         ({"comm_error_feedback": True, "comm_word_length": 8}, "comm_error_feedback=True is of DDP"),
+        (
+            {"comm_error_feedback": True, "comm_word_length": None, "sharding": "ddp", "ranks": 2},
+            "comm_error_feedback=True needs gradients in fixed-point",
+        ),
+        ({"activations": -5}, "activations=-5 bytes are less than 0"),
         ({"keep_float": ["nothing"]}, "keep_float='nothing' matches no parameter"),
         ({"units": ["nothing"]}, "units='nothing' matches no module"),
         ({"keep_float": ["norm.*"], "sharding": "zero1", "ranks": 2}, "leave keep_float out"),
@@ -194,3 +199,5 @@ def test_models_refused() -> None:
         plan(0)
     with pytest.raises(ValueError, match="is not an integer"):
         plan(7e9)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"layers=2\.5 is not an integer"):
+        plan(1000, layers=2.5)  # type: ignore[arg-type]

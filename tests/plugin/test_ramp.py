@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -150,12 +150,12 @@ def always(**ramp: Any) -> FixedPointPrecision:
 
 def validating(plugin: FixedPointPrecision, epochs: int = 8, batches: int = 4, **options: Any) -> list[tuple[int, int]]:
     seed_everything(0, verbose=False)
-    resume = options.pop("resume", None)
+    resume, module = options.pop("resume", None), options.pop("module", None) or users.Regressor()
     trainer = Trainer(
         accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
         plugins=plugin, **({"enable_checkpointing": "callbacks" in options} | options),
     )  # fmt: skip
-    trainer.fit(users.Regressor(), users.vectors(16 * batches), users.vectors(), ckpt_path=resume)
+    trainer.fit(module, users.vectors(16 * batches), users.vectors(), ckpt_path=resume)
     return [(each["step"], each["word_length"]) for each in plugin.ramping.history]
 
 
@@ -238,6 +238,33 @@ def test_every_optimizer_of_several_is_measured(caplog: pytest.LogCaptureFixture
         fit(plugin, Two(), epochs=5)
     assert [(each["step"], each["word_length"]) for each in plugin.ramping.history] == [(25, 16)]
     assert "words stay at 12 bits at step 24, for optimizer 0: the stall is not one of precision" in caplog.text
+
+
+class LaterLost(Two):
+    """From epoch 4 the first optimizer's updates are lost; the second has nothing in fixed-point."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 4:
+            self.trainer.optimizers[0].param_groups[0]["lr"] = 1e-7
+
+
+def test_an_optimizer_that_shows_nothing_keeps_no_other_from_being_measured_again() -> None:
+    plugin = always(monitor="flat", min_lost=0.5)
+    plugin.keep_float = ["net.2.*"]
+    assert validating(plugin, module=LaterLost()) == [(40, 16)]
+
+
+class Falls(users.Regressor):
+    """A loss that falls by a tenth in every ten steps, whatever is learnt."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return 0.0 * super().training_step(batch, batch_idx) + 0.99**self.global_step
+
+
+def test_batches_that_are_accumulated_and_then_are_not_make_no_stall() -> None:
+    plugin = always(min_delta=0.001)
+    options = {"callbacks": [GradientAccumulationScheduler({0: 8, 2: 1})], "enable_checkpointing": False}
+    assert validating(plugin, epochs=3, batches=40, module=Falls(), **options) == []
 
 
 def test_what_cannot_be() -> None:

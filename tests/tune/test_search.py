@@ -157,6 +157,11 @@ def test_a_tolerance_below_the_noise_is_refused_and_says_what_would_do() -> None
 
 def test_a_relative_tolerance_is_of_float32s_mean() -> None:
     assert baseline(tolerance="10%").tolerance == pytest.approx(0.1)
+    nothing = [Run(None, seed, curve=[0.0], value=0.0) for seed in range(SEEDS)]
+    with pytest.raises(
+        ValueError, match="tolerance='10%' of float32's mean, which is 0, allows nothing: give a number"
+    ):
+        Baseline(nothing, nothing, higher_is_better=True, allowed="10%")
 
 
 def test_float32_that_diverges_is_the_users_to_mend() -> None:

@@ -59,6 +59,14 @@ def test_what_is_not_tuned_stays_in_float32() -> None:
     assert space.options(space.at(1.0, "stochastic"), {}, 0)["emulation"]["activations"] is None
 
 
+def test_an_emulation_of_the_configuration_stays_but_for_what_is_tuned() -> None:
+    space = space_of(activations=["<4,8>"])
+    base = {"emulation": {"activations": "<6,10>", "errors": "<2,14>", "accumulate": "exact"}}
+    assert space.options(space.at(0.0, "stochastic"), base, 0)["emulation"] == {
+        "activations": "<4,8>", "errors": "<2,14>", "accumulate": "exact", "rounding": "stochastic",
+    }  # fmt: skip
+
+
 def test_narrower_is_a_partial_order() -> None:
     space = space_of(
         ("head",), ("stochastic", "nearest"), weights=["<2,6>", "<4,4>", "<4,12>", 16], errors=["fixed8", "fixed12"],
