@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from lowprec_plugin.formats import check_word_length
 from lowprec_plugin.optim.step import FixedPointStep, label_of
@@ -14,7 +15,7 @@ from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.widening import widen_ as widen_tensor_
 
 
-def widen_(module: nn.Module, optimizers: FixedPointStep | Iterable[FixedPointStep], word_length: int) -> None:
+def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_length: int) -> None:
     """Store the parameters of ``module`` in words of ``word_length`` bits, in place, every value kept exactly.
 
     State follows where its word length is the parameters' own (``state_word_length=None``); a state word length of its
@@ -23,16 +24,20 @@ def widen_(module: nn.Module, optimizers: FixedPointStep | Iterable[FixedPointSt
 
     Args:
         module: changed in place.
-        optimizers: one or several of this package's, whose state is changed in place.
+        optimizers: one or several of this package's or adopted, whose state is changed in place.
         word_length: 2 to 24 bits.
 
     Raises:
-        ValueError: for a word length outside these, or a sharded parameter. Nothing is changed then.
+        ValueError: for a word length outside these, another optimizer, or a sharded parameter. Nothing is changed then.
     """
     check_word_length(word_length)
-    optimizers = [optimizers] if isinstance(optimizers, FixedPointStep) else list(optimizers)
+    optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     tensors = [param for param in module.parameters() if fixed_part(param) is not None]
     for optimizer in optimizers:
+        if not isinstance(optimizer, FixedPointStep):
+            raise ValueError(
+                f"{type(optimizer).__name__} is not of this package, and its state stays as it is: optim.adopt it first"
+            )
         if optimizer.fixed_point.state_word_length is None:
             tensors += [
                 value for state in optimizer.state.values() for value in state.values() if fixed_part(value) is not None

@@ -32,3 +32,16 @@ def test_what_is_no_word_length_is_refused(word_length: int) -> None:
     with pytest.raises(ValueError, match=f"word_length={word_length!r} is not"):
         optim.widen_(net, optimizer, word_length)
     assert str(net.weight.format) == "fixed12"
+
+
+def test_an_optimizer_that_was_not_adopted_is_refused() -> None:
+    net = nn.Linear(8, 4)
+    optim.quantize_(net, "fixed12")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for given in (optimizer, [optimizer]):
+        with pytest.raises(ValueError, match="SGD is not of this package"):
+            optim.widen_(net, given, 16)
+    assert str(net.weight.format) == "fixed12"
+    optim.adopt(optimizer)
+    optim.widen_(net, optimizer, 16)
+    assert str(net.weight.format) == "fixed16"
