@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, gather, keys
 from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
 from lowprec_plugin.random_bits import stream_of
+from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
 
 OPS = ("mean", "sum")
@@ -47,7 +49,7 @@ def all_reduce(
         ``tensor``. Where a rank had a NaN or an infinity, its block of 256 is NaN on every rank.
 
     Raises:
-        ValueError: for a word length, rounding, op or dtype that there is not.
+        ValueError: for a word length, rounding, op or dtype that there is not, and for a fixed-point or sharded tensor.
     """
     _check(tensor, op, word_length, rounding)
     if dist.get_world_size(group) == 1:
@@ -150,6 +152,11 @@ def _check(tensor: Tensor, op: str, word_length: int, rounding: str) -> None:
 
 
 def _check_dtype(tensor: Tensor) -> None:
+    if isinstance(tensor, FixedPointTensor | DTensor):  # has no memory of its own that could be read or written
+        raise ValueError(
+            f"a {type(tensor).__name__} is not floats in memory: give floats (dequantize()), or of shards those of "
+            "this rank (to_local())"
+        )
     if tensor.dtype not in DTYPES:
         raise ValueError(
             f"only float32, bfloat16 and float16 tensors can travel in fixed-point, not {tensor.dtype}: convert it"

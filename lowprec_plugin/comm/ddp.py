@@ -64,13 +64,14 @@ class DDPState:
         check_feedback(word_length, error_feedback)
         self.error_feedback = error_feedback
         self.step = self._first_step = 0
+        self._reduced: set[str] = set()  # in this step
         self._group = model.process_group
         self._rank, self._ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         self._module = weakref.ref(model.module)
         # Frozen ones as well: one that was frozen after DDP has wrapped the module stays in its bucket, as zeros.
         named = model.module.named_parameters()
         self._params = {name: param for name, param in named if name not in model.parameters_to_ignore}
-        self._names = {id(param): name for name, param in self._params.items()}
+        self._names: dict[int, str] = {id(param): name for name, param in self._params.items()}
         self._streams = {name: stream_of(seed, name) for name in self._params}
         shake_hands(
             {
@@ -122,13 +123,17 @@ class DDPState:
 
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:
         """The hook's work: a future of the bucket's buffer, which then holds the means."""
-        if bucket.index() == 0:
-            self.step += 1
+        names = [self._name(param) for param in bucket.parameters()]
+        # A gradient that comes again begins a step. Indices do not tell: all are 0 in a static graph's first step.
+        if not self._reduced or not self._reduced.isdisjoint(names):
+            self.step, self._reduced = self.step + 1, set()
+        self._reduced.update(names)
         buffer = bucket.buffer()
         gradients, at = [], 0
-        for param in bucket.parameters():
-            gradients.append(self._gradient(param, buffer[at : at + param.numel()]))
-            at += param.numel()
+        for name in names:
+            elements = self._params[name].numel()
+            gradients.append(self._gradient(name, buffer[at : at + elements]))
+            at += elements
         assert at == buffer.numel(), "a bucket is its gradients, one behind the other"
 
         run = self._exchange.run  # a task that holds no state lets it go with its last user
@@ -141,12 +146,19 @@ class DDPState:
             return self._on_stream(exchange, buffer)
         return self._worker.submit(exchange)
 
-    def _gradient(self, param: Tensor, values: Tensor) -> Gradient:
-        name = self._names[id(param)]
+    def _name(self, param: Tensor) -> str:
+        if id(param) not in self._names:
+            raise ValueError(
+                f"a gradient of shape {tuple(param.shape)} is of no parameter that the module had when this DDPState "
+                "was made: make one for each DistributedDataParallel, and register it there"
+            )
+        return self._names[id(param)]
+
+    def _gradient(self, name: str, values: Tensor) -> Gradient:
         residual = None
-        if self.error_feedback and not is_plain(param.numel()):
+        if self.error_feedback and not is_plain(values.numel()):
             if name not in self._residuals:
-                shape = (blocks_of(param.numel()), BLOCK)
+                shape = (blocks_of(values.numel()), BLOCK)
                 self._residuals[name] = empty_blocks(shape, RESIDUAL, values.device)
             residual = self._residuals[name]
         return Gradient(values, *keys(self._streams[name], self.step, self._rank), residual)
@@ -207,7 +219,7 @@ class DDPState:
 
     def go_on_from(self, step: int) -> None:
         """Count steps, which key the random bits, from ``step`` on."""
-        self.step = self._first_step = step
+        self.step, self._first_step, self._reduced = step, step - (self.step - self._first_step), set()
 
     def _own(self, codes: Tensor, exponents: Tensor) -> Blocks:
         """Of every rank's residual this rank's, or the mean if there were more or fewer ranks. A copy."""

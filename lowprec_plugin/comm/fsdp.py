@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lowprec_plugin import ops, wire
-from lowprec_plugin.comm.exchange import Exchange, Traffic, reduce_scatter
+from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, local_part
@@ -46,8 +46,8 @@ class FSDPState:
         terms: more that all ranks must have alike, by name.
 
     Raises:
-        ValueError: for a word length or rounding that there is not, or a module of which nothing is sharded; on all
-            ranks alike, if they disagree.
+        ValueError: for a word length or rounding that there is not, a module of which nothing is sharded, or gradients
+            that are not float32, bfloat16 or float16; on all ranks alike, if they disagree.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class FSDPState:
         for mesh in {param.device_mesh: None for _, params in groups.values() for param in params}:
             for dim in range(mesh.ndim):
                 shake_hands(agreed, mesh.get_group(dim))
+        _check_gradients(groups)
         self._params = [param for _, params in groups.values() for param in params]
         placements = [each for param in self._params for each in param.placements]
         self._replicated = any(placement.is_replicate() for placement in placements)
@@ -129,7 +130,7 @@ class FSDPState:
 
     def go_on_from(self, step: int) -> None:
         """Count steps, which key the random bits, from ``step`` on."""
-        self._first_step = step
+        self._first_step = step - (self.step - self._first_step)
         for reducer in self._reducers.values():
             reducer.step = step
 
@@ -215,6 +216,20 @@ def _groups(model: nn.Module) -> dict[str, tuple[list[FSDPModule], list[DTensor]
     for param, name in found.items():
         owner[name][1].append(param)
     return {name: group for name, group in owner.items() if group[1]}
+
+
+def _check_gradients(groups: dict[str, tuple[list[FSDPModule], list[DTensor]]]) -> None:
+    """Refuse gradients that would be reduced in a dtype that cannot be rounded."""
+    for name, (modules, params) in groups.items():
+        policy = modules[0]._get_fsdp_state()._mp_policy
+        for param in params:
+            dtype = policy.reduce_dtype or policy.param_dtype or param.dtype
+            if param.requires_grad and dtype not in DTYPES:
+                raise ValueError(
+                    f"gradients of {name} are reduced in {dtype}, and only float32, bfloat16 and float16 can travel in "
+                    "fixed-point: convert the module, say MixedPrecisionPolicy(reduce_dtype=torch.float32), or send "
+                    "gradients as floats (no FSDPState, or comm_word_length=None)"
+                )
 
 
 def _padded_rows(param: DTensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import rank_zero_only
 
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
@@ -43,6 +44,7 @@ def configuration(run: Watched, plugin: Precision) -> dict[str, Any]:
     return {"precision": plugin.precision, **settings, **stored}
 
 
+@rank_zero_only  # the others' runs are dummies, whose summary takes nothing
 def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
     """Say in the run's summary what is saved: at every look, for not every run comes to its end."""
     held, float32 = scalars[f"{PREFIX}held_gib"], scalars[f"{PREFIX}float32_gib"]

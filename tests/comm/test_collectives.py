@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowprec_plugin import comm
+from lowprec_plugin import FixedPointTensor, comm
 from lowprec_plugin.comm import exchange
 from lowprec_plugin.comm.exchange import Exchange, Gradient, keys
 from lowprec_plugin.random_bits import stream_of
@@ -190,3 +190,5 @@ def test_bad_arguments() -> None:
         comm.all_reduce(x.double())
     with pytest.raises(ValueError, match="rounding='up'"):
         comm.all_reduce(x, rounding="up")
+    with pytest.raises(ValueError, match=r"a FixedPointTensor is not floats in memory: give floats \(dequantize\(\)\)"):
+        comm.all_reduce(FixedPointTensor.quantize(x, "fixed16"))

@@ -159,15 +159,18 @@ def test_residuals_of_another_number_of_ranks_are_averaged() -> None:
         assert torch.allclose(mean(two, name), mean(three, name), atol=float(mean(two, name).abs().max()) / 60)
 
 
-def _traffic(rank: int) -> tuple[dict[str, float], list[str]]:
+def _traffic(rank: int) -> tuple[dict[str, float], dict[str, float], list[str]]:
     _, state = fit(rank, 5)
     assert state is not None
-    return state.report(), state.plain
+    report = state.report()
+    state.load_state_dict({"step": 2})
+    return report, state.report(), state.plain
 
 
 def test_traffic_is_counted_and_what_stays_plain_named() -> None:
-    report, plain = ranks.run(2, _traffic)[0]
+    report, gone_back, plain = ranks.run(2, _traffic)[0]
     assert report["steps"] == 5
+    assert gone_back == report  # what has been sent stays sent
     assert 0.5 < report["bytes_sent_per_step"] / report["float32_bytes_per_step"] < 0.52
     assert plain == ["first.bias", "last.bias", "spare.bias"]
 

@@ -126,6 +126,50 @@ def test_what_cannot_travel_is_refused_at_once() -> None:
         assert "the gradient of 0.weight is sparse" in sparse
 
 
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(60, 60), nn.Linear(60, 60, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.narrow(self.wide(x).bfloat16())
+
+
+def _of_two_dtypes(rank: int) -> list[tuple[int, list[torch.Tensor]]]:
+    found = []
+    for saved in (None, {"step": 2}):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(Mixed(), static_graph=True)
+        state = comm.DDPState(model, 8)
+        model.register_comm_hook(state, comm.ddp_hook)
+        if saved is not None:
+            state.load_state_dict(saved)
+        for _ in range(3 if saved is None else 1):
+            model.zero_grad()
+            train(model, 1)
+        found.append((state.step, [param.grad.clone() for param in model.parameters()]))
+    return found
+
+
+def test_a_static_graph_of_two_dtypes_resumes_bit_for_bit() -> None:
+    for (steps, straight), (same_steps, resumed) in ranks.run(2, _of_two_dtypes):
+        assert steps == same_steps == 3
+        assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def _of_another(rank: int) -> str:
+    model = DistributedDataParallel(nn.Linear(60, 60))
+    model.register_comm_hook(made(feedback=False)[1], comm.ddp_hook)
+    with pytest.raises(ValueError, match="DDPState") as info:
+        train(model, 1)
+    return str(info.value)
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    for said in ranks.run(2, _of_another):
+        assert "is of no parameter that the module had when this DDPState was made: make one for each" in said
+
+
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()

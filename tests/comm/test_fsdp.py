@@ -130,6 +130,7 @@ def _refused(rank: int) -> list[str]:
         lambda: comm.FSDPState(model(), 5),
         lambda: comm.FSDPState(nn.Linear(2, 2)),
         lambda: comm.FSDPState(model(), rounding="up"),
+        lambda: comm.FSDPState(model(fixed=False).double()),
     ):
         with pytest.raises(ValueError) as info:  # noqa: PT011
             make()
@@ -143,6 +144,7 @@ def test_refusals() -> None:
         assert "word_length=5" in said[1]
         assert "no part of this Linear is sharded: call fully_shard on it first" in said[2]
         assert "rounding='up'" in said[3]
+        assert "gradients of the root are reduced in torch.float64, and only float32, bfloat16 and float16" in said[4]
 
 
 def _evaluated(rank: int) -> Any:
@@ -155,18 +157,21 @@ def _evaluated(rank: int) -> Any:
         for _ in range(3):
             sharded(batch())
     after = state.report()
+    state.load_state_dict({"step": 5})
+    gone_back = state.report()
     release(sharded)
     exact = model()
     exact.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
     exact[0].set_force_sum_reduction_for_comms(True)
     same = all(torch.equal(a, b) for a, b in zip(gradients(sharded), gradients(exact), strict=True))
-    return before, after, same, str(state)
+    return before, after, gone_back, same, str(state)
 
 
 def test_evaluation_is_not_counted_and_a_released_wire_carries_floats() -> None:
-    for before, after, same, said in ranks.run(2, _evaluated):
+    for before, after, gone_back, same, said in ranks.run(2, _evaluated):
         assert before == after
         assert before["weight_bytes_sent_per_step"] > 0
+        assert gone_back == after
         assert same
         assert said.startswith("as floats")
 

@@ -15,6 +15,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers import wandb as lightning_wandb
+from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.imports import RequirementCache
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision
@@ -189,6 +190,12 @@ def test_a_prefix_is_the_loggers_own(home: Counting, tmp_path: Path) -> None:
     assert "max" in run.summary["mine-lowprec/held_gib"]
     assert "mine-lowprec/saved_gib" in run.summary
     assert run.metrics["mine-lowprec/*"]["step"] == "trainer/global_step"
+
+
+def test_of_several_processes_the_first_alone_has_a_summary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    panels.saved([WandbLogger(save_dir=tmp_path)], {"lowprec/held_gib": 1.0, "lowprec/float32_gib": 2.0})
 
 
 def test_without_layers_there_are_scalars_alone(home: Counting, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_error_feedback_is_for_few_bits(word_length: Any) -> None:
         FixedPointPrecision(comm_word_length=word_length, comm_error_feedback=True)
 
 
-@pytest.mark.parametrize("word_length", [0, 5, 24, True])
+@pytest.mark.parametrize("word_length", [0, 5, 24, True, 16.0])
 def test_bad_word_length(word_length: int) -> None:
     with pytest.raises(ValueError, match=f"comm_word_length={word_length} is not one of"):
         FixedPointPrecision(comm_word_length=word_length)
