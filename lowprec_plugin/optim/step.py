@@ -257,7 +257,8 @@ class FixedPointStep(torch.optim.Optimizer):
 
     def _given_state(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
         """The state that ``state_dict`` has for each of this optimizer's parameters."""
-        groups = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        # Lightning's optimizer of a module that configures none has no groups, and an empty state dict.
+        groups = zip(self.param_groups, state_dict.get("param_groups", ()), strict=True)
         pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=True)]
         return {param: state_dict["state"][key] for param, key in pairs if key in state_dict["state"]}
 
