@@ -145,7 +145,11 @@ class FixedPointFormat:
         return rows * (row_length * self.container_bytes + self.blocks_per_row(row_length))
 
     def holds(self, other: FixedPointFormat) -> bool:
-        """Whether every tensor stored in ``other`` is exact in this format (overflow of exponents aside)."""
+        """Whether every tensor stored in ``other`` is exact in this format.
+
+        But for exponents that overflow, and a static format's smallest code, which a dynamic one of as many bits holds
+        only where the other codes of its block are even.
+        """
         if self.fraction_length is None or other.fraction_length is None:
             return self.dynamic and self.word_length >= other.word_length and self.block_size == other.block_size
         spare = self.fraction_length - other.fraction_length

@@ -42,7 +42,7 @@ class Aftermath:
     """
 
     def __init__(self) -> None:
-        self._last: deque[tuple[int, float, Any]] = deque(maxlen=STEPS)
+        self._last: deque[tuple[int, float | None, Any]] = deque(maxlen=STEPS)
         self.written: list[Path] = []
 
     def after(
@@ -65,7 +65,7 @@ class Aftermath:
         Raises:
             NonFiniteGradientError: if it was refused, with what was found out.
         """
-        rate, before = float(optimizer.param_groups[0]["lr"]), skipped()
+        rate, before = _rate(optimizer), skipped()
         try:
             loss = step()
         except NonFiniteGradientError as error:
@@ -77,7 +77,7 @@ class Aftermath:
                 rank_zero_warn(f"step {module.global_step} was skipped, its gradients not being finite. {said}")
         return loss
 
-    def _refused(self, module: LightningModule, rate: float, closure: Callable[[], Any] | None) -> str:
+    def _refused(self, module: LightningModule, rate: float | None, closure: Callable[[], Any] | None) -> str:
         gradients, again = _nonfinite_gradients(module), {}
         if closure is not None and not any(isinstance(part, FSDPModule) for part in module.modules()):
             again = _run_again(module, module.trainer.strategy.model, closure)
@@ -85,7 +85,7 @@ class Aftermath:
         return self._write(module, "refused", rate, gradients, again)
 
     def _write(
-        self, module: LightningModule, outcome: str, learning_rate: float, gradients: list[dict[str, Any]],
+        self, module: LightningModule, outcome: str, learning_rate: float | None, gradients: list[dict[str, Any]],
         again: dict[str, Any],
     ) -> str:  # fmt: skip
         trainer = module.trainer
@@ -93,10 +93,10 @@ class Aftermath:
         first = _first(gradients, again, everywhere=everywhere, batches=trainer.accumulate_grad_batches)
         content = {
             "step": trainer.global_step, "epoch": trainer.current_epoch, "rank": trainer.global_rank,
-            "outcome": outcome, "first": first, "learning_rate": learning_rate, "run_again": again,
+            "outcome": outcome, "first": first, "learning_rate": _plain(learning_rate), "run_again": again,
             "gradients": gradients,
             "last_steps": [
-                {"step": step, "learning_rate": lr, "loss": _plain(loss)} for step, lr, loss in self._last
+                {"step": step, "learning_rate": _plain(lr), "loss": _plain(loss)} for step, lr, loss in self._last
             ],
             "figures": {name: _plain(value) for name, value in trainer.callback_metrics.items()},
             "precision": repr(trainer.precision_plugin),
@@ -109,6 +109,12 @@ class Aftermath:
             return f"{first}. ({path} could not be written: {error})"
         self.written.append(path)
         return f"{first}. What is known of it: {path}"
+
+
+def _rate(optimizer: Any) -> float | None:
+    """The first group's learning rate. Not every optimizer has one; Lightning's of a module without has no group."""
+    rate = next((group.get("lr") for group in optimizer.param_groups), None)
+    return None if rate is None else float(rate)
 
 
 def _nonfinite_gradients(module: nn.Module) -> list[dict[str, Any]]:

@@ -273,7 +273,8 @@ def update_(
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
     tensors = [tensor.contiguous() for tensor in tensors]
-    if tensors and backend_for(tensors[0].device) == "native":
+    known = all(tensor.dtype in native.FLOAT_TYPES for tensor in tensors)
+    if tensors and known and backend_for(tensors[0].device) == "native":
         return native.first_nonfinite(tensors)
     for index, tensor in enumerate(tensors):
         if not bool(torch.isfinite(tensor).all()):

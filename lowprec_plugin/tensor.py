@@ -196,19 +196,22 @@ class FixedPointTensor(Gathered, torch.Tensor):
 
     def _store(self, floats: Tensor, rounding: str) -> int:
         """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
-        key = key_of(substream(self.stream, "in place"), self.roundings)
+        key, floats = key_of(substream(self.stream, "in place"), self.roundings), floats.reshape(self._codes.shape)
         self.roundings += 1
-        floats = floats.reshape(self._codes.shape)
-        return ops.quantize(floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks)[
-            1
-        ]
+        try:
+            _, saturated = ops.quantize(
+                floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks
+            )
+        except ValueError as error:
+            label = f"tensor {self.label!r}" if self.label else "a fixed-point tensor"
+            raise ValueError(f"{label} is left as it was: {error}; write to a float tensor, and copy_ that") from None
+        return saturated
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
         """A tensor like this one over other planes."""
         options: dict[str, Any] = {
             "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label,
-            "first_row": self.first_row,
-            "geometry": self._geometry,
+            "first_row": self.first_row, "geometry": self._geometry,
         } | changes  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
         result.roundings, result.whole_rows = self.roundings, self.whole_rows
@@ -269,13 +272,12 @@ class FixedPointTensor(Gathered, torch.Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> FixedPointTensor:
         if id(self) in memo:
             return memo[id(self)]  # type: ignore[no-any-return]
-        result = self._like(self.blocks.map(torch.clone))
-        if isinstance(self, torch.nn.Parameter):
-            result = torch.nn.Parameter(result, self.requires_grad)  # type: ignore[assignment]
+        copied: Any = self._like(self.blocks.map(torch.clone))
+        copied = torch.nn.Parameter(copied) if isinstance(self, torch.nn.Parameter) else copied
+        memo[id(self)] = copied.requires_grad_(self.requires_grad)
         if self.grad is not None:
-            result.grad = copy.deepcopy(self.grad, memo)
-        memo[id(self)] = result
-        return result
+            copied.grad = copy.deepcopy(self.grad, memo)
+        return copied  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return rebuild, (

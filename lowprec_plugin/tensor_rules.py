@@ -103,7 +103,15 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return replaced[id(tensor)][2]
         return tensor if id(tensor) in left else _in_float32(tensor)
 
+    before = [(window.shape, window.stride()) for *_, window in replaced.values()]
     result = func(*tree_map_only(Tensor, operand, args), **tree_map_only(Tensor, operand, kwargs))
+    for (target, _, window), geometry in zip(replaced.values(), before, strict=True):
+        if (window.shape, window.stride()) != geometry:
+            raise ValueError(
+                f"{func._schema.name.removeprefix('aten::')} would change the shape of fixed-point tensor "
+                f"{target.label!r}, {tuple(target.shape)}, in place, which its codes cannot follow: use what returns "
+                "a new tensor, and assign that to .data"
+            )
     for target, floats, _ in replaced.values():
         target._store(floats, target.rounding)
     originals = {id(window): target for target, _, window in replaced.values()}
@@ -131,10 +139,10 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 
 
 def _in_float32(tensor: Tensor) -> Tensor:
-    """An operand of an operation that writes: in a narrower dtype it would be rounded before it is stored."""
+    """An operand of an operation that writes: narrower ones would be rounded before that, and some not taken at all."""
     if isinstance(tensor, FixedPointTensor):
         return tensor._floats(torch.float32)[1]
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16, torch.float64) else tensor
 
 
 def _is_written(argument: Any) -> bool:

@@ -269,6 +269,31 @@ class TestWriting:
         with pytest.raises(ValueError, match="cannot be quantised"):
             x.div_(0.0)
         assert torch.equal(x.codes, before)
+        with pytest.raises(ValueError, match="tensor 'w' is left as it was"):
+            stored(4, 8, label="w").div_(0.0)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda x: x.t_(),
+            lambda x: x.unsqueeze_(0),
+            lambda x: x.resize_(2, 4),
+            lambda x: x.set_(torch.ones(3)),
+            lambda x: x[1:].t_(),
+        ],
+    )
+    def test_a_shape_cannot_be_changed_in_place(self, change: Callable[[Tensor], Any]) -> None:
+        x = stored(4, 8)
+        before = x.codes.clone()
+        with pytest.raises(ValueError, match="in place, which its codes cannot follow"):
+            change(x)
+        assert torch.equal(x.codes, before)
+        assert x.shape == (4, 8)
+
+    def test_operands_of_float64(self) -> None:
+        x = stored(4, 8, dtype=torch.float64)
+        x.index_copy_(0, torch.tensor([1]), torch.ones(1, 8, dtype=torch.float64))
+        assert bool((x[1] == 1).all())
 
 
 def identical(one: Any, other: Any) -> bool:
@@ -305,6 +330,7 @@ class TestKeeping:
         assert identical(pickle.loads(pickle.dumps(x)), x)
         twin = copy.deepcopy(x)
         assert identical(twin, x)
+        assert copy.deepcopy(x.detach().requires_grad_()).requires_grad
         twin.zero_()
         assert not identical(twin, x)
 

@@ -26,8 +26,8 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     Its class becomes a subclass of what it was. SGD, Adam and AdamW get a fused update; any other goes through the
     generic path, one parameter at a time, and a step that is not torch's own gets a warning: what it computes across
     parameters is then computed of each. State the optimizer already has is rounded to nearest; so is that of one which
-    is adopted already, if ``settings`` want another format. An LBFGS or SparseAdam all of whose parameters are in
-    float is left as it is.
+    is adopted already, if ``settings`` want another format, and its counts go on in them. An LBFGS or SparseAdam all of
+    whose parameters are in float is left as it is.
 
     Args:
         optimizer: any optimizer of ``torch.optim`` or derived from ``torch.optim.Optimizer`` that updates every
@@ -42,7 +42,9 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     """
     if isinstance(optimizer, FixedPointStep):
         if settings is not None:
-            optimizer.fixed_point = settings
+            before, optimizer.fixed_point = optimizer.fixed_point, settings
+            if settings is not before:
+                settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
             _store_states(optimizer)
         return optimizer
     float_class = type(optimizer)

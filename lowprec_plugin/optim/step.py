@@ -60,18 +60,22 @@ class FixedPointStep(torch.optim.Optimizer):
         if not self._gradients_are_finite():
             self.fixed_point.skipped_steps += 1
             return loss
+        attributes = dict(self.__dict__)
         for group in self.param_groups:
+            before = generic.Before(attributes, dict(group))
             params = [param for param in group["params"] if param.grad is not None]
             fixed = [param for param in params if fixed_part(param) is not None]
             floats = [param for param in params if fixed_part(param) is None]
             update, _ = fused_update(self.float_class, group)
             if update is None:
                 for param in fixed:
-                    generic.step_one(self, group, param)
+                    generic.step_one(self, before, group, param)
             elif fixed:
                 self._fused_step(update, group, fixed)
+            # As any operation in place would, so that a backward pass through the former weights is refused.
+            torch.autograd.graph.increment_version(fixed)
             if floats:
-                generic.step_floats(self, group, floats)
+                generic.step_floats(self, before, group, floats)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -158,12 +162,17 @@ class FixedPointStep(torch.optim.Optimizer):
             self.fixed_point.saturated += done.saturated
             if done.refused is not None:
                 self.fixed_point.counts = {}
-                raise NonFiniteGradientError(
-                    f"the update of {label_of(params[indices[done.refused]])} came to NaN although its gradient is "
-                    f"finite (is the learning rate, {group['lr']}, finite?); the blocks with NaN were not written"
-                )
+                raise self.came_to_nan(group, params[indices[done.refused]], "the blocks with NaN were not written")
             for i, counts in zip(indices, done.counts, strict=self.fixed_point.counting):
                 self.note(params[i], counts)
+
+    @staticmethod
+    def came_to_nan(group: Group, param: Tensor, said: str) -> NonFiniteGradientError:
+        """The error of a step that came to NaN; ``said``: what was not written."""
+        return NonFiniteGradientError(
+            f"the update of {label_of(param)} came to NaN although its gradient is finite (is the learning rate, "
+            f"{group.get('lr')}, finite?); {said}"
+        )
 
     def note(self, param: Tensor, counts: UpdateCounts) -> None:
         """Keep what a counted step did to ``param`` under its name."""
@@ -248,7 +257,8 @@ class FixedPointStep(torch.optim.Optimizer):
 
     def _given_state(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
         """The state that ``state_dict`` has for each of this optimizer's parameters."""
-        groups = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        # Lightning's optimizer of a module that configures none has no groups, and an empty state dict.
+        groups = zip(self.param_groups, state_dict.get("param_groups", ()), strict=True)
         pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=True)]
         return {param: state_dict["state"][key] for param, key in pairs if key in state_dict["state"]}
 
@@ -277,9 +287,11 @@ def label_of(param: Tensor) -> str:
 
 
 def _gradient(param: Tensor) -> Tensor:
-    """The gradient of what this rank holds of ``param``."""
+    """The gradient of what this rank holds of ``param``; of a fixed-point one in a dtype that updates take."""
     assert param.grad is not None
     grad = local_part(param.grad)
+    if fixed_part(param) is None:
+        return grad
     if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy
         return grad.dequantize(torch.float32)
     return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.optim.float_lion import FloatLion
@@ -155,3 +156,85 @@ def test_copies_of_an_adopted_optimizer_step_as_it_does(duplicate: Any) -> None:
             one(torch.ones(1, 300)).sum().backward()
             stepped.step()
         assert torch.equal(module.weight.codes, other_module.weight.codes)  # type: ignore[operator,arg-type]
+
+
+class Counts(torch.optim.Optimizer):
+    """Corrects a momentum's bias by the number of its steps, which it keeps in its groups and in itself."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1, "steps": 0})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        for group in self.param_groups:
+            group["steps"] += 1
+            for param in group["params"]:
+                moment = self.state[param].setdefault("moment", torch.zeros_like(param)).lerp_(param.grad, 0.1)
+                correction = 2 - 0.9**self.steps - 0.9 ** group["steps"]
+                param.sub_(moment, alpha=group["lr"] / correction)
+
+
+@pytest.mark.filterwarnings("ignore:Counts steps fixed-point parameters one at a time")
+def test_what_an_optimizer_counts_goes_on_by_one_per_step() -> None:
+    fixed = [nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed24")) for _ in range(3)]
+    floats = nn.Parameter(torch.ones(4, 4))
+    alone = nn.Parameter(torch.ones(4, 4))
+    one = Counts([alone])
+    other = optim.adopt(Counts([{"params": [*fixed[:2], floats]}, {"params": fixed[2:]}]))
+    for _ in range(5):
+        for param in (*fixed, floats, alone):
+            param.grad = torch.full((4, 4), 0.5)
+        one.step()
+        other.step()
+    assert other.steps == 5
+    assert [group["steps"] for group in other.param_groups] == [5, 5]
+    for param in (*fixed, floats):
+        torch.testing.assert_close(param.detach() + 0, alone.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam])
+def test_differentiable_steps_as_ever(kind: Any) -> None:
+    params = [nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16")) for _ in range(2)]
+    for param, differentiable in zip(params, (False, True), strict=True):
+        param.grad = torch.ones(4, 4)
+        optim.adopt(kind([param], lr=0.1, differentiable=differentiable)).step()
+    torch.testing.assert_close(params[1].dequantize(), params[0].dequantize(), rtol=1e-3, atol=1e-3)
+    assert params[1].requires_grad
+
+
+def test_hooks_of_every_optimizer_run_once_a_step() -> None:
+    stepped: list[torch.optim.Optimizer] = []
+    params = [nn.Parameter(FixedPointTensor.quantize(torch.ones(4), "fixed16")) for _ in range(3)]
+    optimizer = optim.adopt(torch.optim.NAdam(params))
+    for param in params:
+        param.grad = torch.ones(4)
+    handle = register_optimizer_step_post_hook(lambda stepping, args, kwargs: stepped.append(stepping))
+    try:
+        optimizer.step()
+    finally:
+        handle.remove()
+    assert stepped == [optimizer]
+
+
+def test_a_step_that_comes_to_nan_is_refused_whole() -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 40), "fixed16", label="w"))
+    optimizer = optim.adopt(torch.optim.NAdam([param]))
+    param.grad = torch.ones(4, 40)
+    optimizer.step()
+    weights, state = param.dequantize(), copy.deepcopy(optimizer.state[param])
+    optimizer.param_groups[0]["lr"] = torch.nan
+    with pytest.raises(optim.NonFiniteGradientError, match=r"parameter .w. came to NaN .*rate, nan, finite"):
+        optimizer.step()
+    assert torch.equal(param.dequantize(), weights)
+    for name, value in optimizer.state[param].items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_what_overflows_saturates() -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 40), "fixed16"))
+    optimizer = optim.adopt(torch.optim.RMSprop([param], lr=0.1))
+    param.grad = torch.full((4, 40), 1e30)  # whose square is infinite
+    optimizer.step()
+    assert optimizer.state[param]["square_avg"].dequantize().isfinite().all()

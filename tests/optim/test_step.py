@@ -317,3 +317,34 @@ def adopted(optimizer: torch.optim.Optimizer, **given: Any) -> torch.optim.Optim
 def test_bad_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optim.AdamW([nn.Parameter(torch.ones(1))], **options)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_backward_pass_through_former_weights_is_refused(name: str) -> None:
+    module = network()
+    optimizer = MAKERS[name](module.parameters())
+    loss = module(torch.randn(4, 8)).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [(torch.float64, 1e60, torch.nan), (torch.complex64, 1j, complex(0, torch.nan))],
+    ids=["float64", "complex64"],
+)
+def test_gradients_of_other_dtypes_are_looked_at_as_they_are(dtype: torch.dtype, good: Any, bad: Any) -> None:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.ones(3))
+    module.other = nn.Parameter(torch.ones(3, dtype=dtype))
+    optim.quantize_(module, keep_float="other")
+    optimizer = optim.Adam(module.parameters(), 0.1)
+    module.weight.grad = torch.ones(3)
+    module.other.grad = torch.full((3,), good, dtype=dtype)
+    optimizer.step()
+    assert bool((module.other != 1).all())
+    module.other.grad = torch.full((3,), bad, dtype=dtype)
+    with pytest.raises(NonFiniteGradientError):
+        optimizer.step()

@@ -195,6 +195,62 @@ def test_nonfinite_gradient_skipped_and_counted_across_resume(tmp_path: Path) ->
     assert resumed.skipped_steps == 1
 
 
+def test_what_a_run_has_counted_stays_when_it_is_validated(tmp_path: Path) -> None:
+    plugin = FixedPointPrecision(nonfinite="skip")
+    module = Poisoned()
+    run = trainer(tmp_path, plugin, max_epochs=1, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="step 2 was skipped"):
+        run.fit(module, users.vectors())
+    saturated = plugin.saturated
+    run.validate(module, users.vectors(), verbose=False)
+    assert (plugin.skipped_steps, plugin.saturated) == (1, saturated)
+
+
+class WithoutOptimizer(users.Regressor):
+    def configure_optimizers(self) -> None:
+        return None
+
+
+def test_a_module_without_an_optimizer_runs_and_resumes(tmp_path: Path) -> None:
+    run = trainer(tmp_path, FixedPointPrecision(), max_epochs=1)
+    with pytest.warns(UserWarning, match="returned `None`"):
+        run.fit(WithoutOptimizer(), users.vectors())
+    run.save_checkpoint(tmp_path / "none.ckpt")
+    resumed = trainer(tmp_path, FixedPointPrecision(), max_epochs=2)
+    with pytest.warns(UserWarning, match="returned `None`"):
+        resumed.fit(WithoutOptimizer(), users.vectors(), ckpt_path=tmp_path / "none.ckpt", weights_only=True)
+    assert resumed.current_epoch == 2
+
+
+class OwnRate(torch.optim.SGD):
+    """Finds its learning rate itself, as Adafactor with relative steps does."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["lr"] = 0.01
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] = None
+        return loss
+
+
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.filterwarnings("ignore:OwnRate steps fixed-point parameters one at a time")
+def test_an_optimizer_without_a_learning_rate(absent: bool, tmp_path: Path) -> None:
+    def make(params: Any) -> torch.optim.Optimizer:
+        optimizer = OwnRate(params)
+        optimizer.param_groups[0]["lr"] = None
+        if absent:
+            del optimizer.param_groups[0]["lr"]
+        return optimizer
+
+    module = users.Regressor(make)
+    before = module.net[0].weight.detach().clone()
+    run = trainer(tmp_path, FixedPointPrecision(), max_epochs=1, enable_checkpointing=False)
+    run.fit(module, users.vectors())
+    assert (module.net[0].weight != before).any()
+
+
 class WithInteger(users.Regressor):
     def __init__(self) -> None:
         super().__init__()
