@@ -182,12 +182,13 @@ class FixedPointPrecision(Precision):
         for optimizer in optimizers:
             adopt(optimizer, replace(self._settings))
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
-        self._wire_before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
+        before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
         wiring = Wiring(
             self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed,
         )  # fmt: skip
         between_processes = between_processes and bool(optimizers)
-        self.wire, said = connect_wire(model, wiring, self._wire_before) if between_processes else (None, "")
+        self.wire, said = connect_wire(model, wiring, before) if between_processes else (None, "")
+        self._wire_before = before if self.wire is None else None  # it holds its module's parameters
         self._network = inner
         if self.inside is not None:
             self.inside = self._make_inside(dist.get_rank() if dist.is_initialized() else 0, self.inside.step)
