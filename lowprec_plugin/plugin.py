@@ -183,9 +183,7 @@ class FixedPointPrecision(Precision):
             adopt(optimizer, replace(self._settings))
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
         before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
-        wiring = Wiring(
-            self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed,
-        )  # fmt: skip
+        wiring = Wiring(self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed)
         between_processes = between_processes and bool(optimizers)
         self.wire, said = connect_wire(model, wiring, before) if between_processes else (None, "")
         self._wire_before = before if self.wire is None else None  # it holds its module's parameters
