@@ -101,12 +101,10 @@ class FixedPointPrecision(Precision):
     ) -> None:
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
         self._settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
-        if comm_error_feedback and comm_word_length is None:
-            raise ValueError("comm_error_feedback=True needs gradients in fixed-point: use comm_word_length=8 or 4")
-        if comm_word_length is not None:
-            bits = 16 if comm_word_length == "auto" else comm_word_length
+        bits = 16 if comm_word_length == "auto" else comm_word_length
+        if bits is not None:
             wire.check_word_length(bits, "comm_word_length")
-            check_feedback(bits, comm_error_feedback, "comm_")
+        check_feedback(bits, comm_error_feedback, "comm_")
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.

@@ -240,9 +240,13 @@ class DDPState:
             raise ValueError(f"the saved residual of {name!r} is {found}, and {wanted} is needed: {remedy}")
 
 
-def check_feedback(word_length: int, error_feedback: bool, prefix: str = "") -> None:
-    """Raise ``ValueError`` if error feedback is asked for where it is of no use: beside 12 or 16 bits."""
-    if error_feedback and word_length > 8:
+def check_feedback(word_length: int | None, error_feedback: bool, prefix: str = "") -> None:
+    """Raise ``ValueError`` if error feedback is asked for where it is of no use: beside 12 or 16 bits, or floats."""
+    if not error_feedback:
+        return
+    if word_length is None:
+        raise ValueError(f"{prefix}error_feedback=True needs gradients in fixed-point: use {prefix}word_length=8 or 4")
+    if word_length > 8:
         raise ValueError(
             f"{prefix}error_feedback=True costs a byte per parameter, and at {word_length} bits mends nothing: use "
             f"{prefix}word_length=8 or 4, or leave it out"

@@ -45,7 +45,7 @@ def step_one(optimizer: FixedPointStep, before: Before, group: dict[str, Any], p
     leaf, floats = _as_leaf(optimizer, before.group, param)
     twin = _step_as_float(optimizer, before, [leaf], {leaf: floats})
     computed = local_part(leaf.detach())
-    for value in (computed, *(local_part(floats[name]) for name in floats if _is_elementwise(floats[name], param))):
+    for value in (computed, *(local_part(floats[name]) for name in floats if is_elementwise(floats[name], param))):
         if bool(value.isnan().any()):
             raise optimizer.came_to_nan(
                 group, param, "it and its state were not written; or did rounding make a difference negative whose root"
@@ -93,7 +93,8 @@ def _as_leaf(
     }
 
 
-def _is_elementwise(value: Any, param: Tensor) -> bool:
+def is_elementwise(value: Any, param: Tensor) -> bool:
+    """Whether ``value`` of an optimizer's state has a number for every element of ``param``."""
     return isinstance(value, Tensor) and value.shape == param.shape and value.is_floating_point()
 
 

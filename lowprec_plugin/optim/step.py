@@ -213,12 +213,7 @@ class FixedPointStep(torch.optim.Optimizer):
         Raises:
             ValueError: if it is fixed-point in another format and not exact in this one.
         """
-        if (
-            not isinstance(value, Tensor)
-            or value.shape != param.shape
-            or not value.is_floating_point()
-            or name == "step"
-        ):
+        if name == "step" or not generic.is_elementwise(value, param):
             return value
         format, value = self.state_format(param, name), local_part(value)
         if not isinstance(value, FixedPointTensor):

@@ -109,9 +109,7 @@ def plan(
     bits = 16 if comm_word_length == "auto" else comm_word_length
     if bits is not None:
         wire.check_word_length(bits, "comm_word_length")
-        check_feedback(bits, comm_error_feedback, "comm_")
-    elif comm_error_feedback:
-        raise ValueError("comm_error_feedback=True needs gradients in fixed-point: use comm_word_length=8 or 4")
+    check_feedback(bits, comm_error_feedback, "comm_")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     _check_ranks(sharding, ranks, rank)
