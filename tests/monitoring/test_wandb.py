@@ -196,6 +196,7 @@ def test_of_several_processes_the_first_alone_has_a_summary(monkeypatch: pytest.
     pytest.importorskip("wandb")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     panels.saved([WandbLogger(save_dir=tmp_path)], {"lowprec/held_gib": 1.0, "lowprec/float32_gib": 2.0})
+    assert not list(tmp_path.iterdir()), "and no run was begun"
 
 
 def test_without_layers_there_are_scalars_alone(home: Counting, tmp_path: Path) -> None:
