@@ -60,9 +60,9 @@ class FixedPointStep(torch.optim.Optimizer):
         if not self._gradients_are_finite():
             self.fixed_point.skipped_steps += 1
             return loss
-        attributes = dict(self.__dict__)
+        attributes = generic.apart(self.__dict__)
         for group in self.param_groups:
-            before = generic.Before(attributes, dict(group))
+            before = generic.Before(attributes, generic.apart(group))
             params = [param for param in group["params"] if param.grad is not None]
             fixed = [param for param in params if fixed_part(param) is not None]
             floats = [param for param in params if fixed_part(param) is None]
