@@ -108,7 +108,7 @@ class FixedPointPrecision(Precision):
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
-        self.ramping = None if ramp is None else Ramping(ramp, word_length)
+        self.ramping = None if ramp is None else Ramping(ramp, self.format)
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
