@@ -38,7 +38,7 @@ from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
-from lowprec_plugin.wiring import Wiring, connect_wire, say_traffic
+from lowprec_plugin.wiring import Wiring, connect_wire, load_wire, say_traffic
 
 
 class FixedPointPrecision(Precision):
@@ -108,7 +108,7 @@ class FixedPointPrecision(Precision):
         self.comm_word_length = comm_word_length
         self.comm_error_feedback = comm_error_feedback
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
-        self.ramping = None if ramp is None else Ramping(ramp, word_length)
+        self.ramping = None if ramp is None else Ramping(ramp, self.format)
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
@@ -128,7 +128,7 @@ class FixedPointPrecision(Precision):
         self._network: nn.Module | None = None
         self._device_type = "cpu"
         self._optimizers: list[FixedPointStep] = []
-        self._said_traffic = False
+        self._said_traffic = self._fitting = False
         self._aftermath = Aftermath()
         self._wire_before: DDPState | FSDPState | None = None
 
@@ -170,11 +170,11 @@ class FixedPointPrecision(Precision):
             ValueError: on every rank alike, if the ranks' plugins were made with other arguments.
         """
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        fitting = not isinstance(inner, LightningModule) or inner.trainer.state.fn == TrainerFn.FITTING
-        between_processes = fitting and dist.is_initialized() and dist.get_world_size() > 1
+        self._fitting = not isinstance(inner, LightningModule) or inner.trainer.state.fn == TrainerFn.FITTING
+        between_processes = self._fitting and dist.is_initialized() and dist.get_world_size() > 1
         if between_processes:  # first of all: what only one rank refuses, the others would wait for
             shake_hands(self.terms(), None)
-        if fitting and self.ramping is not None:
+        if self._fitting and self.ramping is not None:
             self.ramping.begin(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
@@ -327,11 +327,11 @@ class FixedPointPrecision(Precision):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stopped."""
-        for optimizer, skipped in zip(self._optimizers, state_dict["skipped_steps"], strict=False):
-            optimizer.fixed_point.skipped_steps = skipped
-        for param in self._params():
-            param.roundings = state_dict.get("roundings", {}).get(param.label, param.roundings)
+        """Go on counting where the checkpoint stopped.
+
+        Raises:
+            ValueError: for weights that this format does not hold, or others' residuals. Nothing is changed then.
+        """
         saved = FixedPointFormat.parse(state_dict["format"])
         if not self.format.holds(saved):
             raise ValueError(
@@ -339,9 +339,12 @@ class FixedPointPrecision(Precision):
                 f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from "
                 "its weights, which rounds them: module.load_state_dict(torch.load(path)['state_dict'])"
             )
+        load_wire(self.wire, state_dict.get("wire"), fitting=self._fitting)  # may refuse, too
+        for optimizer, skipped in zip(self._optimizers, state_dict["skipped_steps"], strict=False):
+            optimizer.fixed_point.skipped_steps = skipped
+        for param in self._params():
+            param.roundings = state_dict.get("roundings", {}).get(param.label, param.roundings)
         if self.ramping is not None and state_dict.get("ramp") is not None:
             self.ramping.load_state_dict(state_dict["ramp"])
         if self.inside is not None and state_dict.get("inside") is not None:
             self.inside.load_state_dict(state_dict["inside"])
-        if self.wire is not None and state_dict.get("wire") is not None:
-            self.wire.load_state_dict(state_dict["wire"])

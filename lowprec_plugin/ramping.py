@@ -25,17 +25,18 @@ class Ramping:
 
     Args:
         ramp: what to do.
-        word_length: of the weights at the start.
+        format: of the weights at the start.
 
     Attributes:
         history: every widening: ``step``, ``word_length`` and ``reason``.
 
     Raises:
-        ValueError: if ``ramp`` is something else, such as a ladder, or if ``word_length`` is no rung of the ladder, or
+        ValueError: if ``ramp`` is something else, such as a ladder, or if the word length is no rung of the ladder, or
             more than a schedule's first.
     """
 
-    def __init__(self, ramp: WordLengthRamp, word_length: int) -> None:
+    def __init__(self, ramp: WordLengthRamp, format: FixedPointFormat) -> None:
+        word_length = format.word_length
         if not isinstance(ramp, WordLengthRamp):
             argument = "at" if isinstance(ramp, dict) else "ladder"
             raise ValueError(f"ramp={ramp!r} is not a WordLengthRamp: write WordLengthRamp({argument}={ramp!r})")
@@ -44,6 +45,7 @@ class Ramping:
         if ramp.at is not None and min(ramp.at.values()) < word_length:
             raise ValueError(f"the ramp's at={ramp.at} narrows word_length={word_length}: words are only ever widened")
         self.ramp = ramp
+        self._first = format
         self.history: list[dict[str, Any]] = []
         self._state = RampState()
         self._losses: list[Tensor] = []
@@ -80,7 +82,7 @@ class Ramping:
         self._validated = self._ever_validated = True
 
     def format_to_resume(self, module: nn.Module, format: FixedPointFormat) -> FixedPointFormat:
-        """``format``, or what a run that is being resumed had widened it to.
+        """``format``, or what a run that is being resumed had: the first, or what it had widened it to.
 
         Lightning loads a checkpoint's weights into the float module, has it converted, and only then tells plugins
         what they had saved: converted to the first rung, the weights would lose what they were widened for.
@@ -90,9 +92,11 @@ class Ramping:
         saved = [
             each["format"] for each in loaded.values() if isinstance(each, dict) and each.keys() >= {"format", "ramp"}
         ]
+        if not saved:
+            return format
         rungs = self.ramp.ladder if self.ramp.at is None else self.ramp.at.values()
         lengths = {FixedPointFormat.parse(each).word_length for each in saved} & set(rungs)
-        return widened(format, max(lengths | {format.word_length}))
+        return widened(self._first, max(lengths | {self._first.word_length}))  # ``format`` may be of a later step
 
     def before_update(self, trainer: Trainer, optimizer: Any, word_length: int) -> int | None:
         """What to widen to before the update whose gradients are ready; ``None``: leave ``word_length``."""

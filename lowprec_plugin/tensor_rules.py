@@ -332,9 +332,8 @@ def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
     trial = target._like(empty_blocks(floats.shape, target.format, floats.device), geometry=None)
     trial._store(floats, "nearest")
     if not torch.equal(trial._floats(torch.float32)[1], floats):
-        raise ValueError(
-            f"a tensor stored as {source.format} is not exact as {target.format}; dequantize() it to round it"
-        )
+        there = "in blocks of other elements" if source.format == target.format else f"as {target.format}"
+        raise ValueError(f"a tensor stored as {source.format} is not exact {there}; dequantize() it to round it")
     target.blocks.copy_(trial.blocks)
 
 

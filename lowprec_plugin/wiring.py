@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -93,6 +93,24 @@ def _connect_ddp(
         state.keep_residuals_of(before)
     model.register_comm_hook(state, ddp_hook)
     return state, str(state)
+
+
+def load_wire(wire: DDPState | FSDPState | None, saved: dict[str, Any] | None, *, fitting: bool) -> None:
+    """Have ``wire`` go on from what a checkpoint holds of one, if it does; warn of residuals that a fit drops.
+
+    Raises:
+        ValueError: if they are not of its parameters. Nothing is changed then.
+    """
+    if saved is None:
+        return
+    if wire is not None:
+        wire.load_state_dict(saved)
+    residuals = saved.get("residuals", {})
+    if residuals and fitting and not isinstance(wire, DDPState):  # which has a warning of its own
+        rank_zero_warn(
+            f"what earlier rounding of {len(residuals)} gradients lost is dropped: in this run none travel in "
+            "fixed-point between processes of DDP"
+        )
 
 
 def say_traffic(state: DDPState | FSDPState) -> None:

@@ -237,6 +237,8 @@ class TestWriting:
         with pytest.raises(ValueError, match="stored as fixed16 is not exact as fixed12"):
             narrow.copy_(wide)
         assert torch.equal(narrow.codes, before)
+        with pytest.raises(ValueError, match=r"stored as fixed16 is not exact in blocks of other elements; dequantize"):
+            stored(300, 8, format="fixed16").copy_(wide.t())
 
     def test_lerp_keeps_small_steps(self) -> None:
         """An average moves by hundredths of a code each time, and arrives."""

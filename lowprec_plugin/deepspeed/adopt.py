@@ -10,14 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowprec_plugin import optim, wire
+from lowprec_plugin import ops, optim, wire
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
 from lowprec_plugin.deepspeed.internals import Inside, open_engine
 from lowprec_plugin.describe import Row, as_text, describe, group_row
 from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.optim.generic import is_elementwise
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.optim.step import FixedPointStep, format_of_state
+from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 
@@ -97,7 +99,10 @@ def adopt_engine(
             f"call lowprec_plugin.optim.quantize_(model, {str(format)!r}) before deepspeed.initialize"
         )
     if isinstance(inside.optimizer, FixedPointStep) and are_fixed:
-        raise ValueError("the engine stores fixed-point already: adopt it once, after deepspeed.initialize")
+        raise ValueError(
+            "the engine stores fixed-point already: adopt it once, after deepspeed.initialize, and in stage 0 give "
+            "that a torch.optim optimizer"
+        )
     if inside.stage > 0 and any(isinstance(param, FixedPointTensor) for param in engine.module.parameters()):
         raise ValueError(
             f"ZeRO {inside.stage} holds floats beside parameters stored by optim.quantize_: drop quantize_(model), it "
@@ -116,11 +121,17 @@ def adopt_engine(
     partitions, refused = [], None
     try:
         for index, master in enumerate(inside.masters):
+            what = "the master weights"
             partitions.append(flat_partition(master, format, rounding, seed, f"ZeRO partition {index}", rank))
+            for name, value in inside.optimizer.state.get(master, {}).items():
+                # Tried now: once masters are replaced nothing may be refused. Codes of a checkpoint are finite.
+                if fixed_part(value) is None and is_elementwise(value, master):
+                    what = f"state {name!r}"
+                    ops.quantize(value, format_of_state(format, state_word_length, name))
     except ValueError as error:
-        refused = str(error)
+        refused = f"{what} of process {rank}: {error}"
     _raise_everywhere(refused, inside.group)
-    optimizer = optim.adopt(inside.optimizer)  # refuses what cannot be adopted before anything is replaced
+    optimizer = optim.adopt(inside.optimizer, settings)  # refuses what cannot be adopted before anything is replaced
     if not isinstance(optimizer, FixedPointStep):
         raise ValueError(f"{type(optimizer).__name__} cannot update fixed-point partitions: use another of torch.optim")
     inside.replace_masters(partitions)
@@ -142,9 +153,9 @@ def _raise_everywhere(refused: str | None, group: dist.ProcessGroup | None) -> N
     """What one process refuses, all do: the others would wait for it in the next step."""
     every: list[str | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, refused, group=group)
-    for rank, said in enumerate(every):
+    for said in every:
         if said is not None:
-            raise ValueError(f"the master weights of process {rank}: {said}")
+            raise ValueError(said)
 
 
 def flat_partition(

@@ -157,7 +157,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         return {"format": str(self.format), **self._options}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the checkpoint's weights are exact in this plugin's format.
+        """Check that the checkpoint's weights and state are exact as this plugin stores them.
 
         Raises:
             ValueError: if they are not.
@@ -167,6 +167,13 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
             raise ValueError(
                 f"the checkpoint's weights are stored as {saved}, which {self.format} does not hold exactly: resume "
                 f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}"
+            )
+        bits = state_dict.get("state_word_length") or saved.word_length
+        own: Any = self._options["state_word_length"] or self.format.word_length
+        if own < bits:
+            raise ValueError(
+                f"the checkpoint's optimizer state has {bits} bits, which {own} do not hold exactly: resume with "
+                f"state_word_length={bits}"
             )
 
     def __repr__(self) -> str:

@@ -38,14 +38,18 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         ``optimizer``.
 
     Raises:
-        ValueError: for an optimizer that cannot work so, with the reason.
+        ValueError: for an optimizer that cannot work so, with the reason, or state that is not finite. Nothing is
+            changed then.
     """
     if isinstance(optimizer, FixedPointStep):
         if settings is not None:
             before, optimizer.fixed_point = optimizer.fixed_point, settings
-            if settings is not before:
-                settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
-            _store_states(optimizer)
+            try:
+                _store_states(optimizer)
+            except ValueError:
+                optimizer.fixed_point = before
+                raise
+            settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
         return optimizer
     float_class = type(optimizer)
     params = (param for group in optimizer.param_groups for param in group["params"])
@@ -58,19 +62,23 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
                 f"torch.optim.{unfit.__name__} cannot update fixed-point parameters, such as {label_of(fixed)}: "
                 f"{reason}, or keep_float for all that it updates"
             )
-    patched = optimizer.__dict__.pop("step", None)
+    patched = optimizer.__dict__.get("step")
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
-        optimizer.__dict__["step"] = patched
         raise ValueError(
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     optimizer.__class__ = _fixed_point_class(float_class)
-    torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
     assert isinstance(optimizer, FixedPointStep)
     optimizer.fixed_point = settings or StepSettings()
+    try:
+        _store_states(optimizer)
+    except ValueError:
+        del optimizer.fixed_point
+        optimizer.__class__ = float_class  # type: ignore[assignment]
+        raise
+    torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
     if patched is not None:
         _count_steps(optimizer, patched)
-    _store_states(optimizer)
     # A class of the user's may well inherit its step from torch.optim, where each parameter is updated by itself.
     if fixed is not None and float_class not in FUSED and not float_class.step.__module__.startswith("torch.optim."):
         warnings.warn(
@@ -83,7 +91,8 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
 
 
 def _store_states(optimizer: FixedPointStep) -> None:
-    """Hold the state of fixed-point parameters as the settings say, rounded to nearest."""
+    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none."""
+    stored: list[tuple[dict[str, Any], str, Any]] = []
     for param, state in optimizer.state.items():
         if fixed_part(param) is not None:
             for name, value in state.items():
@@ -91,7 +100,9 @@ def _store_states(optimizer: FixedPointStep) -> None:
                 if part is not None and part.format != optimizer.state_format(param, name):
                     # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
                     value = as_floats(value)
-                state[name] = optimizer.store_state(param, name, value)
+                stored.append((state, name, optimizer.store_state(param, name, value)))
+    for state, name, value in stored:
+        state[name] = value
 
 
 _classes: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}

@@ -23,7 +23,8 @@ _OF_THE_TWIN = {"state", "param_groups", "_optimizer_step_pre_hooks", "_optimize
 class Before(NamedTuple):
     """An optimizer's attributes and one of its groups as they were before its step, which is many float steps here.
 
-    Each of them begins with these: a count of steps that is kept in either goes on by one, not by one per parameter.
+    Each of them begins with these, set :func:`apart`: a count of steps kept in either goes on by one, not by one per
+    parameter.
     """
 
     attributes: dict[str, Any]
@@ -107,14 +108,14 @@ def _step_as_float(
         the optimizer of the float class that made the step.
     """
     twin = object.__new__(optimizer.float_class)
-    twin.__dict__.update({name: value for name, value in before.attributes.items() if name != "step"})
+    twin.__dict__.update({name: value for name, value in apart(before.attributes).items() if name != "step"})
     # The hooks have run, or will, around the step of the optimizer itself: its own, and those of every optimizer,
     # which torch wraps the step of a class in.
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     step: Any = optimizer.float_class.step
     step = step.__wrapped__ if getattr(step, "hooked", False) else step
     twin.state = state if isinstance(state, defaultdict) else defaultdict(dict, state)
-    twin.param_groups = [before.group | {"params": params}]
+    twin.param_groups = [apart(before.group) | {"params": params}]
     step(twin)
     state.update(twin.state)
     return twin
@@ -124,7 +125,26 @@ def _note_of_itself(
     optimizer: FixedPointStep, before: Before, group: dict[str, Any], twin: torch.optim.Optimizer
 ) -> None:
     """Keep what a step has noted in its group or in attributes of the optimizer."""
-    group.update({name: value for name, value in twin.param_groups[0].items() if name != "params"})
+    for name, value in twin.param_groups[0].items():
+        if name != "params":
+            _note(group, name, value)
     for name, value in twin.__dict__.items():
         if name not in _OF_THE_TWIN and before.attributes.get(name) is not value:
-            optimizer.__dict__[name] = value
+            _note(optimizer.__dict__, name, value)
+
+
+def _note(noted: dict[str, Any], name: str, value: Any) -> None:
+    held: Any = noted.get(name)
+    if _is_number(value) and _is_number(held) and (held.shape, held.dtype) == (value.shape, value.dtype):
+        held.copy_(value)  # a tensor of the user's, such as a learning rate, stays the one it is
+    else:
+        noted[name] = value
+
+
+def apart(noted: dict[str, Any]) -> dict[str, Any]:
+    """``noted`` with copies of the tensors of one number: a step may count in place."""
+    return {name: value.clone() if _is_number(value) else value for name, value in noted.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1

@@ -60,9 +60,9 @@ class FixedPointStep(torch.optim.Optimizer):
         if not self._gradients_are_finite():
             self.fixed_point.skipped_steps += 1
             return loss
-        attributes = dict(self.__dict__)
+        attributes = generic.apart(self.__dict__)
         for group in self.param_groups:
-            before = generic.Before(attributes, dict(group))
+            before = generic.Before(attributes, generic.apart(group))
             params = [param for param in group["params"] if param.grad is not None]
             fixed = [param for param in params if fixed_part(param) is not None]
             floats = [param for param in params if fixed_part(param) is None]
@@ -211,13 +211,16 @@ class FixedPointStep(torch.optim.Optimizer):
         """``value`` of state ``name`` as this optimizer holds it: fixed-point if it has an element per parameter's.
 
         Raises:
-            ValueError: if it is fixed-point in another format and not exact in this one.
+            ValueError: if it is fixed-point in another format and not exact in this one, or not finite.
         """
         if name == "step" or not generic.is_elementwise(value, param):
             return value
         format, value = self.state_format(param, name), local_part(value)
         if not isinstance(value, FixedPointTensor):
-            blocks, _ = ops.quantize(value.reshape(placed_part(param).codes.shape), format)
+            try:
+                blocks, _ = ops.quantize(value.reshape(placed_part(param).codes.shape), format)
+            except ValueError as error:
+                raise ValueError(f"state {name!r} of {label_of(param)}: {error}") from None
             return self._own(FixedPointTensor(blocks, format), param, name)
         if value.format == format:
             return self._own(value, param, name)
@@ -235,27 +238,38 @@ class FixedPointStep(torch.optim.Optimizer):
         """Load a state dict of this optimizer, or of its float32 original, whose state is rounded to nearest.
 
         Raises:
-            ValueError: if state is stored in another format and not exact in this one.
+            ValueError: if state is stored in another format and not exact in this one. Nothing is changed then.
         """
-        super().load_state_dict(state_dict)
-        for param, given in self._given_state(state_dict).items():
+        stored: dict[Tensor, dict[str, Any]] = {}
+        # The last of the hooks that may change what is given, before torch changes anything: state may be refused.
+        last = self.register_load_state_dict_pre_hook(lambda _, given: stored.update(self._stored_state(given)))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        for param, tensors in stored.items():
             state = self.state[param]
             for name, value in state.items():
                 # torch keeps references to the given tensors, and a step would change them under their owner.
                 value = value.clone() if isinstance(value, Tensor) else value
-                if fixed_part(param) is None:
-                    state[name] = as_floats(value)
-                elif name == "step" or not isinstance(value, Tensor):
-                    state[name] = value
-                else:  # as it was given: torch has cast it to the parameter's dtype, which may hold less
-                    state[name] = self.store_state(param, name, given[name].to(param.device, copy=True))
+                state[name] = tensors[name] if name in tensors else as_floats(value)
 
-    def _given_state(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
-        """The state that ``state_dict`` has for each of this optimizer's parameters."""
-        # Lightning's optimizer of a module that configures none has no groups, and an empty state dict.
-        groups = zip(self.param_groups, state_dict.get("param_groups", ()), strict=True)
-        pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=True)]
-        return {param: state_dict["state"][key] for param, key in pairs if key in state_dict["state"]}
+    def _stored_state(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        """The tensors that ``state_dict`` has for each parameter, of a fixed-point one as this optimizer holds them.
+
+        As they were given: torch casts them to the parameter's dtype, which may hold less.
+        """
+        groups = zip(self.param_groups, state_dict["param_groups"], strict=False)  # torch refuses what does not fit
+        pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=False)]
+        return {
+            param: {
+                name: self.store_state(param, name, value.to(param.device, copy=True))
+                for name, value in state_dict["state"][key].items()
+                if name != "step" and isinstance(value, Tensor) and fixed_part(param) is not None
+            }
+            for param, key in pairs
+            if key in state_dict["state"]
+        }
 
 
 def format_of_state(

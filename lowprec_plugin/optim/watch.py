@@ -18,6 +18,7 @@ from lowprec_plugin.sharding import fixed_part
 
 #: By id: one that defines equality has no hash.
 _known: WeakValueDictionary[int, torch.optim.Optimizer] = WeakValueDictionary()
+_hooked: WeakValueDictionary[int, torch.optim.Optimizer] = WeakValueDictionary()
 
 
 def look_again() -> None:
@@ -34,6 +35,9 @@ def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if hasattr(optimizer, "fixed_point") or _known.get(id(optimizer)) is optimizer:
         return
     _known[id(optimizer)] = optimizer
+    if _hooked.get(id(optimizer)) is not optimizer:
+        _hooked[id(optimizer)] = optimizer
+        optimizer.register_load_state_dict_post_hook(_look_at_loaded)
     name = type(optimizer).__name__
     if stored := _fixed_state(optimizer):
         warnings.warn(
@@ -50,6 +54,11 @@ def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             "float: use lowprec_plugin.optim.adopt(optimizer), or an optimizer of lowprec_plugin.optim",
             stacklevel=3,
         )
+
+
+def _look_at_loaded(optimizer: torch.optim.Optimizer) -> None:
+    """Look at its next step again: ``torch.distributed.checkpoint`` lets it make one before it loads state."""
+    _known.pop(id(optimizer), None)
 
 
 def _fixed_state(optimizer: torch.optim.Optimizer) -> list[str]:

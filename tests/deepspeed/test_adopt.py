@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowprec_plugin import FixedPointTensor
+from lowprec_plugin import FixedPointTensor, optim
 from tests.comm import ranks
 from tests.deepspeed import engines
 
@@ -207,6 +207,20 @@ def _refusals(rank: int) -> dict[str, str]:
         finally:
             assert not isinstance(engine.optimizer.single_partition_of_fp32_groups[0], FixedPointTensor)
 
+    def infinite_state_on_one(engine: Any) -> None:
+        engines.train(engine, 1)
+        optimizer, masters = engine.basic_optimizer, list(engine.optimizer.single_partition_of_fp32_groups)
+        if engine.global_rank == 1:
+            optimizer.state[masters[0]]["exp_avg"][5] = torch.inf
+        before = dict(optimizer.state)
+        try:
+            with_options(state_word_length=8)(engine)
+        finally:
+            assert type(optimizer) is torch.optim.AdamW
+            held = engine.optimizer.single_partition_of_fp32_groups
+            assert all(one is other for one, other in zip(held, masters, strict=True))
+            assert all(optimizer.state[param] is before[param] for param in masters)
+
     offload = {"offload_optimizer": {"device": "cpu"}}
     refused("offload", 2, zero=offload, zero_force_ds_cpu_optimizer=False)
     refused("float accumulation", 1, data_types={"grad_accum_dtype": "fp32"})
@@ -220,6 +234,8 @@ def _refusals(rank: int) -> dict[str, str]:
     refused("comm", 2, adopt=with_options(comm_word_length=5))
     refused("quantised before", 2, quantized=True)
     refused("infinite", 2, adopt=infinite_on_one)
+    refused("infinite state", 2, adopt=infinite_state_on_one)
+    refused("optimizer of ours without ZeRO", 0, "float32", optimizer=optim.SGD)
     refused("bfloat16 without ZeRO", 0)
     refused("module", 2, adopt=lambda engine: with_options()(engine.module))
     return said
@@ -241,6 +257,8 @@ def test_refusals_name_the_remedy() -> None:
         "bfloat16 without ZeRO": "float32 copies beside torch.bfloat16.*use stage 1, 2 or 3",
         "quantised before": r"drop quantize_\(model\)",
         "infinite": "the master weights of process 1: a NaN or an infinity",
+        "infinite state": "state 'exp_avg' of process 1: a NaN or an infinity",
+        "optimizer of ours without ZeRO": r"stores fixed-point already.* in stage 0 give that a torch\.optim",
         "module": "Sequential is not a DeepSpeedEngine",
     }.items():
         assert re.search(text, said[name]), f"{name}: {said[name]}"

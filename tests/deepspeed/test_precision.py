@@ -144,6 +144,17 @@ def test_bad_arguments(given: dict[str, Any], text: str) -> None:
         FixedPointDeepSpeedPrecision(**given)
 
 
+def test_state_that_would_be_rounded_is_refused() -> None:
+    """Narrower than that of the checkpoint, whose own bits may be those of its weights."""
+    from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision as Plugin
+
+    for narrow, wide in (({"state_word_length": 8}, {}), ({"word_length": 16}, {"state_word_length": 20})):
+        saved = Plugin(**wide).state_dict()
+        with pytest.raises(ValueError, match=r"state has (16|20) bits, .* resume with state_word_length=(16|20)"):
+            Plugin(**narrow).load_state_dict(saved)
+        Plugin(**wide).load_state_dict(Plugin(**narrow).state_dict())
+
+
 def _shipped(rank: int) -> list[float]:
     config = json.loads((ROOT / "configs" / "deepspeed_zero2.json").read_text())
     zero = config.pop("zero_optimization")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.float_lion import FloatLion
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [
@@ -192,6 +193,37 @@ def test_what_an_optimizer_counts_goes_on_by_one_per_step() -> None:
     assert [group["steps"] for group in other.param_groups] == [5, 5]
     for param in (*fixed, floats):
         torch.testing.assert_close(param.detach() + 0, alone.detach(), rtol=1e-5, atol=1e-5)
+
+
+class CountsInPlace(torch.optim.SGD):
+    """Counts in tensors, its own and its groups', and reads its learning rate from one."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, torch.tensor(0.25))
+        self.steps = torch.zeros(1)
+        for group in self.param_groups:
+            group["steps"] = torch.zeros((), dtype=torch.int64)
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        for group in self.param_groups:
+            group["steps"] += 1
+        return super().step(closure)
+
+
+def test_tensors_that_count_steps_in_place_count_each_once() -> None:
+    fixed = [nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16")) for _ in range(3)]
+    with pytest.warns(UserWarning, match="CountsInPlace steps fixed-point parameters one at a time"):
+        optimizer = optim.adopt(CountsInPlace([{"params": [*fixed, nn.Parameter(torch.ones(4, 4))]}]))
+    (group,) = optimizer.param_groups
+    held = optimizer.steps, group["steps"], group["lr"]
+    for param in group["params"]:
+        param.grad = torch.full((4, 4), 0.5)
+    evidence_of(optimizer)  # counts nothing
+    for _ in range(5):
+        optimizer.step()
+    assert (int(optimizer.steps), int(group["steps"])) == (5, 5)
+    assert all(one is other for one, other in zip((optimizer.steps, group["steps"], group["lr"]), held, strict=True))
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam])

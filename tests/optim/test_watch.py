@@ -67,6 +67,22 @@ def test_one_whose_parameters_become_fixed_point_is_told_of() -> None:
         steps(optimizer, module)
 
 
+def test_state_that_is_loaded_after_a_step_is_told_of() -> None:
+    """torch.distributed.checkpoint makes a step of an optimizer without state, and loads it then."""
+    fixed, module = nn.Linear(8, 4), nn.Linear(8, 4)
+    optim.quantize_(fixed)
+    source, optimizer = optim.AdamW(fixed.parameters()), torch.optim.AdamW(module.parameters())
+    steps(source, fixed)
+    steps(optimizer, module)
+    for _ in range(2):
+        optimizer.load_state_dict(source.state_dict())
+        with pytest.warns(UserWarning, match="this AdamW goes on from state in fixed-point") as told:
+            steps(optimizer, module)
+        assert len(told) == 1
+    optimizer.load_state_dict(optim.plain_optimizer_state(source))
+    steps(optimizer, module)
+
+
 def trained(epochs: int, checkpoint: Path | None = None, **options: Any) -> Trainer:
     trainer = Trainer(
         max_epochs=epochs, limit_train_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,

@@ -99,9 +99,18 @@ def _resumed(rank: int, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return straight, fit(rank, resume=f"{folder}/epoch=0.ckpt", epochs=2, **given)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_resume_is_bit_for_bit(tmp_path: Path) -> None:
+    """On as many processes; on one alone, where nothing travels, what is lost is said."""
     for straight, resumed in ranks.run(2, _resumed, str(tmp_path)):
         assert same(straight, resumed)
+    plugin = FixedPointPrecision(comm_word_length=8, comm_error_feedback=True)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    alone = Trainer(accelerator="cpu", max_epochs=2, logger=False, plugins=plugin, **quiet)
+    path = tmp_path / "epoch=0.ckpt"
+    with pytest.warns(UserWarning, match="earlier rounding of 1 gradients lost is dropped: in this run none travel"):
+        alone.fit(users.Regressor(), users.vectors(), ckpt_path=path)
+    alone.test(users.Regressor(), users.vectors(), ckpt_path=path, verbose=False)
 
 
 class SickOnOneRank(users.Regressor):

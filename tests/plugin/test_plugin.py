@@ -121,6 +121,20 @@ def test_a_checkpoint_of_another_format(tmp_path: Path) -> None:
         fit(tmp_path, 30, FixedPointPrecision(16, state_word_length=8), str(tmp_path / "step=20.ckpt"))
 
 
+def test_a_state_that_is_refused_changes_nothing() -> None:
+    module, plugin = nn.Linear(8, 4), FixedPointPrecision(12, nonfinite="skip")
+    plugin.convert_module(module)
+    optimizer = torch.optim.NAdam(module.parameters())
+    plugin.connect(module, [optimizer], [])
+    module(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    before = plugin.state_dict()
+    assert before["roundings"]
+    with pytest.raises(ValueError, match="stored as fixed16, which fixed12 does not hold exactly"):
+        plugin.load_state_dict({"format": "fixed16", "skipped_steps": [7], "roundings": {"weight": 5}})
+    assert plugin.state_dict() == before
+
+
 def test_an_error_of_the_users_own_comes_through(tmp_path: Path) -> None:
     """Though the graph of the forward pass is alive when Lightning moves the module at teardown."""
 

@@ -70,14 +70,15 @@ def test_a_schedule_by_steps_of_a_static_format_and_pinned_state() -> None:
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("options", [{}, {"state_word_length": 8}, {"fraction_length": 8}])
-def test_resume_in_the_middle_of_the_ladder_is_exact(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["another plugin", "the same plugin"])
+def test_resume_in_the_middle_of_the_ladder_is_exact(again: bool, options: dict[str, Any], tmp_path: Path) -> None:
     def plugin() -> FixedPointPrecision:
         return FixedPointPrecision(12, ramp=WordLengthRamp(at={1: 16, 3: 20}), **options)
 
-    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    straight, formats = fit(plugin(), epochs=5, callbacks=[saver])
+    saver, first = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1), plugin()
+    straight, formats = fit(first, epochs=5, callbacks=[saver])
     for epoch in (0, 1, 2, 3):
-        resumed_plugin = plugin()
+        resumed_plugin = first if again else plugin()
         resumed, found = fit(resumed_plugin, epochs=5, resume=str(tmp_path / f"epoch={epoch}.ckpt"))
         assert found.weights == formats.weights[4 * (epoch + 1) :]
         assert len(resumed_plugin.ramping.history) == 2

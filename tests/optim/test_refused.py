@@ -1,0 +1,92 @@
+"""State that is refused changes nothing: neither when an optimizer is adopted nor when it loads a state dict."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowprec_plugin import FixedPointTensor, optim
+from tests.cases import planes
+
+
+def trained(make: Any, steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
+    module = nn.Linear(40, 4)
+    optim.quantize_(module)
+    optimizer = make(module.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.randn(2, 40)).square().sum().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_optimizer_with_bad_state_is_not_adopted() -> None:
+    module = nn.Linear(40, 4)
+    optimizer = torch.optim.AdamW(module.parameters())
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    module(torch.randn(2, 40)).sum().backward()
+    optimizer.step()
+    optimizer.state[module.bias]["exp_avg"][0] = torch.nan
+    optim.quantize_(module)
+    step, before = optimizer.step, copy.deepcopy(dict(optimizer.state[module.weight]))
+    with pytest.raises(ValueError, match=r"state 'exp_avg' of parameter 'bias': a NaN or an infinity"):
+        optim.adopt(optimizer)
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.step is step
+    assert not hasattr(optimizer, "fixed_point")
+    for name, value in optimizer.state[module.weight].items():
+        assert type(value) is torch.Tensor
+        assert torch.equal(value, before[name])
+    optimizer.state[module.bias]["exp_avg"][0] = 0
+    optim.adopt(optimizer).step()
+    schedule.step()
+    assert isinstance(optimizer.state[module.weight]["exp_avg"], FixedPointTensor)
+
+
+def test_other_settings_that_are_refused() -> None:
+    module, optimizer = trained(lambda params: optim.AdamW(params, state_word_length=12))
+    settings, before = optimizer.fixed_point, [plane.clone() for plane in planes(module, optimizer)]
+    with pytest.raises(ValueError, match="state_fraction_length=10: exp_avg_sq is a mean of squares"):
+        optim.adopt(optimizer, optim.StepSettings(8, state_fraction_length=10))
+    assert optimizer.fixed_point is settings
+    assert same(planes(module, optimizer), before)
+
+
+def test_a_state_dict_that_is_refused() -> None:
+    _, wide = trained(lambda params: optim.AdamW(params, 0.5, state_word_length=16))
+    module, optimizer = trained(lambda params: optim.AdamW(params, 0.1, state_word_length=8), 3)
+    before = [plane.clone() for plane in planes(module, optimizer)]
+    with pytest.raises(ValueError, match="Resume with state_word_length=16"):
+        optimizer.load_state_dict(wide.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert int(optimizer.state[module.weight]["step"]) == 3
+    assert same(planes(module, optimizer), before)
+    given = optimizer.state_dict()
+    given["param_groups"] = given["param_groups"] * 2
+    with pytest.raises(ValueError, match="different number of parameter groups"):  # torch's own
+        optimizer.load_state_dict(given)
+
+
+@pytest.mark.parametrize("form", [lambda state: state, optim.plain_optimizer_state])
+def test_what_a_hook_makes_of_a_state_dict_is_loaded(form: Any) -> None:
+    module, optimizer = trained(optim.AdamW)
+    other = optim.AdamW(module.parameters())
+
+    def doubled(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        state = {key: {**each, "exp_avg": 2 * each["exp_avg"]} for key, each in given["state"].items()}
+        return {**given, "state": state}
+
+    other.register_load_state_dict_pre_hook(doubled)
+    other.load_state_dict(form(optimizer.state_dict()))
+    for param, state in other.state.items():
+        expected = 2 * optimizer.state[param]["exp_avg"].dequantize()
+        assert torch.equal(state["exp_avg"].dequantize(), expected)
+    assert len(other._optimizer_load_state_dict_pre_hooks) == 1
