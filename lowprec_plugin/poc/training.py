@@ -125,7 +125,7 @@ def fit(order: Order, told: Told) -> RunRecord:
     start = time.perf_counter()
     measures = Measures(order.interval)
     monitor = FixedPointMonitor(order.interval)
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger",
+    logger = {"class_path": "lowprec_plugin.poc.logger.RunLogger",
               "init_args": {"save_dir": str(order.folder), "name": "", "version": ""}}  # fmt: skip
     with quietly():
         # The monitor's advice is in the report, of all runs together.
@@ -211,9 +211,17 @@ def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, text in row.items():
-                    if text and name not in ("step", "epoch") and math.isfinite(float(text)):
-                        curves.setdefault(name, []).append((int(row["step"]), float(text)))
+                    if name not in ("step", "epoch") and math.isfinite(value := _number(text)):
+                        curves.setdefault(name, []).append((int(row["step"]), value))
     return {name: sorted(curve, key=lambda point: point[0]) for name, curve in curves.items()}
+
+
+def _number(text: str) -> float:
+    """NaN for none, for a module may log words too."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:

@@ -91,6 +91,25 @@ def test_a_step_takes_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.step_ms["fast"] >= 12
 
 
+def test_what_other_loggers_take_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that draws to TensorBoard, W&B or Neptune runs as it does in the rehearsal, and its numbers are read."""
+
+    class Drawing(Sorter):
+        def validation_step(self, *args: Any) -> None:
+            super().validation_step(*args)
+            self.logger.experiment.add_scalar("x", 1.0, self.global_step)
+            self.logger.experiment["series"].log(1.0)
+            self.logger.log_image("x", [1])
+            self.logger.log_metrics({"val_best": 0.5, "converged": True, "note": "fine"}, self.global_step)
+
+    monkeypatch.setattr("tests.poc.users.Drawing", Drawing, raising=False)
+    record = small("Drawing")
+    assert (record.status, record.reason) == ("finished", "")
+    assert record.curves["val_best"][-1] == (20, 0.5)
+    assert len(record.curves["train_loss"]) == 10
+    assert not {"converged", "note"} & record.curves.keys()
+
+
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
