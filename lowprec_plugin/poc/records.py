@@ -30,8 +30,8 @@ class RunRecord:
         reason: why, if it is not finished.
         steps, epochs, devices: optimizer steps and epochs made; processes.
         examples: in a batch of one process, as its loader counts them; 0: nothing tells.
-        metrics: what the module logged last, by name: after the last validation, and test if there is one.
-        tested: the names of those that the test logged.
+        metrics: what the module logged last, by name: what validation logs is of the last one, whoever logs it later.
+        tested: the names of those that the test logged, and validation does not.
         curves: every scalar logged, by name, as (step, value) in the order of steps: the module's own, and the
             monitor's under ``lowprec/``.
         held: bytes held by one process: ``weights`` (with copies of them that autocast keeps), ``state``,

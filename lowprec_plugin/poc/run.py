@@ -168,7 +168,7 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
                 variant, interval = VARIANTS[name], interval_of(study.config, study.steps)
                 order = Order(
                     variant.config(study.config, seed, study.steps), name, seed, variant.twin,
-                    run_folder(folder, name, seed), study.metric, found.has_validation, found.has_test, interval,
+                    run_folder(folder, name, seed), study.metric, found.validated, found.has_test, interval,
                     found.activations, began,
                 )  # fmt: skip
                 record = train(order, told, processes)

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.poc.environment import device_name, versions
-from lowprec_plugin.poc.measures import Measures
+from lowprec_plugin.poc.measures import Measures, logged
 from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
@@ -50,7 +50,8 @@ class Order:
         twin: move every weight by a last bit at the start.
         folder: for ``run.json`` and ``metrics.csv``; emptied first.
         metric: whose being finite is part of a run's success.
-        validated, tested: whether there is a validation, and a test, of what the fit ends with.
+        validated: names that validation logs, which are its own even where training or a test logs them too.
+        tested: whether there is a test of what the fit ends with.
         interval: steps between two points of a curve.
         activations: bytes that float32 and bf16 keep for the backward pass, as :class:`.Rehearsed` has them.
         began: when the command did.
@@ -62,7 +63,7 @@ class Order:
     twin: bool
     folder: Path
     metric: str
-    validated: bool
+    validated: Sequence[str]
     tested: bool
     interval: int
     activations: Mapping[str, int]
@@ -138,7 +139,7 @@ def fit(order: Order, told: Told) -> RunRecord:
             perturb_last_bit_(cli.model)
         if cli.trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
-        refused, results, tests = "", [], []
+        refused, tests = "", []
         try:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         except NonFiniteGradientError as error:
@@ -146,19 +147,20 @@ def fit(order: Order, told: Told) -> RunRecord:
         record = _record(order, cli, measures, monitor)
         if not refused:
             given: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
-            stale = measures.validated != record.steps  # the last step was not the end of an epoch
-            results = cli.trainer.validate(cli.model, **given) if order.validated and stale else []
+            if order.validated and measures.validated != record.steps:  # the last step was not the end of an epoch
+                cli.trainer.validate(cli.model, **given)
             tests = cli.trainer.test(cli.model, **given) if order.tested else []
     curves = _curves(order.folder / "metrics.csv")
     peaks = [value for _, value in curves.get("lowprec/peak_gib", [])]
-    metrics = record.metrics | {name: float(value) for each in [*results, *tests] for name, value in each.items()}
+    metrics = record.metrics | {name: float(value) for each in tests for name, value in each.items()}
+    metrics |= {name: value for name, value in measures.at_validation.items() if name in order.validated}
     reason = refused or _not_finite(metrics, order.metric, measures.loss)
     return replace(
         record,
         status="diverged" if reason else "finished",
         reason=reason,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        tested=list(dict.fromkeys(name for each in tests for name in each)),
+        tested=list(dict.fromkeys(name for each in tests for name in each if name not in order.validated)),
         curves=curves,
         peak=round(max(peaks, default=0.0) * 2**30),
         nonfinite=measures.nonfinite,
@@ -184,11 +186,7 @@ def _record(order: Order, cli: LightningCLI, measures: Measures, monitor: FixedP
         epochs=trainer.current_epoch,
         devices=trainer.world_size,
         examples=measures.examples,
-        metrics={
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if isinstance(value, Tensor) and value.numel() == 1 and not name.startswith(PREFIX)
-        },
+        metrics={name: value for name, value in logged(trainer).items() if not name.startswith(PREFIX)},
         held=measures.held,
         float32=float32,
         bf16=bf16,

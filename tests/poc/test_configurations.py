@@ -110,6 +110,26 @@ def test_what_other_loggers_take_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -
     assert not {"converged", "note"} & record.curves.keys()
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_steps": 5}])
+def test_what_validation_logs_is_its_own(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever names training logs something later, and a test last."""
+
+    class Shared(Sorter):
+        def training_step(self, *args: Any) -> Any:
+            self.log("acc", 0.25, on_step=False, on_epoch=True)
+            return super().training_step(*args)
+
+        def validation_step(self, *args: Any) -> None:
+            self.log("acc", 0.5)
+
+        def test_step(self, *args: Any) -> None:
+            self.log_dict({"acc": 0.75, "top5": 0.875})
+
+    monkeypatch.setattr("tests.poc.users.Shared", Shared, raising=False)
+    record = small("Shared", **limits)
+    assert (record.metrics["acc"], record.metrics["top5"], record.tested) == (0.5, 0.875, ["top5"])
+
+
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [

@@ -12,9 +12,7 @@ from lowprec_plugin.poc.variants import VARIANTS, paced
 from lowprec_plugin.poc.words import Scale
 from lowprec_plugin.ramp import WordLengthRamp
 
-FOUND = Rehearsed(
-    ["train_acc", "val_acc", "val_loss"], ["val_acc", "val_loss"], ["test_acc"], True, True, 100, {}, "cpu", []
-)
+FOUND = Rehearsed(["train_acc", "val_acc", "val_loss"], ["val_acc", "val_loss"], ["test_acc"], True, 100, {}, "cpu", [])
 
 
 @pytest.mark.parametrize(
