@@ -30,7 +30,7 @@ from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config
-from lowprec_plugin.trainings.making import instantiate, perturb_last_bit_, quietly
+from lowprec_plugin.trainings.making import LastBit, instantiate, quietly
 
 #: Callbacks that end runs at different steps, and those that write what nobody asked for.
 LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
@@ -131,12 +131,8 @@ def fit(order: Order, told: Told) -> RunRecord:
     with quietly():
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
-        cli = instantiate(
-            order.config, [measures, monitor, _Telling(told), _ToTheEnd()], logger=logger,
-            log_every_n_steps=order.interval,
-        )  # fmt: skip
-        if order.twin:
-            perturb_last_bit_(cli.model)
+        callbacks = [measures, monitor, _Telling(told), _ToTheEnd(), *([LastBit()] if order.twin else [])]
+        cli = instantiate(order.config, callbacks, logger=logger, log_every_n_steps=order.interval)
         if cli.trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
         refused, tests = "", []

@@ -110,6 +110,11 @@ def test_what_other_loggers_take_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -
     assert not {"converged", "note"} & record.curves.keys()
 
 
+def test_a_monitor_of_the_users_own_is_left_out() -> None:
+    """The runs have one already, and Lightning takes one alone."""
+    assert small("Sorter", callbacks=["lowprec_plugin.FixedPointMonitor"]).status == "finished"
+
+
 @pytest.mark.parametrize("limits", [{}, {"max_steps": 5}])
 def test_what_validation_logs_is_its_own(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """By whatever names training logs something later, and a test last."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -306,3 +306,28 @@ def test_the_twin_starts_one_last_bit_away() -> None:
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert (a != b).all()
         torch.testing.assert_close(a, b, rtol=2e-7, atol=1e-44)
+
+
+def test_the_twin_of_a_module_that_is_made_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ``configure_model``, which runs when the fit begins: before it there is no weight to move."""
+
+    class Late(Sorter):
+        starts: ClassVar[list[torch.Tensor]] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = None
+
+        def configure_model(self) -> None:
+            self.layers = self.layers or torch.nn.Sequential(torch.nn.Linear(4, 3))
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0:
+                self.starts.append(self.layers[0].weight.detach().clone())
+
+    monkeypatch.setattr("tests.poc.users.Late", Late, raising=False)
+    arguments: dict[str, Any] = {"model": "tests.poc.users.Late", "data": "tests.poc.users.Clouds", "steps": 2}
+    run_poc(**arguments, variants=[], seeds=1, output="poc", progress=False)
+    one, other = Late.starts[-2:]
+    assert (one != other).all()
+    torch.testing.assert_close(one, other, rtol=2e-7, atol=1e-44)
