@@ -107,6 +107,8 @@ def test_every_command_has_a_function() -> None:
         ("config='a mode=b' is the user's, not mode='max'", "--config='a mode=b' is the user's, not --mode='max'"),
         ('pip install "x[mode=y]": DeepSpeed\'s mode=1', 'pip install "x[mode=y]": DeepSpeed\'s --mode=1'),
         ("write Ramp(mode='max', epochs={1: 2}): steps=3", "write Ramp(mode='max', epochs={1: 2}): --steps=3"),
+        ("write f(x, mode=g(1)): mode=4", "write f(x, mode=g(1)): --mode=4"),
+        ("write f(g(h(mode=(1, 2)), mode=3), mode=4)", "write f(g(h(mode=(1, 2)), mode=3), mode=4)"),
         ("trainer.mode=1, max_epochs=2, --mode=3", "trainer.mode=1, max_epochs=2, --mode=3"),
         ("nothing of that kind", "nothing of that kind"),
     ],

@@ -153,7 +153,10 @@ def as_options(message: str, names: Iterable[str]) -> str:
     And ``epochs=``, without a value, ``--epochs``. What is quoted, a call as Python's and a longer name stay as they
     are, for they are of something else: ``'a mode=b'``, ``Ramp(mode=max)``, ``trainer.mode=max``.
     """
-    kept = r"(?<!\w)'[^']*'|\"[^\"]*\"|\w\([^()]*\)"
+    inside = r"[^()]*"
+    for _ in range(3):  # calls in a call's arguments
+        inside = rf"(?:[^()]|\({inside}\))*"
+    kept = rf"(?<!\w)'[^']*'|\"[^\"]*\"|\w\({inside}\)"
     own = rf"(?<![\w.-])(?P<name>{'|'.join(names)})=(?P<bare>(?=[\s,;:)]|$))?"
     return re.sub(f"{kept}|{own}", _as_option, message)
 
