@@ -18,9 +18,9 @@ from lowprec_plugin.poc.outcomes import (
     of,
     seeds_to_settle,
 )
-from lowprec_plugin.poc.pace import pace
+from lowprec_plugin.poc.pace import Pace, pace
 from lowprec_plugin.poc.phrases import are, at_steps, failure, names, part_of, reasons, sentence
-from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, spoken, times
+from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, significant, spoken, times
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: From here on an evidence in the counted updates is worth a word.
@@ -132,7 +132,7 @@ class Words:
         held, found = self.groups.share_held(variant), pace(self.groups, variant)
         parts = [f"It held {100 * held:.0f} % of float32's bytes."] if held else []
         if found:
-            took = f"step took {found.ratio:.2f} ± {times(found.error)} float32's time"
+            took = f"step took {_took(found)} float32's time"
             shown = "no difference that is shown" if found.seeds > 1 else "one seed is too few to tell"
             parts.append(f"{found.word.capitalize()}: a {took}." if found.word else f"A {took}: {shown}.")
         elif self.groups.of[variant].step_ms and self.groups.float32.step_ms and self.groups.twin.step_ms:
@@ -302,3 +302,11 @@ class Words:
     def reasons(self, finding: Finding) -> str:
         """Why its runs diverged."""
         return reasons(self.groups.of[finding.variant].ended("diverged"))
+
+
+def _took(found: Pace) -> str:
+    """``1.30 ± 0.36 ×``; ``somewhere between 0.13 and 4.4 ×`` where an error would say no more."""
+    if not found.noisy:
+        return f"{found.ratio:.2f} ± {times(found.error)}"
+    low, high = map(significant, found.span)
+    return f"somewhere between {low} and {high} ×"
