@@ -96,12 +96,20 @@ def load(path: Path) -> RunRecord:
         version = content.pop("version")
         if version != VERSION:
             raise ValueError(f"its version is {version}, not {VERSION}")
+        _check_kinds(content)
         layers = [Layer(**layer) for layer in content.pop("layers")]
         curves = {
             name: [(int(step), float(value)) for step, value in curve] for name, curve in content.pop("curves").items()
         }
         return RunRecord(**content, layers=layers, curves=curves)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the record of a run ({error}): delete it, to have the run made again"
         ) from error
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    for name, blank in asdict(RunRecord("", 0, "finished")).items():
+        kind = (int, float) if isinstance(blank, int | float) else type(blank)
+        if name in content and blank is not None and not isinstance(content[name], kind):
+            raise ValueError(f"its {name} is no {type(blank).__name__}")
