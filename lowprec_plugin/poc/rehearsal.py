@@ -132,10 +132,16 @@ def _steps(config: Config) -> int | None:
     limit = None if trainer.get("max_steps") in (None, -1) else int(trainer["max_steps"])
     by_epochs = trainer.get("max_epochs") not in (None, -1)
     count = _Count()
+    # A number of batches is each process's, and here one stands for all.
+    parts = {
+        name: trainer["devices"] * trainer[name]
+        for name in ("limit_train_batches", "overfit_batches")
+        if isinstance(trainer.get(name), int)
+    }
     with quietly():
         cli = instantiate(
             FLOAT32.config(config, 0, None), [count], max_steps=-1 if by_epochs else limit, min_epochs=None,
-            min_steps=None, num_sanity_val_steps=0, **IN_THIS_PROCESS,
+            min_steps=None, num_sanity_val_steps=0, **parts, **IN_THIS_PROCESS,
         )  # fmt: skip
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if not by_epochs or count.steps is None:

@@ -38,6 +38,8 @@ LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
 POINTS, INTERVAL = 30, 50
 #: Characters of a reason.
 LONGEST = 300
+#: Ends the reason of a run that diverged, behind the name of what did.
+NOT_FINITE = " is not finite"
 
 
 @dataclass(frozen=True)
@@ -221,11 +223,17 @@ def _number(text: str) -> float:
 def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:
     """What is not finite at the end; empty if all that tells of a run's success is."""
     if loss is not None and not bool(loss.isfinite().all()):
-        return "the training loss is not finite"
+        return f"the training loss{NOT_FINITE}"
     for name, value in metrics.items():
         if (name == metric or "loss" in name.lower()) and not math.isfinite(value):
-            return f"{name} is not finite"
+            return f"{name}{NOT_FINITE}"
     return ""
+
+
+def diverged_by_another(record: RunRecord, metric: str) -> bool:
+    """Whether a run is said to have diverged for what was compared before, and is not now."""
+    name = record.reason.removesuffix(NOT_FINITE)
+    return name not in (record.reason, metric) and "loss" not in name.lower()
 
 
 def _reason(error: Exception) -> str:

@@ -96,9 +96,9 @@ def listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
 
 
-def counted(number: int, thing: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, things: str = "") -> str:
+    """``1 seed``, ``2 seeds``, ``2 processes``."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 
 
 def about(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,21 @@ def small(model: str, **trainer: Any) -> RunRecord:
     }  # fmt: skip
     Path("user.yaml").write_text(yaml.safe_dump(config))
     return run_poc("user.yaml", variants=[], seeds=1, output="poc", progress=False)[0]
+
+
+def test_a_title_says_how_long_runs_are() -> None:
+    for limits, title in [({"max_steps": 2000}, ", 1 epoch"), ({"max_steps": 5}, ", 5 steps"), ({}, ", 1 epoch")]:
+        small("Sorter", **limits)
+        assert load_study(Path("poc")).title.endswith(f"Clouds{title}")
+        shutil.rmtree("poc")
+
+
+def test_other_processes_than_the_configurations_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    small("Sorter", devices=4, num_nodes=2, strategy="ddp")
+    told = "in place of the configuration's devices=4 and num_nodes=2: 1 process of this machine, as --devices says\n"
+    assert told in capsys.readouterr().out
+    small("Sorter", devices="auto", num_nodes=1, strategy="auto")
+    assert "in place of" not in capsys.readouterr().out
 
 
 def test_two_optimizers_by_hand() -> None:
