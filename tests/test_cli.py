@@ -138,9 +138,17 @@ def of_a_user() -> None:
     raise ValueError("config=3 is none of mine")
 
 
+def that_others_refuse() -> None:
+    torch.optim.SGD([])
+
+
 def test_what_a_user_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--module=tests.test_cli.of_a_user"]) == 2
-    assert capsys.readouterr().err == "lowprec plan: config=3 is none of mine\n"
+    line = of_a_user.__code__.co_firstlineno + 1
+    assert capsys.readouterr().err == f"lowprec plan: config=3 is none of mine (test_cli.py, line {line})\n"
+    assert main(["plan", "--module=tests.test_cli.that_others_refuse"]) == 2
+    line = that_others_refuse.__code__.co_firstlineno + 1
+    assert capsys.readouterr().err.endswith(f" (test_cli.py, line {line})\n")
 
 
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
