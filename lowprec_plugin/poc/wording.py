@@ -18,9 +18,9 @@ from lowprec_plugin.poc.outcomes import (
     of,
     seeds_to_settle,
 )
-from lowprec_plugin.poc.pace import Pace, pace
-from lowprec_plugin.poc.phrases import are, at_steps, failure, names, part_of, reasons, sentence
-from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, significant, spoken, times
+from lowprec_plugin.poc.pace import pace
+from lowprec_plugin.poc.phrases import are, at_steps, failure, length, names, part_of, reasons, sentence, took
+from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, spoken
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: From here on an evidence in the counted updates is worth a word.
@@ -110,9 +110,8 @@ class Words:
         failed = (
             f"{part_of(group.failed, group)} gave no result: {failure(group)}" if group.values and group.failed else ""
         )
-        return " ".join(
-            sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each
-        )
+        more = (failed, length(group, self.groups.float32), self._ramp(finding), *self._numerical(finding))
+        return " ".join(sentence(each) for each in (said, *more) if each)
 
     def evidence(self, finding: Finding) -> str:
         """``val_accuracy 97.42 % against 97.51 %, −0.09 ± 0.05 points over 4 seeds``."""
@@ -132,9 +131,9 @@ class Words:
         held, found = self.groups.share_held(variant), pace(self.groups, variant)
         parts = [f"It held {100 * held:.0f} % of float32's bytes."] if held else []
         if found:
-            took = f"step took {_took(found)} float32's time"
+            step = f"step took {took(found)} float32's time"
             shown = "no difference that is shown" if found.seeds > 1 else "one seed is too few to tell"
-            parts.append(f"{found.word.capitalize()}: a {took}." if found.word else f"A {took}: {shown}.")
+            parts.append(f"{found.word.capitalize()}: a {step}." if found.word else f"A {step}: {shown}.")
         elif self.groups.of[variant].step_ms and self.groups.float32.step_ms and self.groups.twin.step_ms:
             parts.append("Its step time is not compared: no seed was timed with float32 and its twin by one command.")
         return " ".join(parts)
@@ -165,6 +164,11 @@ class Words:
             return sentence(
                 f"float32 itself learned nothing on {part_of(flat, bad)}: its {loss} did not fall, and {groups.metric} "
                 "got no better"
+            )
+        if self.baseline == "one":
+            return sentence(
+                f"float32's runs of {counted(len(bad.values), 'seed')} are one and the same, as where a module or its "
+                "data set a seed of their own: nothing shows what another seed would make of them"
             )
         if self.baseline == "failed":
             return sentence(f"{name} gave no result: {failure(bad)}")
@@ -302,11 +306,3 @@ class Words:
     def reasons(self, finding: Finding) -> str:
         """Why its runs diverged."""
         return reasons(self.groups.of[finding.variant].ended("diverged"))
-
-
-def _took(found: Pace) -> str:
-    """``1.30 ± 0.36 ×``; ``somewhere between 0.13 and 4.4 ×`` where an error would say no more."""
-    if not found.noisy:
-        return f"{found.ratio:.2f} ± {times(found.error)}"
-    low, high = map(significant, found.span)
-    return f"somewhere between {low} and {high} ×"
