@@ -127,13 +127,18 @@ def fit(order: Order, told: Told) -> RunRecord:
     """
     start = time.perf_counter()
     measures = Measures(order.interval)
-    monitor = FixedPointMonitor(order.interval)
     logger = {"class_path": "lowprec_plugin.poc.logger.RunLogger",
               "init_args": {"save_dir": str(order.folder), "name": "", "version": ""}}  # fmt: skip
     with quietly():
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
-        callbacks = [measures, monitor, _Telling(told), _ToTheEnd(), *([LastBit()] if order.twin else [])]
+        callbacks = [
+            measures,
+            FixedPointMonitor(order.interval),
+            _Telling(told),
+            _ToTheEnd(),
+            *([LastBit()] if order.twin else []),
+        ]
         cli = instantiate(order.config, callbacks, logger=logger, log_every_n_steps=order.interval)
         if cli.trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
@@ -142,7 +147,7 @@ def fit(order: Order, told: Told) -> RunRecord:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         except NonFiniteGradientError as error:
             refused = str(error)
-        record = _record(order, cli, measures, monitor)
+        record = _record(order, cli, measures)
         if not refused:
             given: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
             if order.validated and measures.validated != record.steps:  # the last step was not the end of an epoch
@@ -166,10 +171,12 @@ def fit(order: Order, told: Told) -> RunRecord:
     )
 
 
-def _record(order: Order, cli: LightningCLI, measures: Measures, monitor: FixedPointMonitor) -> RunRecord:
+def _record(order: Order, cli: LightningCLI, measures: Measures) -> RunRecord:
     """What is known at the end of the fit."""
     trainer, plugin = cli.trainer, cli.trainer.precision_plugin
     ours = plugin if isinstance(plugin, FixedPointPrecision) else None
+    # The run's, or one of the module's own configure_callbacks, which Lightning puts in its place.
+    monitor = next(each for each in trainer.callbacks if isinstance(each, FixedPointMonitor))  # type: ignore[attr-defined]
     kept, float32 = order.activations, dict(measures.float32)
     if float32 and "float32" in kept:
         float32["activations"] = kept["float32"]

@@ -20,7 +20,7 @@ from lowprec_plugin.poc.outcomes import (
 )
 from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.phrases import are, at_steps, failure, length, names, part_of, reasons, sentence, took
-from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, spoken
+from lowprec_plugin.poc.words import Scale, allowed, counted, listed, rough, share, spoken
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: From here on an evidence in the counted updates is worth a word.
@@ -235,7 +235,7 @@ class Words:
         if bound <= 0:
             return "Even two standard errors away it is not worse"
         near_zero = bound > abs(found.baseline)  # where a share of it says nothing
-        part = "" if near_zero else f" ({100 * bound / abs(found.baseline):.2g} % of float32's)"
+        part = "" if near_zero else f" ({rough(100 * bound / abs(found.baseline))} % of float32's)"
         return f"Two standard errors away it is {self.scale.distance(bound)} worse{part}, and hardly more"
 
     def _to_settle(self, finding: Finding) -> str:

@@ -73,7 +73,7 @@ class Scale:
 
     def distance(self, distance: float) -> str:
         """How far apart two values are."""
-        return f"{self.factor * abs(distance):.2g}{self.difference_unit}"
+        return f"{rough(self.factor * abs(distance))}{self.difference_unit}"
 
 
 def signed(value: float, digits: int) -> str:
@@ -119,6 +119,11 @@ def bytes_text(nbytes: float) -> str:
 def significant(value: float) -> str:
     """Three significant digits, without an exponent below a million."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def rough(value: float) -> str:
+    """Two significant digits, without an exponent below ten million."""
+    return f"{float(f'{value:.2g}'):.7g}"
 
 
 def large(number: float) -> str:

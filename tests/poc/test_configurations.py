@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 
 from lowprec_plugin.cli.main import main
+from lowprec_plugin.monitoring import FixedPointMonitor
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_study
@@ -126,9 +128,18 @@ def test_what_other_loggers_take_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -
     assert not {"converged", "note"} & record.curves.keys()
 
 
-def test_a_monitor_of_the_users_own_is_left_out() -> None:
-    """The runs have one already, and Lightning takes one alone."""
-    assert small("Sorter", callbacks=["lowprec_plugin.FixedPointMonitor"]).status == "finished"
+def test_a_monitor_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes one alone: a configuration's is left out, a module's takes the place of the run's."""
+
+    class Watched(Sorter):
+        def configure_callbacks(self) -> list[Callback]:
+            return [FixedPointMonitor(5)]
+
+    monkeypatch.setattr("tests.poc.users.Watched", Watched, raising=False)
+    for model, callbacks in (("Sorter", ["lowprec_plugin.FixedPointMonitor"]), ("Watched", [])):
+        record = small(model, callbacks=callbacks)
+        assert (record.status, len(record.layers)) == ("finished", 4)
+        shutil.rmtree("poc")
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_steps": 5}])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lowprec_plugin.poc.curves import training_loss
+from lowprec_plugin.poc.words import Scale
 from tests.poc.staged import NOISE, curves, diverged, float32, full, outcomes, record, runs, verdict, widened
 
 
@@ -211,6 +212,12 @@ def test_metrics_of_any_size_are_readable(size: float, evidence: str) -> None:
         for seed in range(4)
     ]
     assert evidence in verdict(records, "val_loss", "min").sentences["16"]
+
+
+def test_distances_are_written_without_an_exponent() -> None:
+    """``1.5e+02`` is no figure for a sentence."""
+    scale = Scale.of("val_mse", [2500.0, 250_000.0])
+    assert [scale.distance(each) for each in (0.0123, 1.0, 153, 15_234)] == ["0.012", "1", "150", "15000"]
 
 
 def test_bfloat16_beside_ours() -> None:
