@@ -107,6 +107,8 @@ def test_every_command_has_a_function() -> None:
         ("config='a mode=b' is the user's, not mode='max'", "--config='a mode=b' is the user's, not --mode='max'"),
         ('pip install "x[mode=y]": DeepSpeed\'s mode=1', 'pip install "x[mode=y]": DeepSpeed\'s --mode=1'),
         ("write Ramp(mode='max', epochs={1: 2}): steps=3", "write Ramp(mode='max', epochs={1: 2}): --steps=3"),
+        ("write f(x, mode=g(1)): mode=4", "write f(x, mode=g(1)): --mode=4"),
+        ("write f(g(h(mode=(1, 2)), mode=3), mode=4)", "write f(g(h(mode=(1, 2)), mode=3), mode=4)"),
         ("trainer.mode=1, max_epochs=2, --mode=3", "trainer.mode=1, max_epochs=2, --mode=3"),
         ("nothing of that kind", "nothing of that kind"),
     ],
@@ -136,9 +138,17 @@ def of_a_user() -> None:
     raise ValueError("config=3 is none of mine")
 
 
+def that_others_refuse() -> None:
+    torch.optim.SGD([])
+
+
 def test_what_a_user_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--module=tests.test_cli.of_a_user"]) == 2
-    assert capsys.readouterr().err == "lowprec plan: config=3 is none of mine\n"
+    line = of_a_user.__code__.co_firstlineno + 1
+    assert capsys.readouterr().err == f"lowprec plan: config=3 is none of mine (test_cli.py, line {line})\n"
+    assert main(["plan", "--module=tests.test_cli.that_others_refuse"]) == 2
+    line = that_others_refuse.__code__.co_firstlineno + 1
+    assert capsys.readouterr().err.endswith(f" (test_cli.py, line {line})\n")
 
 
 def test_help_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,12 @@ def test_of_a_program_that_fixes_its_classes(tmp_path: Path) -> None:
         read_config(saved, "my.Model", None, None)
 
 
+def test_a_trainer_without_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: my.Model\ntrainer: [max_epochs, 3]")
+    with pytest.raises(ValueError, match=r"has trainer=\['max_epochs', 3\]: give its arguments by name"):
+        read_config(str(tmp_path / "config.yaml"), None, None, None)
+
+
 def test_a_class_takes_the_place_of_another_with_its_arguments(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {class_path: their.Model, init_args: {lr: 0.1}}")
     assert read_config(str(tmp_path / "config.yaml"), "my.Model", None, None)["model"] == {"class_path": "my.Model"}

@@ -123,7 +123,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _call(command: str, given: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from lowprec_plugin.trainings import raised_in
+    from lowprec_plugin.trainings import place, raised_in
 
     path, description = OWN[command]
     function = resolve_name(path)
@@ -139,9 +139,10 @@ def _call(command: str, given: Sequence[str]) -> int:
         # Lightning's ValueError.
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
             raise
-        message = str(error)
-        if raised_in(error, "lowprec_plugin"):  # and not of the user's own code, whose names are its own
-            message = as_options(message, inspect.signature(function).parameters)
+        if raised_in(error, "lowprec_plugin"):
+            message = as_options(str(error), inspect.signature(function).parameters)
+        else:  # of the user's own code, whose names are its own
+            message = f"{error}{place(error)}"
         print(f"lowprec {command}: {message}", file=sys.stderr)
         return 2
     return 0
@@ -153,7 +154,10 @@ def as_options(message: str, names: Iterable[str]) -> str:
     And ``epochs=``, without a value, ``--epochs``. What is quoted, a call as Python's and a longer name stay as they
     are, for they are of something else: ``'a mode=b'``, ``Ramp(mode=max)``, ``trainer.mode=max``.
     """
-    kept = r"(?<!\w)'[^']*'|\"[^\"]*\"|\w\([^()]*\)"
+    inside = r"[^()]*"
+    for _ in range(3):  # calls in a call's arguments
+        inside = rf"(?:[^()]|\({inside}\))*"
+    kept = rf"(?<!\w)'[^']*'|\"[^\"]*\"|\w\({inside}\)"
     own = rf"(?<![\w.-])(?P<name>{'|'.join(names)})=(?P<bare>(?=[\s,;:)]|$))?"
     return re.sub(f"{kept}|{own}", _as_option, message)
 

@@ -21,7 +21,12 @@ def advice(words: Words) -> list[str]:
     if words.baseline in ("flat", "diverged"):
         return [
             "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up. Then "
-            "run this again."
+            "run this again, with another --output."
+        ]
+    if words.baseline == "one":
+        return [
+            "Let --seeds decide: leave seed_everything and manual_seed out of the module and its data, and shuffle the "
+            "batches. Then run this again, with another --output."
         ]
     if words.baseline in ("failed", "no run"):
         return ["Let float32 and its twin finish: the same command goes on where it stopped."]

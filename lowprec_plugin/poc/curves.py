@@ -82,6 +82,15 @@ def learned(run: RunRecord, metric: str, higher_is_better: bool) -> bool | None:
     return any(map(_fell, [*losses, [sign * value for value in _values(run, metric)]]))
 
 
+def are_one(runs: Sequence[RunRecord]) -> bool:
+    """Whether several runs have logged the very same training loss and metrics: one run, whatever their seeds."""
+    name = training_loss(runs)
+    if len(runs) < 2 or name is None:
+        return False
+    logged = [(run.metrics, run.curves.get(name)) for run in runs]
+    return all(each == logged[0] for each in logged)
+
+
 def _values(run: RunRecord, name: str) -> list[float]:
     return [value for _, value in run.curves.get(name, ())]
 

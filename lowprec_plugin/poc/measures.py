@@ -36,6 +36,7 @@ class Measures(Callback):
         loss: of the last step.
         nonfinite: the first parameter with a gradient that was not finite, if an update was refused for it.
         validated: the step of the last validation; ``None``: there was none.
+        at_validation: what had been logged last at its end.
     """
 
     def __init__(self, untimed: int) -> None:
@@ -58,6 +59,7 @@ class Measures(Callback):
         self.loss: Tensor | None = None
         self.nonfinite: str | None = None
         self.validated: int | None = None
+        self.at_validation: dict[str, float] = {}
 
     @property
     def step_ms(self) -> dict[str, float]:
@@ -114,8 +116,8 @@ class Measures(Callback):
         self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
 
     def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
-        """Note when; the sanity check is at step 0."""
-        self.validated = trainer.global_step
+        """Note when, and what is logged, for training may log more by these names; the sanity check is at step 0."""
+        self.validated, self.at_validation = trainer.global_step, logged(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up weights and state while the optimizer is there, and what has been sent."""
@@ -134,6 +136,15 @@ class Measures(Callback):
             floats = 2 * (trainer.world_size - 1) / trainer.world_size * 4 * trainable
             self.float32_sent = run.traffic.get("float32_bytes_per_step", floats)
             self.sent = run.traffic.get("bytes_sent_per_step", floats)
+
+
+def logged(trainer: Trainer) -> dict[str, float]:
+    """The numbers that the module has logged last, by name."""
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if isinstance(value, Tensor) and value.numel() == 1
+    }
 
 
 def examples_in(batch: Any, loader: Any) -> int:

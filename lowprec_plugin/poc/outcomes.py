@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lowprec_plugin.poc.curves import learned
+from lowprec_plugin.poc.curves import are_one, learned
 from lowprec_plugin.poc.groups import Group, Groups
 from lowprec_plugin.quality import LIMIT, Comparison
 
@@ -36,8 +36,9 @@ SPOKEN: dict[Outcome, str] = {
     "unsettled": "not settled", "few seeds": "too few seeds", "diverged": "diverged", "failed": "no result",
     "no run": "not run yet", "no yardstick": "cannot be judged",
 }  # fmt: skip
-#: ``"unstable"``: some of the runs of float32 or of its twin diverged. ``"flat"``: they learned nothing.
-Baseline = Literal["sound", "unstable", "flat", "diverged", "failed", "no run"]
+#: ``"unstable"``: some of the runs of float32 or of its twin diverged. ``"flat"``: they learned nothing. ``"one"``: its
+#: runs are one and the same, whatever their seed.
+Baseline = Literal["sound", "unstable", "flat", "one", "diverged", "failed", "no run"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def baseline(groups: Groups) -> Baseline:
     ]
     if known and sum(known) * 2 < len(known):
         return "flat"
+    if are_one(groups.float32.ended("finished")):
+        return "one"
     return "unstable" if any(run.status == "diverged" for run in yardsticks) else "sound"
 
 

@@ -27,12 +27,23 @@ class Pace:
         word: ``"slower"`` or ``"faster"`` if the difference is beyond two standard errors and 5 %, else ``""``. Of
             one seed always ``""``: there one in six that does not differ is beyond, of more about one in twenty.
         seeds: on which all three were timed.
+        noisy: the times are too far apart to be told by a number and its error.
     """
 
     ratio: float
     error: float
     word: Literal["slower", "faster", ""]
     seeds: int
+
+    @property
+    def noisy(self) -> bool:
+        return self.error > self.ratio / 2
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Two standard errors about ``ratio``, which are those of its logarithm."""
+        far = math.exp(2 * self.error / self.ratio)
+        return self.ratio / far, self.ratio * far
 
 
 def pace(groups: Groups, variant: str) -> Pace | None:

@@ -61,7 +61,8 @@ def _cards(contents: Contents) -> list[Card]:
     for finding in contents.verdict.findings:
         variant = finding.variant
         time = pace(contents.groups, variant)
-        word = f", {time.word}" if time and time.word == "slower" else ""
+        word = ", slower" if time and time.word == "slower" else ""
+        word += ", very uncertain" if time and time.noisy else ""
         figures = {
             "of float32's bytes": [tables.part(contents, variant, "held/share")],
             f"of its step time{word}": tables.ratio_of_steps(contents, variant),

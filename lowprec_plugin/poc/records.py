@@ -30,8 +30,8 @@ class RunRecord:
         reason: why, if it is not finished.
         steps, epochs, devices: optimizer steps and epochs made; processes.
         examples: in a batch of one process, as its loader counts them; 0: nothing tells.
-        metrics: what the module logged last, by name: after the last validation, and test if there is one.
-        tested: the names of those that the test logged.
+        metrics: what the module logged last, by name: what validation logs is of the last one, whoever logs it later.
+        tested: the names of those that the test logged, and validation does not.
         curves: every scalar logged, by name, as (step, value) in the order of steps: the module's own, and the
             monitor's under ``lowprec/``.
         held: bytes held by one process: ``weights`` (with copies of them that autocast keeps), ``state``,
@@ -96,12 +96,20 @@ def load(path: Path) -> RunRecord:
         version = content.pop("version")
         if version != VERSION:
             raise ValueError(f"its version is {version}, not {VERSION}")
+        _check_kinds(content)
         layers = [Layer(**layer) for layer in content.pop("layers")]
         curves = {
             name: [(int(step), float(value)) for step, value in curve] for name, curve in content.pop("curves").items()
         }
         return RunRecord(**content, layers=layers, curves=curves)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not the record of a run ({error}): delete it, to have the run made again"
         ) from error
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    for name, blank in asdict(RunRecord("", 0, "finished")).items():
+        kind = (int, float) if isinstance(blank, int | float) else type(blank)
+        if name in content and blank is not None and not isinstance(content[name], kind):
+            raise ValueError(f"its {name} is no {type(blank).__name__}")

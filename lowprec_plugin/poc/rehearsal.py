@@ -28,7 +28,7 @@ class Rehearsed:
 
     Attributes:
         fitted, validated, tested: names that are logged: at all while fitting, by validation, by a test.
-        has_validation, has_test: whether there is something to validate, and to test, with.
+        has_test: whether there is something to test with.
         steps: of a whole run, as Lightning estimates them; ``None`` if it cannot.
         activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs;
             ``"bf16 copies"``: what autocast keeps of weights besides.
@@ -39,7 +39,6 @@ class Rehearsed:
     fitted: Sequence[str]
     validated: Sequence[str]
     tested: Sequence[str]
-    has_validation: bool
     has_test: bool
     steps: int | None
     activations: Mapping[str, int]
@@ -77,7 +76,7 @@ def rehearsed(config: Config) -> Rehearsed:
     device = device_name(cli.trainer.strategy.root_device)
     ending = [type(each).__name__ for each in cli.trainer.callbacks if isinstance(each, LEFT_OUT)]  # type: ignore[attr-defined]
     left_out = sorted({*ending, *unseen(config)})
-    return Rehearsed(fitted, validated, tested, has_validation, has_test, _steps(config), activations, device, left_out)
+    return Rehearsed(fitted, validated, tested, has_test, _steps(config), activations, device, left_out)
 
 
 def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tuple[str, Mode, str]:
@@ -133,10 +132,16 @@ def _steps(config: Config) -> int | None:
     limit = None if trainer.get("max_steps") in (None, -1) else int(trainer["max_steps"])
     by_epochs = trainer.get("max_epochs") not in (None, -1)
     count = _Count()
+    # A number of batches is each process's, and here one stands for all.
+    parts = {
+        name: trainer["devices"] * trainer[name]
+        for name in ("limit_train_batches", "overfit_batches")
+        if isinstance(trainer.get(name), int)
+    }
     with quietly():
         cli = instantiate(
             FLOAT32.config(config, 0, None), [count], max_steps=-1 if by_epochs else limit, min_epochs=None,
-            min_steps=None, num_sanity_val_steps=0, **IN_THIS_PROCESS,
+            min_steps=None, num_sanity_val_steps=0, **parts, **IN_THIS_PROCESS,
         )  # fmt: skip
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if not by_epochs or count.steps is None:

@@ -26,7 +26,7 @@ from lowprec_plugin.poc.processes import Processes
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.rehearsal import Mode, Rehearsed, chosen_metric, rehearsed
 from lowprec_plugin.poc.study import RUN, Study, claim, run_folder
-from lowprec_plugin.poc.training import Order, fit, interval_of, train
+from lowprec_plugin.poc.training import Order, diverged_by_another, fit, interval_of, train
 from lowprec_plugin.poc.variants import DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.poc.words import about, counted, listed
 from lowprec_plugin.quality import allowance
@@ -99,6 +99,7 @@ def run_poc(
     _check(arguments)
     given = read_config(config, model, data, epochs, _tasks(root)[task])
     limits = ["max_time"] if given["trainer"].get("max_time") else []
+    elsewhere = [f"{name}={given['trainer'][name]!r}" for name in _otherwise(given, devices)]
     complete = _placed(_bounded(given, steps), devices)
     found = rehearsed(complete)
     unused = [*limits, *found.left_out]
@@ -108,7 +109,7 @@ def run_poc(
         left_out[WIRE.name] = "one process sends nothing: it takes two devices or more"
     names = [name for name in dict.fromkeys([FLOAT32.name, TWIN.name, *arguments["variants"]]) if name not in left_out]
     study = Study(
-        title=_title(complete, None if config or model else task),
+        title=_title(complete, None if config or model else task, found.steps),
         metric=metric,
         mode=mode,
         metric_chosen=chosen,
@@ -131,6 +132,9 @@ def run_poc(
         print(f"{study.title}: {metric}, {chosen}", flush=True)
         for name, why in left_out.items():
             print(f"{name} is left out: {why}", flush=True)
+        if elsewhere:
+            where = f"{counted(devices, 'process', 'processes')} of this machine, as --devices says"
+            print(f"in place of the configuration's {listed(elsewhere)}: {where}", flush=True)
         if unused:
             why = f"all runs take the same steps and write to {output} alone"
             print(f"left out of the configuration, for {why}: {listed(unused)}", flush=True)
@@ -151,7 +155,11 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
     How long all will take is told when a run has ended, and not before: the rehearsal's two batches are mostly warm-up.
     """
     # All variants of a seed in turn, so that a slow minute slows them alike.
-    ended = {(seed, name): _ended(run_folder(folder, name, seed)) for seed in study.seeds for name in study.variants}
+    ended = {
+        (seed, name): _ended(run_folder(folder, name, seed), study.metric)
+        for seed in study.seeds
+        for name in study.variants
+    }
     there = sum(record is not None for record in ended.values())
     print(ahead(study, there), flush=True)
     hidden = None if progress else True  # None: where there is no terminal
@@ -168,7 +176,7 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
                 variant, interval = VARIANTS[name], interval_of(study.config, study.steps)
                 order = Order(
                     variant.config(study.config, seed, study.steps), name, seed, variant.twin,
-                    run_folder(folder, name, seed), study.metric, found.has_validation, found.has_test, interval,
+                    run_folder(folder, name, seed), study.metric, found.validated, found.has_test, interval,
                     found.activations, began,
                 )  # fmt: skip
                 record = train(order, told, processes)
@@ -259,15 +267,22 @@ def _placed(config: Config, devices: int) -> Config:
     return config
 
 
-def _title(config: Config, task: str | None) -> str:
+def _otherwise(config: Config, devices: int) -> list[str]:
+    """Of where a configuration trains, what is not as here: another number of processes is another batch."""
+    here = {"devices": (None, "auto", -1, "-1", devices, str(devices)), "num_nodes": (None, 1)}
+    return [name for name, usual in here.items() if config["trainer"].get(name) not in usual]
+
+
+def _title(config: Config, task: str | None, steps: int | None) -> str:
     trainer = config["trainer"]
     if task is not None:
         what = TITLES[task]
     else:
         parts = [config[part] for part in ("model", "data") if config.get(part)]
         what = " on ".join(map(class_path, parts))
-    if trainer.get("max_steps") not in (None, -1):
-        return f"{what}, {counted(trainer['max_steps'], 'step')}"
+    most = trainer.get("max_steps")
+    if most not in (None, -1) and steps in (None, most):  # else the epochs end first
+        return f"{what}, {counted(most, 'step')}"
     return f"{what}, {counted(trainer['max_epochs'], 'epoch')}"
 
 
@@ -282,8 +297,11 @@ def _command(arguments: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _ended(folder: Path) -> RunRecord | None:
-    """The record of a run that need not be repeated."""
+def _ended(folder: Path, metric: str) -> RunRecord | None:
+    """The record of a run that need not be repeated: one that came to an end, as ``metric`` sees it too."""
     path = folder / RUN
     record = load(path) if path.exists() else None
-    return None if record is None or record.status == "failed" else record
+    if record is None or record.status == "failed":
+        return None
+    lacking = metric not in record.metrics if record.status == "finished" else diverged_by_another(record, metric)
+    return None if lacking else record

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.poc.environment import device_name, versions
-from lowprec_plugin.poc.measures import Measures
+from lowprec_plugin.poc.measures import Measures, logged
 from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config
-from lowprec_plugin.trainings.making import instantiate, perturb_last_bit_, quietly
+from lowprec_plugin.trainings.making import LastBit, instantiate, quietly
 
 #: Callbacks that end runs at different steps, and those that write what nobody asked for.
 LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
@@ -38,6 +38,8 @@ LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
 POINTS, INTERVAL = 30, 50
 #: Characters of a reason.
 LONGEST = 300
+#: Ends the reason of a run that diverged, behind the name of what did.
+NOT_FINITE = " is not finite"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Order:
         twin: move every weight by a last bit at the start.
         folder: for ``run.json`` and ``metrics.csv``; emptied first.
         metric: whose being finite is part of a run's success.
-        validated, tested: whether there is a validation, and a test, of what the fit ends with.
+        validated: names that validation logs, which are its own even where training or a test logs them too.
+        tested: whether there is a test of what the fit ends with.
         interval: steps between two points of a curve.
         activations: bytes that float32 and bf16 keep for the backward pass, as :class:`.Rehearsed` has them.
         began: when the command did.
@@ -62,7 +65,7 @@ class Order:
     twin: bool
     folder: Path
     metric: str
-    validated: bool
+    validated: Sequence[str]
     tested: bool
     interval: int
     activations: Mapping[str, int]
@@ -124,41 +127,43 @@ def fit(order: Order, told: Told) -> RunRecord:
     """
     start = time.perf_counter()
     measures = Measures(order.interval)
-    monitor = FixedPointMonitor(order.interval)
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger",
+    logger = {"class_path": "lowprec_plugin.poc.logger.RunLogger",
               "init_args": {"save_dir": str(order.folder), "name": "", "version": ""}}  # fmt: skip
     with quietly():
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
-        cli = instantiate(
-            order.config, [measures, monitor, _Telling(told), _ToTheEnd()], logger=logger,
-            log_every_n_steps=order.interval,
-        )  # fmt: skip
-        if order.twin:
-            perturb_last_bit_(cli.model)
+        callbacks = [
+            measures,
+            FixedPointMonitor(order.interval),
+            _Telling(told),
+            _ToTheEnd(),
+            *([LastBit()] if order.twin else []),
+        ]
+        cli = instantiate(order.config, callbacks, logger=logger, log_every_n_steps=order.interval)
         if cli.trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
-        refused, results, tests = "", [], []
+        refused, tests = "", []
         try:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         except NonFiniteGradientError as error:
             refused = str(error)
-        record = _record(order, cli, measures, monitor)
+        record = _record(order, cli, measures)
         if not refused:
             given: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
-            stale = measures.validated != record.steps  # the last step was not the end of an epoch
-            results = cli.trainer.validate(cli.model, **given) if order.validated and stale else []
+            if order.validated and measures.validated != record.steps:  # the last step was not the end of an epoch
+                cli.trainer.validate(cli.model, **given)
             tests = cli.trainer.test(cli.model, **given) if order.tested else []
     curves = _curves(order.folder / "metrics.csv")
     peaks = [value for _, value in curves.get("lowprec/peak_gib", [])]
-    metrics = record.metrics | {name: float(value) for each in [*results, *tests] for name, value in each.items()}
+    metrics = record.metrics | {name: float(value) for each in tests for name, value in each.items()}
+    metrics |= {name: value for name, value in measures.at_validation.items() if name in order.validated}
     reason = refused or _not_finite(metrics, order.metric, measures.loss)
     return replace(
         record,
         status="diverged" if reason else "finished",
         reason=reason,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        tested=list(dict.fromkeys(name for each in tests for name in each)),
+        tested=list(dict.fromkeys(name for each in tests for name in each if name not in order.validated)),
         curves=curves,
         peak=round(max(peaks, default=0.0) * 2**30),
         nonfinite=measures.nonfinite,
@@ -166,10 +171,12 @@ def fit(order: Order, told: Told) -> RunRecord:
     )
 
 
-def _record(order: Order, cli: LightningCLI, measures: Measures, monitor: FixedPointMonitor) -> RunRecord:
+def _record(order: Order, cli: LightningCLI, measures: Measures) -> RunRecord:
     """What is known at the end of the fit."""
     trainer, plugin = cli.trainer, cli.trainer.precision_plugin
     ours = plugin if isinstance(plugin, FixedPointPrecision) else None
+    # The run's, or one of the module's own configure_callbacks, which Lightning puts in its place.
+    monitor = next(each for each in trainer.callbacks if isinstance(each, FixedPointMonitor))  # type: ignore[attr-defined]
     kept, float32 = order.activations, dict(measures.float32)
     if float32 and "float32" in kept:
         float32["activations"] = kept["float32"]
@@ -184,11 +191,7 @@ def _record(order: Order, cli: LightningCLI, measures: Measures, monitor: FixedP
         epochs=trainer.current_epoch,
         devices=trainer.world_size,
         examples=measures.examples,
-        metrics={
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if isinstance(value, Tensor) and value.numel() == 1 and not name.startswith(PREFIX)
-        },
+        metrics={name: value for name, value in logged(trainer).items() if not name.startswith(PREFIX)},
         held=measures.held,
         float32=float32,
         bf16=bf16,
@@ -211,19 +214,33 @@ def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, text in row.items():
-                    if text and name not in ("step", "epoch") and math.isfinite(float(text)):
-                        curves.setdefault(name, []).append((int(row["step"]), float(text)))
+                    if name not in ("step", "epoch") and math.isfinite(value := _number(text)):
+                        curves.setdefault(name, []).append((int(row["step"]), value))
     return {name: sorted(curve, key=lambda point: point[0]) for name, curve in curves.items()}
+
+
+def _number(text: str) -> float:
+    """NaN for none, for a module may log words too."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:
     """What is not finite at the end; empty if all that tells of a run's success is."""
     if loss is not None and not bool(loss.isfinite().all()):
-        return "the training loss is not finite"
+        return f"the training loss{NOT_FINITE}"
     for name, value in metrics.items():
         if (name == metric or "loss" in name.lower()) and not math.isfinite(value):
-            return f"{name} is not finite"
+            return f"{name}{NOT_FINITE}"
     return ""
+
+
+def diverged_by_another(record: RunRecord, metric: str) -> bool:
+    """Whether a run is said to have diverged for what was compared before, and is not now."""
+    name = record.reason.removesuffix(NOT_FINITE)
+    return name not in (record.reason, metric) and "loss" not in name.lower()
 
 
 def _reason(error: Exception) -> str:

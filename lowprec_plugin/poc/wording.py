@@ -19,8 +19,8 @@ from lowprec_plugin.poc.outcomes import (
     seeds_to_settle,
 )
 from lowprec_plugin.poc.pace import pace
-from lowprec_plugin.poc.phrases import are, at_steps, failure, names, part_of, reasons, sentence
-from lowprec_plugin.poc.words import Scale, allowed, counted, listed, share, spoken, times
+from lowprec_plugin.poc.phrases import are, at_steps, failure, length, names, part_of, reasons, sentence, took
+from lowprec_plugin.poc.words import Scale, allowed, counted, listed, rough, share, spoken
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 
 #: From here on an evidence in the counted updates is worth a word.
@@ -110,9 +110,8 @@ class Words:
         failed = (
             f"{part_of(group.failed, group)} gave no result: {failure(group)}" if group.values and group.failed else ""
         )
-        return " ".join(
-            sentence(each) for each in (said, failed, self._ramp(finding), *self._numerical(finding)) if each
-        )
+        more = (failed, length(group, self.groups.float32), self._ramp(finding), *self._numerical(finding))
+        return " ".join(sentence(each) for each in (said, *more) if each)
 
     def evidence(self, finding: Finding) -> str:
         """``val_accuracy 97.42 % against 97.51 %, −0.09 ± 0.05 points over 4 seeds``."""
@@ -132,9 +131,9 @@ class Words:
         held, found = self.groups.share_held(variant), pace(self.groups, variant)
         parts = [f"It held {100 * held:.0f} % of float32's bytes."] if held else []
         if found:
-            took = f"step took {found.ratio:.2f} ± {times(found.error)} float32's time"
+            step = f"step took {took(found)} float32's time"
             shown = "no difference that is shown" if found.seeds > 1 else "one seed is too few to tell"
-            parts.append(f"{found.word.capitalize()}: a {took}." if found.word else f"A {took}: {shown}.")
+            parts.append(f"{found.word.capitalize()}: a {step}." if found.word else f"A {step}: {shown}.")
         elif self.groups.of[variant].step_ms and self.groups.float32.step_ms and self.groups.twin.step_ms:
             parts.append("Its step time is not compared: no seed was timed with float32 and its twin by one command.")
         return " ".join(parts)
@@ -165,6 +164,11 @@ class Words:
             return sentence(
                 f"float32 itself learned nothing on {part_of(flat, bad)}: its {loss} did not fall, and {groups.metric} "
                 "got no better"
+            )
+        if self.baseline == "one":
+            return sentence(
+                f"float32's runs of {counted(len(bad.values), 'seed')} are one and the same, as where a module or its "
+                "data set a seed of their own: nothing shows what another seed would make of them"
             )
         if self.baseline == "failed":
             return sentence(f"{name} gave no result: {failure(bad)}")
@@ -231,7 +235,7 @@ class Words:
         if bound <= 0:
             return "Even two standard errors away it is not worse"
         near_zero = bound > abs(found.baseline)  # where a share of it says nothing
-        part = "" if near_zero else f" ({100 * bound / abs(found.baseline):.2g} % of float32's)"
+        part = "" if near_zero else f" ({rough(100 * bound / abs(found.baseline))} % of float32's)"
         return f"Two standard errors away it is {self.scale.distance(bound)} worse{part}, and hardly more"
 
     def _to_settle(self, finding: Finding) -> str:

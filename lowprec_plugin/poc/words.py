@@ -73,7 +73,7 @@ class Scale:
 
     def distance(self, distance: float) -> str:
         """How far apart two values are."""
-        return f"{self.factor * abs(distance):.2g}{self.difference_unit}"
+        return f"{rough(self.factor * abs(distance))}{self.difference_unit}"
 
 
 def signed(value: float, digits: int) -> str:
@@ -96,9 +96,9 @@ def listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
 
 
-def counted(number: int, thing: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, things: str = "") -> str:
+    """``1 seed``, ``2 seeds``, ``2 processes``."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 
 
 def about(seconds: float) -> str:
@@ -119,6 +119,11 @@ def bytes_text(nbytes: float) -> str:
 def significant(value: float) -> str:
     """Three significant digits, without an exponent below a million."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def rough(value: float) -> str:
+    """Two significant digits, without an exponent below ten million."""
+    return f"{float(f'{value:.2g}'):.7g}"
 
 
 def large(number: float) -> str:

@@ -50,6 +50,8 @@ def read_config(
                 f"config={config!r} has a {part} without a class_path, as where a program fixes the class: give "
                 f"{part}=package.Class"
             )
+    if not isinstance(found.get("trainer") or {}, Mapping):
+        raise ValueError(f"config={config!r} has trainer={found['trainer']!r}: give its arguments by name")
     trainer = found["trainer"] = dict(found.get("trainer") or {})
     if epochs is not None:
         trainer["max_epochs"] = epochs

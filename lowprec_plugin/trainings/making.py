@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -22,7 +22,7 @@ _UNSEEN = {
     "logger": {"class_path": "lightning.pytorch.loggers.logger.DummyLogger"},
     "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False,
 }  # fmt: skip
-_UNSEEN_CALLBACKS = ("Checkpoint", "ProgressBar", "ModelSummary")
+_UNSEEN_CALLBACKS = ("Checkpoint", "ProgressBar", "ModelSummary", "FixedPointMonitor")
 IN_THIS_PROCESS: Config = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 
@@ -47,6 +47,14 @@ def perturb_last_bit_(module: torch.nn.Module) -> None:
     """Move every parameter to the next float above it."""
     for param in module.parameters():
         param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+
+
+class LastBit(Callback):
+    """Moves every weight by a last bit when training starts: by then the module's own hooks have made or loaded all."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """No weight comes later."""
+        perturb_last_bit_(pl_module)
 
 
 def unseen(config: Config) -> list[str]:

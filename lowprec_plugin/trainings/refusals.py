@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import sysconfig
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from typing import Any
 from lowprec_plugin.trainings.config import Config, class_path
 
 PARTS = {"model": "LightningModule", "data": "LightningDataModule"}
+#: Folders of code that is not the user's own.
+_OTHERS = [Path(__file__).parents[1], *{Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}]
 
 
 @contextmanager
@@ -42,6 +45,15 @@ def raised_in(error: BaseException, package: str) -> bool:
     """Whether the code of ``package`` raised it, and not what that called."""
     name: str = _last(error)[0].f_globals.get("__name__", "")
     return name.partition(".")[0] == package
+
+
+def place(error: BaseException) -> str:
+    """`` (net.py, line 12)``: the user's own line that raised it, or called what did; empty if none was at work."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path = Path(frame.f_code.co_filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in _OTHERS):
+            return f" ({path.name}, line {line})"
+    return ""
 
 
 def _is_of_parser(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.trainings import Config
-from lowprec_plugin.trainings.making import instantiate, perturb_last_bit_, quietly, rehearse
+from lowprec_plugin.trainings.making import LastBit, instantiate, quietly, rehearse
 from lowprec_plugin.tune.records import Judge, Run
 from lowprec_plugin.tune.space import Setting
 
@@ -81,11 +81,9 @@ def train(
     start = time.perf_counter()
     with quietly():
         watch = Watch(metric, judge)
-        cli = instantiate(config, [watch])
+        cli = instantiate(config, [watch, *([LastBit()] if twin else [])])
         if cli.trainer.world_size > 1:
             watch.judge = None
-        if twin:
-            perturb_last_bit_(cli.model)
         try:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)
             diverged = None

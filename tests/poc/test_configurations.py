@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 
 from lowprec_plugin.cli.main import main
+from lowprec_plugin.monitoring import FixedPointMonitor
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_study
@@ -69,6 +72,21 @@ def small(model: str, **trainer: Any) -> RunRecord:
     return run_poc("user.yaml", variants=[], seeds=1, output="poc", progress=False)[0]
 
 
+def test_a_title_says_how_long_runs_are() -> None:
+    for limits, title in [({"max_steps": 2000}, ", 1 epoch"), ({"max_steps": 5}, ", 5 steps"), ({}, ", 1 epoch")]:
+        small("Sorter", **limits)
+        assert load_study(Path("poc")).title.endswith(f"Clouds{title}")
+        shutil.rmtree("poc")
+
+
+def test_other_processes_than_the_configurations_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    small("Sorter", devices=4, num_nodes=2, strategy="ddp")
+    told = "in place of the configuration's devices=4 and num_nodes=2: 1 process of this machine, as --devices says\n"
+    assert told in capsys.readouterr().out
+    small("Sorter", devices="auto", num_nodes=1, strategy="auto")
+    assert "in place of" not in capsys.readouterr().out
+
+
 def test_two_optimizers_by_hand() -> None:
     """A batch of 10 ms or more makes two steps, so that steps times their time is what the run takes. The gradients are
     those of both, where the first step has but the first optimizer's: 15 rows of an embedding, and their indices."""
@@ -89,6 +107,59 @@ def test_a_step_takes_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     record = small("Slow", accumulate_grad_batches=4)
     assert record.steps == 5
     assert record.step_ms["fast"] >= 12
+
+
+def test_what_other_loggers_take_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that draws to TensorBoard, W&B or Neptune runs as it does in the rehearsal, and its numbers are read."""
+
+    class Drawing(Sorter):
+        def validation_step(self, *args: Any) -> None:
+            super().validation_step(*args)
+            self.logger.experiment.add_scalar("x", 1.0, self.global_step)
+            self.logger.experiment["series"].log(1.0)
+            self.logger.log_image("x", [1])
+            self.logger.log_metrics({"val_best": 0.5, "converged": True, "note": "fine"}, self.global_step)
+
+    monkeypatch.setattr("tests.poc.users.Drawing", Drawing, raising=False)
+    record = small("Drawing")
+    assert (record.status, record.reason) == ("finished", "")
+    assert record.curves["val_best"][-1] == (20, 0.5)
+    assert len(record.curves["train_loss"]) == 10
+    assert not {"converged", "note"} & record.curves.keys()
+
+
+def test_a_monitor_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes one alone: a configuration's is left out, a module's takes the place of the run's."""
+
+    class Watched(Sorter):
+        def configure_callbacks(self) -> list[Callback]:
+            return [FixedPointMonitor(5)]
+
+    monkeypatch.setattr("tests.poc.users.Watched", Watched, raising=False)
+    for model, callbacks in (("Sorter", ["lowprec_plugin.FixedPointMonitor"]), ("Watched", [])):
+        record = small(model, callbacks=callbacks)
+        assert (record.status, len(record.layers)) == ("finished", 4)
+        shutil.rmtree("poc")
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_steps": 5}])
+def test_what_validation_logs_is_its_own(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever names training logs something later, and a test last."""
+
+    class Shared(Sorter):
+        def training_step(self, *args: Any) -> Any:
+            self.log("acc", 0.25, on_step=False, on_epoch=True)
+            return super().training_step(*args)
+
+        def validation_step(self, *args: Any) -> None:
+            self.log("acc", 0.5)
+
+        def test_step(self, *args: Any) -> None:
+            self.log_dict({"acc": 0.75, "top5": 0.875})
+
+    monkeypatch.setattr("tests.poc.users.Shared", Shared, raising=False)
+    record = small("Shared", **limits)
+    assert (record.metrics["acc"], record.metrics["top5"], record.tested) == (0.5, 0.875, ["top5"])
 
 
 @pytest.mark.parametrize(

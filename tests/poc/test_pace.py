@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 from lowprec_plugin.poc.groups import Groups
 from lowprec_plugin.poc.pace import pace
-from tests.poc.staged import float32, record, runs, verdict
+from lowprec_plugin.poc.report import write
+from tests.poc.staged import float32, folder, record, runs, verdict
 
 
 def test_a_step_is_slower_only_beyond_what_the_twin_shows() -> None:
@@ -46,6 +48,20 @@ def test_the_step_of_one_seed_is_never_called_slower() -> None:
 
     assert called(1) == 0
     assert called(4) < 0.08
+
+
+def test_very_uncertain_times_are_a_range(tmp_path: Path) -> None:
+    """``26.86 ± 20.06 ×`` of a busy machine would read as if there were a figure."""
+    times = {"float32": (1, 1, 1, 1), "float32 twin": (2, 0.2, 3, 0.4), "16": (9, 60, 8, 70)}
+    records = [
+        record(name, seed, step_ms={"median": ms}) for name, each in times.items() for seed, ms in enumerate(each)
+    ]
+    found = verdict(records)
+    assert "Slower: a step took somewhere between 3.57 and 151 × float32's time." in found.costs["16"]
+    few = [each for each in records if each.seed == 0]
+    assert "A step took somewhere between 0.685 and 118 × float32's time: one seed" in verdict(few).costs["16"]
+    write(folder(tmp_path, records))
+    assert "<dt>of its step time, slower, very uncertain</dt>" in (tmp_path / "report.html").read_text()
 
 
 def test_step_times_of_two_commands_are_not_compared() -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from lowprec_plugin.poc.rehearsal import Rehearsed, chosen_metric
+from lowprec_plugin.poc.rehearsal import Rehearsed, _steps, chosen_metric
 from lowprec_plugin.poc.training import interval_of
 from lowprec_plugin.poc.variants import VARIANTS, paced
 from lowprec_plugin.poc.words import Scale
 from lowprec_plugin.ramp import WordLengthRamp
 
-FOUND = Rehearsed(
-    ["train_acc", "val_acc", "val_loss"], ["val_acc", "val_loss"], ["test_acc"], True, True, 100, {}, "cpu", []
-)
+FOUND = Rehearsed(["train_acc", "val_acc", "val_loss"], ["val_acc", "val_loss"], ["test_acc"], True, 100, {}, "cpu", [])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +88,20 @@ def test_a_ramp_of_a_long_run_has_its_defaults(steps: int | None) -> None:
 )
 def test_points_of_a_curve(trainer: dict[str, int], steps: int | None, interval: int) -> None:
     assert interval_of({"trainer": trainer}, steps) == interval
+
+
+@pytest.mark.usefixtures("no_command_line")
+@pytest.mark.parametrize(
+    ("trainer", "one", "two"),
+    [({}, 60, 30), ({"limit_train_batches": 4}, 12, 12), ({"limit_train_batches": 0.5}, 30, 15),
+     ({"overfit_batches": 4}, 12, 12), ({"max_steps": 5}, 5, 5)],
+)  # fmt: skip
+def test_steps_of_a_run(trainer: dict[str, Any], one: int, two: int) -> None:
+    """Several processes share an epoch, but a limit of batches is each one's own."""
+    for devices, steps in ((1, one), (2, two)):
+        given = {"max_epochs": 3, "accelerator": "cpu", **trainer, "devices": devices}
+        config = {"trainer": given, "model": "tests.poc.users.Sorter", "data": "tests.poc.users.Clouds"}
+        assert _steps(config) == steps
 
 
 def test_what_else_the_plugin_was_given_holds_for_all() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.poc.records import RunRecord
+from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.report import FILES, write
 from tests.poc import staged
 from tests.poc.test_report import pictures, reported
@@ -136,6 +136,17 @@ def test_a_damaged_run_leaves_the_report_as_it_was(tmp_path: Path, capsys: pytes
     assert "16-seed0" in capsys.readouterr().err
     assert [(tmp_path / name).read_bytes() for name in FILES] == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+WITHOUT_METRICS = json.dumps({"version": 1, **asdict(staged.record("16", 0)), "metrics": None})
+
+
+@pytest.mark.parametrize("content", ["", "null", '"text"', "[]", WITHOUT_METRICS])
+def test_a_damaged_run_is_named_with_what_to_do(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"^{path} is not the record of a run .*: delete it"):
+        load(path)
 
 
 def test_a_study_without_an_ended_run(tmp_path: Path) -> None:

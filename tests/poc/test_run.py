@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from lowprec_plugin.poc.study import load_runs, load_study, run_folder
 from lowprec_plugin.poc.variants import DEFAULT
 from lowprec_plugin.tasks import MLP
 from lowprec_plugin.trainings.making import perturb_last_bit_
-from tests.poc.users import USERS, Sorter
+from tests.poc.users import USERS, Sorter, bits_of
 
 pytestmark = pytest.mark.usefixtures("no_command_line")
 ONE_PROCESS = [name for name in DEFAULT if name != "8-bit wire"]
@@ -232,6 +232,29 @@ def test_a_variant_that_fails_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
     assert [path.stat().st_mtime_ns for path in before] == times
 
 
+def test_a_run_is_repeated_where_another_metric_decided_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that diverged for a metric alone that is compared no longer, and one that ended without what now is."""
+
+    class Two(Sorter):
+        def validation_step(self, *args: Any) -> None:
+            narrow = self.trainer.global_step and bits_of(self.layers[0].weight) == 16
+            self.log_dict({"val_f1": 0.5, "val_auc": float("nan") if narrow else 0.5})
+
+    monkeypatch.setattr("tests.poc.users.Two", Two, raising=False)
+
+    def ended(metric: str, output: str) -> tuple[str, str]:
+        run = run_poc(
+            model="tests.poc.users.Two", data="tests.poc.users.Clouds", steps=2, seeds=1, variants=["16"],
+            metric=metric, output=output, progress=False,
+        )[-1]  # fmt: skip
+        return run.status, run.reason
+
+    diverged = ("diverged", "val_auc is not finite")
+    assert ended("val_auc", "one") == diverged
+    assert ended("val_f1", "one") == ("finished", "")
+    assert ended("val_auc", "one") == diverged
+
+
 def test_all_runs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What calls the command learns of it; the report is there all the same."""
     step = Sorter.training_step
@@ -306,3 +329,28 @@ def test_the_twin_starts_one_last_bit_away() -> None:
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert (a != b).all()
         torch.testing.assert_close(a, b, rtol=2e-7, atol=1e-44)
+
+
+def test_the_twin_of_a_module_that_is_made_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ``configure_model``, which runs when the fit begins: before it there is no weight to move."""
+
+    class Late(Sorter):
+        starts: ClassVar[list[torch.Tensor]] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = None
+
+        def configure_model(self) -> None:
+            self.layers = self.layers or torch.nn.Sequential(torch.nn.Linear(4, 3))
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0:
+                self.starts.append(self.layers[0].weight.detach().clone())
+
+    monkeypatch.setattr("tests.poc.users.Late", Late, raising=False)
+    arguments: dict[str, Any] = {"model": "tests.poc.users.Late", "data": "tests.poc.users.Clouds", "steps": 2}
+    run_poc(**arguments, variants=[], seeds=1, output="poc", progress=False)
+    one, other = Late.starts[-2:]
+    assert (one != other).all()
+    torch.testing.assert_close(one, other, rtol=2e-7, atol=1e-44)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lowprec_plugin.poc.curves import training_loss
+from lowprec_plugin.poc.words import Scale
 from tests.poc.staged import NOISE, curves, diverged, float32, full, outcomes, record, runs, verdict, widened
 
 
@@ -70,7 +71,7 @@ def test_float32_itself_diverges(others: str) -> None:
     )
     assert found.next == [
         "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up. Then run "
-        "this again."
+        "this again, with another --output."
     ]
     for sentence in found.sentences.values():
         assert "worse" not in sentence
@@ -99,6 +100,27 @@ def test_float32_learns_nothing() -> None:
         "float32 itself learned nothing on 4 of 4 seeds: its train_loss did not fall, and val_accuracy got no better. "
         "This comparison says nothing of precision."
     )
+
+
+def test_seeds_that_make_no_difference_are_one() -> None:
+    """A module that calls ``seed_everything(42)`` itself: over four such seeds anything would look certain."""
+    names = {"float32": 0.97, "float32 twin": 0.9702, "16": 0.9601}
+    found = verdict([record(name, s, at, curves=curves(0, at)) for name, at in names.items() for s in range(4)])
+    assert found.baseline == "one"
+    assert found.headline == (
+        "float32's runs of 4 seeds are one and the same, as where a module or its data set a seed of their own: "
+        "nothing shows what another seed would make of them. This comparison says nothing of precision."
+    )
+    assert outcomes(found) == {"16": "no yardstick"}
+    assert found.next[0].startswith("Let --seeds decide: leave seed_everything and manual_seed out")
+    assert verdict(float32(1)).baseline == "sound"
+
+
+def test_runs_of_other_lengths_are_told() -> None:
+    """What ends runs when they are good enough sets them apart, whatever the format."""
+    found = verdict([*float32(), *runs("16", 0.96)[:3], record("16", 3, 0.95, steps=320), *runs("12", 0.96)])
+    assert "1 of 4 seeds ended at step 320 and float32's at step 645: what ends runs" in found.sentences["16"]
+    assert "ended at" not in found.sentences["12"]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +212,12 @@ def test_metrics_of_any_size_are_readable(size: float, evidence: str) -> None:
         for seed in range(4)
     ]
     assert evidence in verdict(records, "val_loss", "min").sentences["16"]
+
+
+def test_distances_are_written_without_an_exponent() -> None:
+    """``1.5e+02`` is no figure for a sentence."""
+    scale = Scale.of("val_mse", [2500.0, 250_000.0])
+    assert [scale.distance(each) for each in (0.0123, 1.0, 153, 15_234)] == ["0.012", "1", "150", "15000"]
 
 
 def test_bfloat16_beside_ours() -> None:
