@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin import Emulation, FixedPointTensor, emulate, optim
 from lowprec_plugin.export import to_c
 from lowprec_plugin.tasks import CNN, MNISTDataModule
 from tests.emulation import integers
@@ -203,6 +204,46 @@ def test_refused(module: nn.Module, options: dict[str, object], message: str, tm
     with pytest.raises(ValueError, match=message):
         to_c(module, tmp_path / "net.h", **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+class Residual(nn.Sequential):
+    """Of what it holds, and its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_what_a_sequence_does_besides_is_refused(tmp_path: Path) -> None:
+    """A subclass with a forward of its own, and hooks: the layers alone would give other numbers."""
+    options: dict[str, Any] = {"input_shape": (4,), "activations": "<4,12>"}
+    inside = bad(nn.Sequential(Residual(nn.Linear(4, 4), nn.ReLU())))
+    with pytest.raises(ValueError, match=r"layer '0' is Residual, and Linear, .* are covered"):
+        to_c(inside, tmp_path / "net.h", **options)
+    with pytest.raises(ValueError, match=r"network='0' is Residual, and an nn.Sequential is needed.* has \[''\]"):
+        to_c(inside, tmp_path / "net.h", network="0", **options)
+    hooked = bad(nn.Sequential(nn.Linear(4, 4)))
+    handle = hooked[0].register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(ValueError, match="module '0' has forward hooks"):
+        to_c(hooked, tmp_path / "net.h", **options)
+    handle.remove()
+    to_c(hooked, tmp_path / "net.h", **options)
+
+
+def test_layers_that_another_network_shares(tmp_path: Path) -> None:
+    """The emulation knows them by their first name in all of the module, the file by that in the network."""
+    net = nn.Module()
+    net.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    net.head = nn.Sequential(net.body[0], nn.ReLU())
+    optim.quantize_(net, "<2,10>")
+    x = torch.randn(30, 4)
+    activations = {"body.0": "<4,6>", "*": "<8,8>"}
+    to_c(net, tmp_path / "net.h", network="head", input_shape=(4,), activations=activations)
+    assert "static const int16_t net_head_0_weight[16]" in (tmp_path / "net.h").read_text()
+    binary = nets.compiled(CHECKED, tmp_path, MAIN, "main.c")
+    settings = Emulation(activations, None, rounding="nearest", accumulate="exact")
+    with torch.no_grad(), emulate(net, settings, training=False):
+        expected = nets.as_codes(net.head(x), "<4,6>")
+    assert torch.equal(nets.run(binary, nets.rounded_codes(x, "<4,6>"), (30, 4)), expected)
 
 
 def test_names_refused(tmp_path: Path) -> None:
