@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -246,12 +247,33 @@ def test_layers_that_another_network_shares(tmp_path: Path) -> None:
     assert torch.equal(nets.run(binary, nets.rounded_codes(x, "<4,6>"), (30, 4)), expected)
 
 
+def test_layers_of_any_name(tmp_path: Path) -> None:
+    """Keywords, and what would end a comment or is not ASCII: no identifier is made of a layer that has no tensors."""
+    net = nn.Sequential(OrderedDict({"int": nn.Linear(4, 5), "*/é": nn.ReLU(), "for-each": nn.Linear(5, 3)}))
+    in_c, emulated = c_and_emulation(bad(net), torch.randn(9, 4), tmp_path)
+    assert torch.equal(in_c, emulated)
+
+
+@pytest.mark.parametrize(("name", "taken"), [("run", "net_run"), ("input", "NET_INPUT_IL"), ("layer_0", "net_layer_0")])
+def test_a_tensor_named_as_a_function_or_its_constants_is_refused(name: str, taken: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    net.register_parameter(name, nn.Parameter(torch.ones(2)))
+    optim.quantize_(net, "<4,12>")
+    options: dict[str, Any] = {"input_shape": (4,), "activations": "<4,12>"}
+    with pytest.raises(ValueError, match=f"'{taken}' would be defined 2 times"):
+        to_c(net, tmp_path / "net.h", **options)
+    to_c(net, tmp_path / "net.h", leave_out=name, **options)
+
+
 def test_names_refused(tmp_path: Path) -> None:
     x = FixedPointTensor.quantize(torch.ones(2), "<4,4>")
     with pytest.raises(ValueError, match=r"'a.b' and 'a_b' are both 'net_a_b' in C"):
         to_c({"a.b": x, "a_b": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'a' and 'A' are both 'net_a' in C, where constants are in capitals"):
         to_c({"a": FixedPointTensor.quantize(torch.ones(2), "<2,6>"), "A": x}, tmp_path / "net.h")
+    dynamic = FixedPointTensor.quantize(torch.ones(2), "fixed8")
+    with pytest.raises(ValueError, match=r"'net_a_exponents' would be defined 2 times"):
+        to_c({"a": dynamic, "a.exponents": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'a\*/' is not of letters"):
         to_c({"a*/": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'1' is no C identifier"):
