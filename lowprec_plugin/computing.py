@@ -32,7 +32,9 @@ class Computing:
     """
 
     def __init__(self, compute_dtype: ComputeDtype) -> None:
-        compute = _NAMES.get(compute_dtype, compute_dtype) if isinstance(compute_dtype, str) else compute_dtype
+        compute: object = compute_dtype
+        if isinstance(compute_dtype, str):  # LightningCLI saves torch's own names, such as torch.float32
+            compute = _NAMES.get(compute_dtype.removeprefix("torch."), compute_dtype)
         if compute not in _NAMES.values():
             raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {', '.join(_NAMES)}")
         self.autocast = compute == "bf16-mixed"

@@ -92,7 +92,7 @@ class FixedPointPrecision(Precision):
         rounding: Literal["stochastic", "nearest"] = "stochastic",
         block_size: int = 256,
         compute_dtype: ComputeDtype = torch.float32,
-        keep_float: Iterable[str] = (),
+        keep_float: str | Iterable[str] = (),
         ramp: WordLengthRamp | None = None,
         emulation: Emulation | None = None,
         activation_word_length: int | None = None,

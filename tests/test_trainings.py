@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
+from lowprec_plugin import FixedPointPrecision
 from lowprec_plugin.trainings import Config, read_config
 from lowprec_plugin.trainings.making import instantiate, quietly
 
@@ -130,3 +131,14 @@ def test_what_else_is_refused_has_its_place(monkeypatch: pytest.MonkeyPatch) -> 
         instantiate({"seed_everything": 0, "trainer": {"max_epochz": 1}, "model": f"{__name__}.Empty"})
     with pytest.raises(ValueError, match="accelerator"):
         instantiate({"seed_everything": 0, "trainer": {"accelerator": "abacus"}, "model": f"{__name__}.Empty"})
+
+
+def test_one_pattern_of_weights_kept_in_float_may_be_text() -> None:
+    """In YAML as in Python."""
+    plugin = {"class_path": "lowprec_plugin.FixedPointPrecision", "init_args": {"keep_float": "*.bias"}}
+    trainer = {"accelerator": "cpu", "plugins": [plugin]}
+    config: Config = {"seed_everything": 0, "trainer": trainer, "model": {"class_path": f"{__name__}.Empty"}}
+    with quietly():
+        precision = instantiate(config).trainer.precision_plugin
+    assert isinstance(precision, FixedPointPrecision)
+    assert precision.keep_float == ["*.bias"]

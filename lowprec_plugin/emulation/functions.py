@@ -27,6 +27,8 @@ EXACT = frozenset(
 
 #: Of these, those whose whole numbers are filled in.
 FILLING = frozenset(("masked_fill", "masked_fill_", "where"))
+#: Those whose fourth argument is filled in; the whole numbers before it are sizes and dimensions.
+FILLING_FOURTH = frozenset(("pad", "scatter"))
 
 #: Sums of products: the position of the first factor, of the second, and of a bias among the arguments, with the names.
 PRODUCTS = {

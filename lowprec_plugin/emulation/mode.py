@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lowprec_plugin.emulation.attention import attention, multi_head_attention
 from lowprec_plugin.emulation.exact import check_bits, exact_format, in_float64
-from lowprec_plugin.emulation.functions import EXACT, FILLING, FROM_OUTPUT, OTHER_PRODUCTS, PRODUCTS, REFUSED
+from lowprec_plugin.emulation.functions import (
+    EXACT,
+    FILLING,
+    FILLING_FOURTH,
+    FROM_OUTPUT,
+    OTHER_PRODUCTS,
+    PRODUCTS,
+    REFUSED,
+)
 from lowprec_plugin.emulation.sites import Site, format_of, mark, rounded, rounded_function
 from lowprec_plugin.emulation.terms import longest_sum
 from lowprec_plugin.formats import FixedPointFormat
@@ -167,8 +175,9 @@ def _passed_on(result: Any, name: str, args: Any, kwargs: Any) -> Any:
     found = {format_of(x) for x in given if _is_float(x)}
     format = found.pop() if len(found) == 1 else None
     if format is not None:
-        constants = (int, float) if name in FILLING else float  # of others whole numbers are dimensions and the like
-        if not all(_holds(format, x) for x in given if isinstance(x, constants)):
+        filled = [*args[3:4], kwargs.get("value")] if name in FILLING_FOURTH else given
+        whole = name in FILLING or name in FILLING_FOURTH  # of others whole numbers are dimensions and the like
+        if not all(_holds(format, x) for x in filled if isinstance(x, (int, float) if whole else float)):
             format = None
         for x in tree_flatten(result)[0]:
             if _is_float(x) and not isinstance(x, FixedPointTensor):

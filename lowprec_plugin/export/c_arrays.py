@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lowprec_plugin.export.words import Words
+
+#: What a header of ours defines, at the beginning of a line.
+_DEFINED = re.compile(r"^(?:#define (\w+)|(?:static|typedef|template) .*?(\w+)[\[(;])", re.MULTILINE)
 
 
 def identifier(path: str | Path) -> str:
@@ -42,6 +46,26 @@ def names_in_c(prefix: str, names: Iterable[str]) -> dict[str, str]:
                 f"or leave_out={[name]}"
             )
     return found
+
+
+def check_distinct(text: str) -> None:
+    """Refuse a header that defines a name twice: a tensor's may be that of a function, or of another's constants.
+
+    Raises:
+        ValueError: naming it.
+    """
+    found = Counter(define or other for define, other in _DEFINED.findall(text))
+    for name, times in found.items():
+        if times > 1:
+            raise ValueError(
+                f"{name!r} would be defined {times} times, made up of the file's name and a tensor's: rename one, or "
+                "leave the tensor out with leave_out"
+            )
+
+
+def in_comment(name: str) -> str:
+    """A module's name, which may be any text, as it can stand in a comment."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def array(name: str, type: str, values: Iterable[int], count: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from lowprec_plugin.emulation.settings import Formats
-from lowprec_plugin.export.c_arrays import array, codes, constants, identifier, names_in_c, shape_text
+from lowprec_plugin.export.c_arrays import array, check_distinct, codes, constants, identifier, names_in_c, shape_text
 from lowprec_plugin.export.c_network import program
 from lowprec_plugin.export.network import part_of, plan_if_asked
 from lowprec_plugin.export.words import State, Words, integers_only
@@ -59,8 +59,10 @@ def to_c(
             raise ValueError(f"leave_out names {sorted(used - words.keys())[0]!r}, which the network needs")
         parts += program(layers, prefix, names)
     parts.append(f"#endif /* {prefix.upper()}_H */\n")
+    text = "\n\n".join(parts)
+    check_distinct(text)
     with whole_file(path) as partial:
-        partial.write_text("\n\n".join(parts), encoding="ascii")
+        partial.write_text(text, encoding="ascii")
 
 
 def _tensor(name: str, words: Words) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lowprec_plugin.export.c_arrays import constants, shape_text
+from lowprec_plugin.export.c_arrays import constants, in_comment, shape_text
 from lowprec_plugin.export.network import Layer
 
 _ROUND = """\
@@ -107,7 +107,7 @@ def program(layers: Sequence[Layer], prefix: str, names: Mapping[str, str]) -> l
 
 
 def _function(layer: Layer, function: str, prefix: str, names: Mapping[str, str]) -> str:
-    kind = type(layer.module).__name__
+    name, kind = in_comment(layer.name), type(layer.module).__name__
     body = {nn.Linear: _LINEAR, nn.Conv2d: _CONV2D, nn.MaxPool2d: _MAXPOOL2D, nn.ReLU: _RELU}[type(layer.module)]
     values: dict[str, object] = {"prefix": prefix, "size": math.prod(layer.output_shape)}
     formats = f"{layer.input}"
@@ -130,7 +130,7 @@ def _function(layer: Layer, function: str, prefix: str, names: Mapping[str, str]
             key = own.removesuffix("_size")
             values[f"{key}_rows"], values[f"{key}_columns"] = rows, columns
     return (
-        f"/* {layer.name}: {kind}, {shape_text(layer.input_shape)} to {shape_text(layer.output_shape)}, {formats} to "
+        f"/* {name}: {kind}, {shape_text(layer.input_shape)} to {shape_text(layer.output_shape)}, {formats} to "
         f"{layer.output} */\nstatic void {function}(const int32_t *x, int32_t *y)\n{{\n{body.format(**values)}\n}}"
     )
 

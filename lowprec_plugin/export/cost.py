@@ -174,7 +174,7 @@ class Estimate:
             lines.append(self._row(product.layer, product.kind, size, product.operations, product.cycles(self.side)))
         lines.append(self._row("total", "", "", self.operations, self.cycles))
         if self.uncounted:
-            lines.append(f"not counted: {', '.join(self.uncounted)}")
+            lines.append(f"not counted: {', '.join(name or 'parameters of no layer' for name in self.uncounted)}")
         return "\n".join(lines)
 
     def _row(self, layer: str, kind: str, size: str, operations: int, cycles: int) -> str:

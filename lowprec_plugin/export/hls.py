@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from lowprec_plugin.emulation.settings import Formats
-from lowprec_plugin.export.c_arrays import codes, identifier, names_in_c, shape_text
+from lowprec_plugin.export.c_arrays import check_distinct, codes, identifier, in_comment, names_in_c, shape_text
 from lowprec_plugin.export.network import Layer, part_of, plan_if_asked
 from lowprec_plugin.export.words import State, Words, integers_only
 from lowprec_plugin.files import whole_file
@@ -72,10 +72,12 @@ def to_hls(
     layers = plan_if_asked(module_or_state, network, input_shape, activations, "types of layers need")
     if layers is not None:
         parts.append(f"// What goes in.\ntypedef {ap_fixed(layers[0].input)} {prefix}_input_t;")
-        parts += [_layer(layer, prefix) for layer in layers if layer.weight is not None]
+        parts += _layers(layers, prefix)
     parts.append(f"#endif // {prefix.upper()}_H\n")
+    text = "\n\n".join(parts)
+    check_distinct(text)
     with whole_file(path) as partial:
-        partial.write_text("\n\n".join(parts), encoding="ascii")
+        partial.write_text(text, encoding="ascii")
 
 
 def _tensor(name: str, words: Words) -> str:
@@ -89,11 +91,24 @@ def _tensor(name: str, words: Words) -> str:
     )
 
 
+def _layers(layers: Iterable[Layer], prefix: str) -> Iterable[str]:
+    types: dict[str, str] = {}
+    for layer in layers:
+        if layer.weight is not None:
+            made = _layer(layer, prefix)
+            if types.setdefault(layer.name, made) != made:
+                raise ValueError(
+                    f"layer {layer.name!r} comes twice, and what goes into it has two formats, for which it has one "
+                    "accumulator type: give both the same"
+                )
+    return types.values()
+
+
 def _layer(layer: Layer, prefix: str) -> str:
     name = f"{prefix}_{re.sub(r'[^A-Za-z0-9]', '_', layer.name)}"
-    bits, integer = layer.sum_bits, layer.sum_bits - layer.sum_fraction
+    kind, bits, integer = type(layer.module).__name__, layer.sum_bits, layer.sum_bits - layer.sum_fraction
     return (
-        f"// {layer.name}: {type(layer.module).__name__}. The accumulator holds every sum: it never rounds or wraps.\n"
+        f"// {in_comment(layer.name)}: {kind}. The accumulator holds every sum: it never rounds or wraps.\n"
         f"typedef ap_fixed<{bits}, {integer}, AP_TRN, AP_WRAP> {name}_sum_t;\n"
         f"typedef {ap_fixed(layer.output)} {name}_out_t;"
     )

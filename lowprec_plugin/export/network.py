@@ -6,9 +6,9 @@ nearest: a sum of products is exact, and rounded once to the layer's output form
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -89,25 +89,28 @@ def plan(root: nn.Module, network: str, input_shape: Sequence[int], activations:
     """
     emulation = Emulation(activations, None, rounding="nearest", accumulate="exact")
     emulation.check_modules(name for name, _ in root.named_modules())
-    # A module that comes twice goes by its first name, in the emulation too.
-    names = {id(module): name for name, module in root.named_modules()}
-    layers = [(names[id(module)], module) for module in _flat(_sequence(root, network))]
-    products = [name for name, module in layers if type(module) in PRODUCTS]
+    sequence = _sequence(root, network)
+    # A module that comes twice goes by its first name: to the emulation that in root, in the file that in the network.
+    emulated = {id(module): name for name, module in root.named_modules()}
+    names = {id(module): name for name, module in sequence.named_modules(prefix=network)}
+    _check_hooks(sequence.named_modules(prefix=network))
+    layers = [(names[id(module)], module) for module in _flat(sequence)]
+    for name, module in layers:
+        _check(name, module)
+    products = [module for _, module in layers if type(module) in PRODUCTS]
     if not products:
         raise ValueError(f"network={network!r} has no Linear and no Conv2d: there is nothing to compute")
     words, _ = split(part_of(root, network))
     # What comes before the first product only selects, and rounding keeps the order of numbers.
-    format = _format(emulation, products[0])
+    format = _format(emulation, emulated[id(products[0])])
     shape, planned = tuple(input_shape), []
     for name, module in layers:
-        _check(name, module)
         after = _shape_after(name, module, shape)
         if type(module) in (nn.ReLU, nn.MaxPool2d):
             planned.append(Layer(name, module, shape, after, format, format))
         elif type(module) in PRODUCTS:
-            layer = Layer(
-                name, module, shape, after, format, _format(emulation, name), *_parameters(name, module, words)
-            )
+            output = _format(emulation, emulated[id(module)])
+            layer = Layer(name, module, shape, after, format, output, *_parameters(name, module, words))
             _check_bits(layer)
             planned.append(layer)
             format = layer.output
@@ -156,8 +159,8 @@ def part_of(module: nn.Module, network: str) -> dict[str, Any]:
 def _sequence(root: nn.Module, network: str) -> nn.Sequential:
     there = dict(root.named_modules(remove_duplicate=False))
     found = there.get(network)
-    if not isinstance(found, nn.Sequential):
-        candidates = [name for name, each in there.items() if isinstance(each, nn.Sequential)]
+    if not _is_plain(found):
+        candidates = [name for name, each in there.items() if _is_plain(each)]
         raise ValueError(
             f"network={network!r} is {type(found).__name__}, and an nn.Sequential is needed, run in its order: "
             f"{type(root).__name__} has {candidates or 'none'}"
@@ -165,9 +168,22 @@ def _sequence(root: nn.Module, network: str) -> nn.Sequential:
     return found
 
 
+def _is_plain(module: nn.Module | None) -> TypeGuard[nn.Sequential]:
+    """Whether ``module`` runs what it holds in order and does no more, as a subclass with a forward of its own may."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _check_hooks(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    for name, module in modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"module {name!r} has forward hooks, and what they do is no layer's: remove them with their handles"
+            )
+
+
 def _flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
     for module in sequence:
-        if isinstance(module, nn.Sequential):
+        if _is_plain(module):
             yield from _flat(module)
         else:
             yield module

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,17 @@ def to_onnx(
                 f"{each.name!r} is in {each.format}, and ONNX quantises to 16 bits at most: use narrower words, "
                 "or export safetensors or a plain float state dict"
             )
-    model = _exported(module.get_submodule(network), input_shape)
-    _store_codes(onnx, model.graph, words)
-    for layer in layers:
-        if layer.weight is not None:
-            _round_output(onnx, model.graph, layer.weight.name[cut:], layer)
+    exported = module.get_submodule(network)
+    for name in ("input", "output"):
+        if name in exported.state_dict():
+            raise ValueError(f"{name!r} is what the graph's own {name} is called: rename the parameter or buffer")
+    model = _exported(exported, input_shape)
+    there = {each.name for each in model.graph.initializer}
+    called = _called(exported, there)
+    _store_codes(onnx, model.graph, {called.get(name, name): each for name, each in words.items()})
+    weights = {layer.weight.name[cut:]: layer for layer in layers if layer.weight is not None}
+    for name, layer in weights.items():
+        _round_output(onnx, model.graph, called.get(name, name), layer)
     if layers:
         _round_input(onnx, model.graph, layers[0].input)
     if sum(len(each.raw_data) for each in model.graph.initializer) > _MOST_BYTES:
@@ -91,6 +98,13 @@ def to_onnx(
     onnx.checker.check_model(model, full_check=True)
     with whole_file(path) as partial:
         partial.write_bytes(model.SerializeToString())
+
+
+def _called(module: nn.Module, there: Container[str]) -> dict[str, str]:
+    """What the graph, with the names ``there``, calls parameters of modules that it knows by another of their names."""
+    params = dict(module.named_parameters(remove_duplicate=False))
+    found = {id(param): name for name, param in params.items() if name in there}
+    return {name: found[id(param)] for name, param in params.items() if name not in there and id(param) in found}
 
 
 def _exported(module: nn.Module, input_shape: Sequence[int]) -> Any:
@@ -112,8 +126,10 @@ def _exported(module: nn.Module, input_shape: Sequence[int]) -> Any:
                 dynamic_shapes=({0: torch.export.Dim.AUTO},),
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            named = [name for name, _ in module.named_modules() if any(map(iskeyword, name.split(".")))]
+            remedy = f"rename module {named[0]!r}, for Python's keywords are no names to it" if named else error
             raise ValueError(
-                f"torch.onnx cannot export {type(module).__name__} for an input of {tuple(input_shape)}: {error}"
+                f"torch.onnx cannot export {type(module).__name__} for an input of {tuple(input_shape)}: {remedy}"
             ) from error
     assert program is not None
     return program.model_proto

@@ -96,7 +96,11 @@ def plugin_options(config: Config) -> dict[str, Any]:
     """What the configuration says of our plugin already; what is not chosen here is kept."""
     for plugin in one_or_more(config["trainer"].get("plugins")):
         if _is_ours(plugin):
-            return dict(plugin.get("init_args") or {}) if isinstance(plugin, dict) else {}
+            options = dict(plugin.get("init_args") or {}) if isinstance(plugin, dict) else {}
+            emulation = options.get("emulation")
+            if isinstance(emulation, Mapping) and "class_path" in emulation:  # its arguments alone mean the same
+                options["emulation"] = dict(emulation.get("init_args") or {})
+            return options
     return {}
 
 

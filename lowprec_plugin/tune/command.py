@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from lowprec_plugin.files import alone_in
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.quality import MIN_SEEDS, allowance
 from lowprec_plugin.trainings import Config, plugin_options, read_config, with_plugin
@@ -111,8 +113,11 @@ def tune(
     }
     trained = {"config": complete, "metric": metric, "lowprec_plugin": __version__, "torch": torch.__version__}
     search = {**trained, "optuna": version("optuna"), **search}
-    records = Records(Path(output) / "runs.jsonl", trained)
-    with tqdm(total=2 * (seeds + 1) + runs + seeds, disable=not progress, unit="run", dynamic_ncols=True) as bar:
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = 2 * (seeds + 1) + runs + seeds
+    with alone_in(folder), tqdm(total=steps, disable=not progress, unit="run", dynamic_ncols=True) as bar:
+        records = Records(folder / "runs.jsonl", trained)
 
         def run(setting: Setting | None, seed: int, judge: Judge | None = None, twin: bool = False) -> Run:
             bar.set_description(f"seed {seed}, {FLOAT32 if setting is None else written(setting)}")
@@ -127,18 +132,23 @@ def tune(
             return done
 
         all_seeds = range(seed, seed + seeds + 1)
-        baseline = Baseline(
-            [run(None, each) for each in all_seeds],
-            [run(None, each, twin=True) for each in all_seeds],
-            mode == "max",
-            tolerance,
-        )
-        searching = Search(space, costs, baseline, run, runs=runs, seed=seed)
-        best = searching.result()
-    tuned = None if best is None else with_plugin(complete, space.options(best.setting, base, seed), seed)
-    found = Found(metric, baseline.tolerance, baseline, searching.trials, best, searching.closed, tuned)
-    seconds = sum(each.seconds for each in records.runs.values())
-    print("\n" + save(Path(output), found, costs, search, seconds))
+        try:
+            baseline = Baseline(
+                [run(None, each) for each in all_seeds],
+                [run(None, each, twin=True) for each in all_seeds],
+                mode == "max",
+                tolerance,
+            )
+            searching = Search(space, costs, baseline, run, runs=runs, seed=seed)
+            best = searching.result()
+        except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+            bar.close()
+            print("interrupted: the same command goes on from the runs that have ended", file=sys.stderr)
+            raise SystemExit(130) from None
+        tuned = None if best is None else with_plugin(complete, space.options(best.setting, base, seed), seed)
+        found = Found(metric, baseline.tolerance, baseline, searching.trials, best, searching.closed, tuned)
+        bar.close()
+        print("\n" + save(folder, found, costs, search, sum(each.seconds for each in records.runs.values())))
     return found
 
 

@@ -137,7 +137,7 @@ class Costs:
         plugin = make_plugin(options)
         kept = patterns_of(options.get("keep_float", ()))
         state_bits = options.get("state_word_length") or plugin.format.word_length
-        state = FixedPointFormat(state_bits, block_size=plugin.format.block_size)
+        state = FixedPointFormat(state_bits, options.get("state_fraction_length"), plugin.format.block_size)
         bits = held = elements = 0
         for name, shape in self.network.shapes.items():
             numbers, moments = math.prod(shape), self.network.state[name]

@@ -77,7 +77,7 @@ class Records:
                 f"{path} holds runs with {name}={lines[0].get(name)!r}, not {trained.get(name)!r}: choose another "
                 "output folder, or delete that one"
             )
-        path.write_bytes(complete + b"\n")
+        os.truncate(path, len(complete) + 1)
         for line in lines[1:]:
             run = Run(**line)
             self.runs[run.key] = run

@@ -77,6 +77,9 @@ def train(
         metric: the name that the module logs it by.
         twin: move every weight by a last bit at the start.
         judge: not asked where several processes train.
+
+    Raises:
+        ValueError: if the run ends before the metric is logged.
     """
     start = time.perf_counter()
     with quietly():
@@ -94,6 +97,11 @@ def train(
                 raise
             diverged = "a gradient is not finite"
     curve = watch.curve
+    if diverged is None and metric not in cli.trainer.callback_metrics:
+        raise ValueError(
+            f"metric={metric!r} is logged in the rehearsal, but not within the {cli.trainer.current_epoch} epochs of a "
+            "run: validate more often (trainer.check_val_every_n_epoch), or give more epochs="
+        )
     value = cli.trainer.callback_metrics.get(metric, torch.tensor(math.nan)).item()
     if diverged is None and not all(map(math.isfinite, [*curve, value])):
         diverged = f"{metric} is not finite"

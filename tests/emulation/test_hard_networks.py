@@ -118,7 +118,12 @@ def test_running_means_stay_float() -> None:
 
 
 def test_a_whole_number_that_is_filled_in_is_no_number_of_the_format() -> None:
-    fills = (lambda x: x.masked_fill(x == x, 100), lambda x: torch.where(x == x, 100, x))
+    everywhere = torch.arange(8).expand(5, 4, 9, 8)
+    fills = (
+        lambda x: x.masked_fill(x == x, 100), lambda x: torch.where(x == x, 100, x),
+        lambda x: functional.pad(x[..., :0], (0, 8), value=100), nn.ConstantPad1d((-8, 8), 100),
+        lambda x: x.scatter(-1, everywhere, 100), lambda x: x.scatter(-1, everywhere, value=100),
+    )  # fmt: skip
     for fill in fills:
         net = Layer(lambda x, fill=fill: fill(x) @ torch.full((8, 1), 1 / 16))
         with emulate(net, COARSE):  # the largest number is 127 / 16

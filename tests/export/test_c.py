@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin import Emulation, FixedPointTensor, emulate, optim
 from lowprec_plugin.export import to_c
 from lowprec_plugin.tasks import CNN, MNISTDataModule
 from tests.emulation import integers
@@ -205,12 +207,73 @@ def test_refused(module: nn.Module, options: dict[str, object], message: str, tm
     assert list(tmp_path.iterdir()) == []
 
 
+class Residual(nn.Sequential):
+    """Of what it holds, and its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_what_a_sequence_does_besides_is_refused(tmp_path: Path) -> None:
+    """A subclass with a forward of its own, and hooks: the layers alone would give other numbers."""
+    options: dict[str, Any] = {"input_shape": (4,), "activations": "<4,12>"}
+    inside = bad(nn.Sequential(Residual(nn.Linear(4, 4), nn.ReLU())))
+    with pytest.raises(ValueError, match=r"layer '0' is Residual, and Linear, .* are covered"):
+        to_c(inside, tmp_path / "net.h", **options)
+    with pytest.raises(ValueError, match=r"network='0' is Residual, and an nn.Sequential is needed.* has \[''\]"):
+        to_c(inside, tmp_path / "net.h", network="0", **options)
+    hooked = bad(nn.Sequential(nn.Linear(4, 4)))
+    handle = hooked[0].register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(ValueError, match="module '0' has forward hooks"):
+        to_c(hooked, tmp_path / "net.h", **options)
+    handle.remove()
+    to_c(hooked, tmp_path / "net.h", **options)
+
+
+def test_layers_that_another_network_shares(tmp_path: Path) -> None:
+    """The emulation knows them by their first name in all of the module, the file by that in the network."""
+    net = nn.Module()
+    net.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    net.head = nn.Sequential(net.body[0], nn.ReLU())
+    optim.quantize_(net, "<2,10>")
+    x = torch.randn(30, 4)
+    activations = {"body.0": "<4,6>", "*": "<8,8>"}
+    to_c(net, tmp_path / "net.h", network="head", input_shape=(4,), activations=activations)
+    assert "static const int16_t net_head_0_weight[16]" in (tmp_path / "net.h").read_text()
+    binary = nets.compiled(CHECKED, tmp_path, MAIN, "main.c")
+    settings = Emulation(activations, None, rounding="nearest", accumulate="exact")
+    with torch.no_grad(), emulate(net, settings, training=False):
+        expected = nets.as_codes(net.head(x), "<4,6>")
+    assert torch.equal(nets.run(binary, nets.rounded_codes(x, "<4,6>"), (30, 4)), expected)
+
+
+def test_layers_of_any_name(tmp_path: Path) -> None:
+    """Keywords, and what would end a comment or is not ASCII: no identifier is made of a layer that has no tensors."""
+    net = nn.Sequential(OrderedDict({"int": nn.Linear(4, 5), "*/é": nn.ReLU(), "for-each": nn.Linear(5, 3)}))
+    in_c, emulated = c_and_emulation(bad(net), torch.randn(9, 4), tmp_path)
+    assert torch.equal(in_c, emulated)
+
+
+@pytest.mark.parametrize(("name", "taken"), [("run", "net_run"), ("input", "NET_INPUT_IL"), ("layer_0", "net_layer_0")])
+def test_a_tensor_named_as_a_function_or_its_constants_is_refused(name: str, taken: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    net.register_parameter(name, nn.Parameter(torch.ones(2)))
+    optim.quantize_(net, "<4,12>")
+    options: dict[str, Any] = {"input_shape": (4,), "activations": "<4,12>"}
+    with pytest.raises(ValueError, match=f"'{taken}' would be defined 2 times"):
+        to_c(net, tmp_path / "net.h", **options)
+    to_c(net, tmp_path / "net.h", leave_out=name, **options)
+
+
 def test_names_refused(tmp_path: Path) -> None:
     x = FixedPointTensor.quantize(torch.ones(2), "<4,4>")
     with pytest.raises(ValueError, match=r"'a.b' and 'a_b' are both 'net_a_b' in C"):
         to_c({"a.b": x, "a_b": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'a' and 'A' are both 'net_a' in C, where constants are in capitals"):
         to_c({"a": FixedPointTensor.quantize(torch.ones(2), "<2,6>"), "A": x}, tmp_path / "net.h")
+    dynamic = FixedPointTensor.quantize(torch.ones(2), "fixed8")
+    with pytest.raises(ValueError, match=r"'net_a_exponents' would be defined 2 times"):
+        to_c({"a": dynamic, "a.exponents": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'a\*/' is not of letters"):
         to_c({"a*/": x}, tmp_path / "net.h")
     with pytest.raises(ValueError, match=r"'1' is no C identifier"):

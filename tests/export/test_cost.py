@@ -127,6 +127,8 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
     assert (result.word_length, result.activation_word_length) == (20, 20)
     assert result.uncounted == ("embedding",)
     assert "not counted: embedding" in str(result)
+    net.register_parameter("table", nn.Parameter(torch.ones(2, 2)))
+    assert "not counted: parameters of no layer, embedding" in str(estimate(net, (5,), word_length=16))
     assert [module.training for module in net.modules()] == [True, False, True]
     assert not any(module._forward_hooks for module in net.modules())
 

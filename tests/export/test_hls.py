@@ -180,6 +180,25 @@ def test_arrays_and_rounding_in_the_real_types(tmp_path: Path) -> None:
     assert torch.equal(answer.float(), torch.stack(expected))
 
 
+def test_a_layer_that_comes_twice(tmp_path: Path) -> None:
+    """It has one type for its sums: of one format of what goes in."""
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(layer, nn.Linear(4, 4), layer)
+    optim.quantize_(net, "<4,12>")
+    with pytest.raises(ValueError, match="layer '0' comes twice, and what goes into it has two formats"):
+        to_hls(net, tmp_path / "net.h", input_shape=(4,), activations={"0": "<5,7>", "1": "<8,10>"})
+    to_hls(net, tmp_path / "net.h", input_shape=(4,), activations="<6,6>")
+    assert (tmp_path / "net.h").read_text().count(" net_0_sum_t;") == 1
+
+
+def test_a_tensor_named_as_a_type_is_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    net.register_parameter("input", nn.Parameter(torch.ones(2)))
+    optim.quantize_(net, "<4,12>")
+    with pytest.raises(ValueError, match="'net_input_t' would be defined 2 times"):
+        to_hls(net, tmp_path / "net.h", input_shape=(4,), activations="<4,12>")
+
+
 def test_refused(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 2))
     optim.quantize_(net, "fixed16")

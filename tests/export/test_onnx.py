@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,18 @@ def test_activations(activations: str, tmp_path: Path) -> None:
         assert expected.max() == 127 / 8
 
 
+def test_layers_that_come_twice(tmp_path: Path) -> None:
+    """A module under two names, and a parameter of two modules."""
+    layer, tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    net = nn.Sequential(layer, nn.ReLU(), tied, layer)
+    tied.weight = layer.weight
+    optim.quantize_(net, "<4,4>")
+    activations, x = {"0": "<5,3>", "2": "<6,2>"}, 3 * torch.randn(50, 4)
+    to_onnx(net, tmp_path / "net.onnx", input_shape=(4,), activations=activations)
+    (out,) = session(onnx.load(tmp_path / "net.onnx")).run(["output"], {"input": x.numpy()})
+    assert np.array_equal(out, nets.emulated(net, x, activations).numpy())
+
+
 def test_refused(tmp_path: Path) -> None:
     def linear(format: str = "<4,12>") -> nn.Sequential:
         net = nn.Sequential(nn.Linear(4, 2))
@@ -141,6 +154,11 @@ def test_refused(tmp_path: Path) -> None:
     refused(linear("fixed20"), r"'0.weight' is in fixed20, and ONNX quantises to 16 bits at most")
     refused(linear("fixed16"), r"'0.weight' is in fixed16, a radix point per block", activations="<4,12>")
     refused(linear(), r"torch.onnx cannot export Sequential for an input of \(5,\)", input_shape=(5,))
+    named = linear()
+    named.register_buffer("input", torch.ones(1))
+    refused(named, "'input' is what the graph's own input is called: rename")
+    keyword = nn.Sequential(OrderedDict({"lambda": linear()}))
+    refused(keyword, "cannot export Sequential .*: rename module 'lambda', for Python's keywords are no names to it")
     forgetful = Forgetful(nn.Linear(4, 2))
     optim.quantize_(forgetful)
     refused(forgetful, r"'0.weight' is not in torch.onnx's graph under its name")

@@ -58,6 +58,14 @@ def test_bits_and_bytes_are_those_held(setting: tuple[str, str], keep_float: lis
     assert bits.per_parameter * elements == pytest.approx(sum(map(codes, held)))
 
 
+def test_state_with_one_radix_point_has_no_exponents() -> None:
+    space = space_of(weights=["<2,10>"], state=[8])
+    setting = space.at(0.0, "nearest")
+    network = Network({"weight": (4, 256)}, {"weight": 1}, {})
+    bits = Costs(space, network, {"state_fraction_length": 6}, {}).of(setting)
+    assert (bits.per_parameter, bits.bytes_per_parameter) == (20, 3)
+
+
 def test_float32_costs_one() -> None:
     bits = counted(space_of(weights=[8], state=[8], errors=[8], wire=[8])).of(None)
     assert (bits.per_parameter, bits.bytes_per_parameter, bits.per_activation, bits.wire, bits.cost) == (

@@ -14,6 +14,7 @@ import yaml
 
 from lowprec_plugin import tune as package
 from lowprec_plugin.cli.main import main
+from lowprec_plugin.files import alone_in
 from lowprec_plugin.trainings import read_config, with_plugin
 from lowprec_plugin.tune import Found, tune
 from lowprec_plugin.tune.records import Run
@@ -159,6 +160,53 @@ def test_a_folder_of_something_else_is_left_alone(found: Found, config: str, fol
     with pytest.raises(ValueError, match="holds runs with config="):
         tune(config, output=str(folder), epochs=3, **ARGUMENTS)
     assert (folder / "runs.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_another_search_is_in_is_refused(config: str, tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another process is at work"):
+        tune(config, output=str(tmp_path), **ARGUMENTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_says_how_to_go_on(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning makes an exit of it, without a word on what was done."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> Run:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(package.command, "train", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        tune(config, output=str(tmp_path), **ARGUMENTS)
+    assert "interrupted: the same command goes on" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_validated_too_rarely(tmp_path: Path) -> None:
+    """The rehearsal validates whatever the configuration says."""
+    path = tmp_path / "user.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, "trainer": {**CONFIG["trainer"], "check_val_every_n_epoch": 5}}))
+    with pytest.raises(ValueError, match="but not within the 4 epochs of a run: validate more"):
+        tune(str(path), output=str(tmp_path), **ARGUMENTS)
+
+
+def test_a_configuration_that_fit_has_saved_can_be_tuned(config: str, tmp_path: Path) -> None:
+    """With every option of the plugin written out, and with an emulation by its class, as LightningCLI reads both."""
+    plugin = {"class_path": "lowprec_plugin.FixedPointPrecision", "init_args": {"word_length": 12}}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path)}}
+    more = {"trainer.plugins": plugin, "trainer.logger": logger, "trainer.max_epochs": 1, "seed_everything": 0}
+    assert main(["fit", "--config", config, *(f"--{name}={json.dumps(value)}" for name, value in more.items())]) == 0
+    (saved,) = tmp_path.glob("lightning_logs/*/config.yaml")
+    assert "compute_dtype: torch.float32" in saved.read_text()
+    content = yaml.safe_load(saved.read_text())
+    emulation = {"class_path": "lowprec_plugin.Emulation", "init_args": {"activations": "<6,10>"}}
+    content["trainer"]["plugins"]["init_args"]["emulation"] = emulation
+    saved.write_text(yaml.safe_dump(content))
+    found = tune(str(saved), output=str(tmp_path / "tuned"), **{**ARGUMENTS, "weights": [16], "tolerance": 1})
+    assert found.config is not None
+    (options,) = found.config["trainer"]["plugins"]
+    assert options["init_args"]["emulation"] == {"activations": "<6,10>"}
+    assert options["init_args"]["word_length"] == 16
 
 
 def test_a_run_that_diverges_is_a_failed_trial() -> None:
