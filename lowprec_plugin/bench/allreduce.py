@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin import comm
 from lowprec_plugin.bench.models import Transformer
+from lowprec_plugin.files import whole_text
 from lowprec_plugin.version import __version__
 from lowprec_plugin.wire_reference import WORD_LENGTHS
 
@@ -91,7 +92,7 @@ def _measure(megabytes: float, rounds: int, step: bool, output: str) -> dict[str
         record["step"] = _report("training step under DDP, 10 M transformer", steps(device), rounds, device)
     rank = dist.get_rank()
     if rank == 0 and output:
-        Path(output).write_text(json.dumps(record, indent=1) + "\n")
+        whole_text(output, json.dumps(record, indent=1) + "\n")
     dist.barrier()
     dist.destroy_process_group()
     return record if rank == 0 else None

@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from lowprec_plugin import native, ops, optim
 from lowprec_plugin.bench.run import FLOAT32, report
 from lowprec_plugin.emulation import Emulation, emulate
+from lowprec_plugin.files import whole_text
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tasks import CNN
 from lowprec_plugin.version import __version__
@@ -69,7 +69,7 @@ def run_emulation(rounds: int = 50, batch_size: int = 100, threads: int = 2, out
         record["missing"] = missing
         print(missing)
     if output:
-        Path(output).write_text(json.dumps(record, indent=1) + "\n")
+        whole_text(output, json.dumps(record, indent=1) + "\n")
     return record
 
 

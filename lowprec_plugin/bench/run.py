@@ -11,7 +11,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from lowprec_plugin import ops, optim
 from lowprec_plugin.bench.models import Transformer, matrices
+from lowprec_plugin.files import whole_text
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
@@ -56,7 +56,7 @@ def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None
     )
     record["transformer"] = report("training step, 10 M transformer, ms", training_steps(where), rounds, 1e3, where)
     if output:
-        Path(output).write_text(json.dumps(record, indent=1) + "\n")
+        whole_text(output, json.dumps(record, indent=1) + "\n")
     return record
 
 

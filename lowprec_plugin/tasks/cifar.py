@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Images (uint8, ``(n, 3, 32, 32)``) and labels (int64) of ``"train"`` and ``"test"``.
 
     Raises:
-        ValueError: if the archive is not there, lacks batches, or holds something else.
+        ValueError: if the archive is not there, is damaged, lacks batches, or holds something else.
     """
     if not archive.exists():
         raise ValueError(
@@ -27,17 +28,20 @@ def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
             f"https://www.cs.toronto.edu/~kriz/{ARCHIVE} and put it there, or pass its folder as root"
         )
     found: dict[str, list[Tensor]] = {"train": [], "test": []}
-    with tarfile.open(archive) as packed:
-        for member in sorted(packed.getmembers(), key=lambda member: member.name):
-            name = Path(member.name).name
-            part = "test" if name == "test_batch.bin" else "train" if name.startswith("data_batch_") else None
-            content = packed.extractfile(member)
-            if part is None or content is None:
-                continue
-            data = bytearray(content.read())
-            if not data or len(data) % _RECORD:
-                raise ValueError(f"{name} in {archive} holds {len(data)} bytes, not records of {_RECORD}")
-            found[part].append(torch.frombuffer(data, dtype=torch.uint8).reshape(-1, _RECORD))
+    try:
+        with tarfile.open(archive) as packed:
+            for member in sorted(packed.getmembers(), key=lambda member: member.name):
+                name = Path(member.name).name
+                part = "test" if name == "test_batch.bin" else "train" if name.startswith("data_batch_") else None
+                content = packed.extractfile(member)
+                if part is None or content is None:
+                    continue
+                data = bytearray(content.read())
+                if not data or len(data) % _RECORD:
+                    raise ValueError(f"{name} in {archive} holds {len(data)} bytes, not records of {_RECORD}")
+                found[part].append(torch.frombuffer(data, dtype=torch.uint8).reshape(-1, _RECORD))
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive} is damaged ({error}): fetch it again") from error
     missing = [part for part, batches in found.items() if not batches]
     if missing:
         raise ValueError(f"{archive} has no batches for {' and '.join(missing)}: is it CIFAR-10's binary version?")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
 import struct
-import tempfile
 import urllib.request
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lowprec_plugin.files import whole_file
 from lowprec_plugin.tasks.images import ImageDataModule, Images
 
 #: Where the files are downloaded from, tried in order.
@@ -26,14 +27,20 @@ SHA256 = {
     "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
+_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
+
 
 def read_idx(path: Path) -> Tensor:
     """The unsigned bytes of a gzipped IDX file, in its own shape.
 
     Raises:
-        ValueError: if the file is not an IDX file of bytes, or its length is not what its header says.
+        ValueError: if the file is damaged, not an IDX file of bytes, or its length is not what its header says.
     """
-    data = gzip.decompress(path.read_bytes())
+    packed = path.read_bytes()
+    try:
+        data = gzip.decompress(packed)
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it will be downloaded again") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes: it starts with {data[:4].hex()}")
     shape = struct.unpack_from(f">{data[3]}I", data, 4)
@@ -49,22 +56,20 @@ def download(root: Path, name: str) -> None:
     Raises:
         OSError: if no mirror gives it.
     """
-    root.mkdir(parents=True, exist_ok=True)
     failures = []
     for mirror in MIRRORS:
         try:
             with urllib.request.urlopen(mirror + name, timeout=60) as response:
                 data = response.read()
             digest = hashlib.sha256(gzip.decompress(data)).hexdigest()
-        except OSError as error:  # gzip.BadGzipFile is one
+        except (OSError, HTTPException, *_DAMAGED) as error:
             failures.append(f"{mirror}: {error}")
             continue
         if digest != SHA256[name]:
             failures.append(f"{mirror}: checksum {digest} is not {SHA256[name]}")
             continue
-        with tempfile.NamedTemporaryFile(dir=root, delete=False) as partial:
-            partial.write(data)
-        os.replace(partial.name, root / name)
+        with whole_file(root / name) as partial:
+            partial.write_bytes(data)
         return
     raise OSError(
         f"could not download {name} ({'; '.join(failures)}); put the four files of MNIST into {root}, or pass the "

@@ -49,6 +49,14 @@ def test_says_where_to_get_it(tmp_path: Path) -> None:
         read_cifar(tmp_path / ARCHIVE)
 
 
+@pytest.mark.parametrize("kept", [100, -20])
+def test_a_damaged_archive_is_named(tmp_path: Path, kept: int) -> None:
+    write(tmp_path / ARCHIVE, {**BATCHES, "test_batch.bin": records([7], 0)})
+    (tmp_path / ARCHIVE).write_bytes((tmp_path / ARCHIVE).read_bytes()[:kept])
+    with pytest.raises(ValueError, match=rf"{ARCHIVE} is damaged .*: fetch it again"):
+        read_cifar(tmp_path / ARCHIVE)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

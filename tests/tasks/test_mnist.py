@@ -33,6 +33,8 @@ def test_reads_idx(tmp_path: Path) -> None:
         (gzip.compress(b"hello"), "not an IDX file"),
         (gzip.compress(b""), "not an IDX file"),
         (idx((2, 3), b"abc"), r"holds 3 bytes where its header says \(2, 3\)"),
+        (idx((2, 3), bytes(range(6)))[:-9], r"x\.gz is damaged .*: delete it, and it will be downloaded again"),
+        (b"<html>", r"x\.gz is damaged"),
     ],
 )
 def test_bad_idx(tmp_path: Path, data: bytes, message: str) -> None:
@@ -81,7 +83,23 @@ def test_a_wrong_checksum_leaves_nothing(mirror: Path, tmp_path: Path) -> None:
     (mirror / name).write_bytes(gzip.compress(b"not MNIST"))
     with pytest.raises(OSError, match=r"checksum .* is not .*; put the four files"):
         mnist.download(tmp_path / "data", name)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_download_that_breaks_off_goes_to_the_next_mirror(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, content = next(iter(mnist.SHA256)), idx((4,), bytes(4))
+    (mirror / name).write_bytes(content)
+    (mirror / "broken").mkdir()
+    (mirror / "broken" / name).write_bytes(content[:-5])
+    monkeypatch.setattr(mnist, "MIRRORS", (f"{mnist.MIRRORS[1]}broken/", mnist.MIRRORS[1]))
+    monkeypatch.setattr(mnist, "SHA256", {name: hashlib.sha256(gzip.decompress(content)).hexdigest()})
+    mnist.download(tmp_path / "data", name)
+    path = tmp_path / "data" / name
+    assert path.read_bytes() == content
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode  # others of the machine may read it too
 
 
 def test_the_real_data(mnist_root: Path) -> None:
