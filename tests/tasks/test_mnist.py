@@ -36,6 +36,7 @@ def test_reads_idx(tmp_path: Path) -> None:
         (idx((2, 3), bytes(range(6)))[:-9], r"x\.gz is damaged .*: delete it, and it will be downloaded again"),
         (b"<html>", r"x\.gz is damaged"),
     ],
+    ids=["no header", "empty", "too short", "cut off", "not gzip"],
 )
 def test_bad_idx(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.gz"
