@@ -51,11 +51,12 @@ def perturb_last_bit_(module: torch.nn.Module) -> None:
 
 
 class LastBit(Callback):
-    """Moves every weight by a last bit when training starts: by then the module's own hooks have made or loaded all."""
+    """Moves every weight by a last bit before the first batch: the module's hooks have made or loaded all by then."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No weight comes later."""
-        perturb_last_bit_(pl_module)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Once."""
+        if trainer.global_step == batch_idx == 0:
+            perturb_last_bit_(pl_module)
 
 
 def unseen(config: Config) -> list[str]:
