@@ -171,6 +171,18 @@ def test_what_validation_logs_is_its_own(limits: dict[str, int], monkeypatch: py
     assert (record.metrics["acc"], record.metrics["top5"], record.tested) == (0.5, 0.875, ["top5"])
 
 
+def test_what_validation_logs_by_step_and_by_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning has two names for it, and returns one of them: both are of the last validation."""
+
+    class Stepwise(Sorter):
+        def validation_step(self, *args: Any) -> None:
+            self.log("acc", self.global_step / 10, on_step=True, on_epoch=True)
+
+    monkeypatch.setattr("tests.poc.users.Stepwise", Stepwise, raising=False)
+    metrics = small("Stepwise", max_steps=5).metrics
+    assert (metrics["acc"], metrics["acc_epoch"]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
