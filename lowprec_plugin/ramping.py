@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -82,12 +83,12 @@ class Ramping:
         self._validated = self._ever_validated = True
 
     def format_to_resume(self, module: nn.Module, format: FixedPointFormat) -> FixedPointFormat:
-        """``format``, or what a run that is being resumed had: the first, or what it had widened it to.
+        """``format``, or what a run had that is being resumed, or tested: the first, or what it had widened it to.
 
         Lightning loads a checkpoint's weights into the float module, has it converted, and only then tells plugins
         what they had saved: converted to the first rung, the weights would lose what they were widened for.
         """
-        trainer = getattr(module, "_trainer", None)
+        trainer: Any = getattr(module, "_trainer", None)
         loaded = getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or {}
         saved = [
             each["format"] for each in loaded.values() if isinstance(each, dict) and each.keys() >= {"format", "ramp"}
@@ -96,7 +97,10 @@ class Ramping:
             return format
         rungs = self.ramp.ladder if self.ramp.at is None else self.ramp.at.values()
         lengths = {FixedPointFormat.parse(each).word_length for each in saved} & set(rungs)
-        return widened(self._first, max(lengths | {self._first.word_length}))  # ``format`` may be of a later step
+        # A fit goes back where ``format`` is of a later step. A test need not, for wider words hold the same, and a
+        # module that was narrowed for it could not take up a later checkpoint.
+        start = self._first if trainer.state.fn == TrainerFn.FITTING else format
+        return widened(start, max(lengths | {start.word_length}))
 
     def before_update(self, trainer: Trainer, optimizer: Any, word_length: int) -> int | None:
         """What to widen to before the update whose gradients are ready; ``None``: leave ``word_length``."""

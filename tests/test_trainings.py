@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision
-from lowprec_plugin.trainings import Config, read_config
+from lowprec_plugin.trainings import Config, place, read_config
 from lowprec_plugin.trainings.making import instantiate, quietly
 
 FIXED = """
@@ -142,3 +143,14 @@ def test_one_pattern_of_weights_kept_in_float_may_be_text() -> None:
         precision = instantiate(config).trainer.precision_plugin
     assert isinstance(precision, FixedPointPrecision)
     assert precision.keep_float == ["*.bias"]
+
+
+def test_installed_code_is_not_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is installed: under the home folder too."""
+    folder = tmp_path / ".local" / "lib" / "python3" / "site-packages"
+    folder.mkdir(parents=True)
+    (folder / "installed_by_a_user.py").write_text("def refuse():\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(ValueError, match="no") as caught:
+        importlib.import_module("installed_by_a_user").refuse()
+    assert place(caught.value).startswith(" (test_trainings.py, line ")

@@ -127,18 +127,25 @@ def _note_of_itself(
     """Keep what a step has noted in its group or in attributes of the optimizer."""
     for name, value in twin.param_groups[0].items():
         if name != "params":
-            _note(group, name, value)
+            _note(group, name, value, before.group.get(name))
     for name, value in twin.__dict__.items():
-        if name not in _OF_THE_TWIN and before.attributes.get(name) is not value:
-            _note(optimizer.__dict__, name, value)
+        if name not in _OF_THE_TWIN:
+            _note(optimizer.__dict__, name, value, before.attributes.get(name))
 
 
-def _note(noted: dict[str, Any], name: str, value: Any) -> None:
+def _note(noted: dict[str, Any], name: str, value: Any, before: Any) -> None:
+    if value is before or (_are_alike(value, before) and torch.equal(value, before)):
+        return  # what another parameter's part of this step may have noted stays
     held: Any = noted.get(name)
-    if _is_number(value) and _is_number(held) and (held.shape, held.dtype) == (value.shape, value.dtype):
+    if _are_alike(value, held):
         held.copy_(value)  # a tensor of the user's, such as a learning rate, stays the one it is
     else:
         noted[name] = value
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    kinds = [(each.shape, each.dtype, each.device) for each in (one, other) if _is_number(each)]
+    return len(kinds) == 2 and kinds[0] == kinds[1]
 
 
 def apart(noted: dict[str, Any]) -> dict[str, Any]:
@@ -147,4 +154,5 @@ def apart(noted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() == 1
+    """Whether ``value`` may be counted in; what gradients are wanted of, as of a learning rate, is not."""
+    return isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad

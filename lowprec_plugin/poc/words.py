@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 #: Ends of words in names of metrics: "val_acc", "BinaryAccuracy", "top5acc1", "loss/train", but neither "accumulated"
@@ -122,8 +123,8 @@ def significant(value: float) -> str:
 
 
 def rough(value: float) -> str:
-    """Two significant digits, without an exponent below ten million."""
-    return f"{float(f'{value:.2g}'):.7g}"
+    """Two significant digits, without an exponent."""
+    return f"{Decimal(f'{value:.2g}'):f}"
 
 
 def large(number: float) -> str:

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lowprec_plugin.trainings.config import Config, class_path, one_or_more
 from lowprec_plugin.trainings.refusals import refused_in_short
+from lowprec_plugin.trainings.unlogged import Unlogged
 
 #: What such runs leave out: they are not logged, saved or shown unless the caller says so.
 _UNSEEN = {
-    "logger": {"class_path": "lightning.pytorch.loggers.logger.DummyLogger"},
+    "logger": {"class_path": "lowprec_plugin.trainings.unlogged.Unlogged"},
     "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False,
 }  # fmt: skip
 _UNSEEN_CALLBACKS = ("Checkpoint", "ProgressBar", "ModelSummary", "FixedPointMonitor")
@@ -50,11 +51,12 @@ def perturb_last_bit_(module: torch.nn.Module) -> None:
 
 
 class LastBit(Callback):
-    """Moves every weight by a last bit when training starts: by then the module's own hooks have made or loaded all."""
+    """Moves every weight by a last bit before the first batch: the module's hooks have made or loaded all by then."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No weight comes later."""
-        perturb_last_bit_(pl_module)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Once."""
+        if trainer.global_step == batch_idx == 0:
+            perturb_last_bit_(pl_module)
 
 
 def unseen(config: Config) -> list[str]:
@@ -103,6 +105,7 @@ def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI
     """
     with quietly():
         cli = instantiate(config, callbacks, fast_dev_run=2, **IN_THIS_PROCESS)
+        cli.trainer.loggers = [Unlogged()]  # fast_dev_run takes a logger of Lightning's, which has less
         if cli.datamodule is None and not is_overridden("train_dataloader", cli.model):
             raise ValueError(
                 f"model={class_path(config['model'])!r} has no train_dataloader: give the data to train on, "

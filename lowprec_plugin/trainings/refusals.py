@@ -15,8 +15,10 @@ from typing import Any
 from lowprec_plugin.trainings.config import Config, class_path
 
 PARTS = {"model": "LightningModule", "data": "LightningDataModule"}
-#: Folders of code that is not the user's own.
-_OTHERS = [Path(__file__).parents[1], *{Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}]
+#: Folders of code that is not the user's own; and the names of those that packages are installed in, of which there may
+#: be several: an environment's, the user's, the system's.
+_OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 @contextmanager
@@ -51,7 +53,8 @@ def place(error: BaseException) -> str:
     """`` (net.py, line 12)``: the user's own line that raised it, or called what did; empty if none was at work."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)
-        if path.is_file() and not any(path.is_relative_to(folder) for folder in _OTHERS):
+        others = any(path.is_relative_to(folder) for folder in _OTHERS) or _INSTALLED & {*path.parts}
+        if path.is_file() and not others:
             return f" ({path.name}, line {line})"
     return ""
 

@@ -226,6 +226,45 @@ def test_tensors_that_count_steps_in_place_count_each_once() -> None:
     assert all(one is other for one, other in zip((optimizer.steps, group["steps"], group["lr"]), held, strict=True))
 
 
+class NotesOfMatrices(torch.optim.SGD):
+    """Notes of some parameters alone: a norm, in a tensor that is new each time, and how many there were, in place."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, 0.25)
+        self.norm = torch.zeros(())
+        self.param_groups[0]["matrices"] = torch.zeros(())
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.ndim == 2:
+                    self.norm = param.grad.norm()
+                    group["matrices"] += 1
+        return super().step(closure)
+
+
+def test_what_is_noted_of_one_parameter_is_not_undone_by_the_next() -> None:
+    fixed = [nn.Parameter(FixedPointTensor.quantize(torch.ones(size), "fixed16")) for size in ((4, 4), (4,))]
+    with pytest.warns(UserWarning, match="NotesOfMatrices steps fixed-point parameters one at a time"):
+        optimizer: Any = optim.adopt(NotesOfMatrices([*fixed, nn.Parameter(torch.ones(4))]))
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = torch.ones(param.shape)
+    for _ in range(2):
+        optimizer.step()
+    assert (float(optimizer.norm), float(optimizer.param_groups[0]["matrices"])) == (4, 2)
+
+
+def test_the_gradient_of_a_learning_rate() -> None:
+    """Of parameters that are kept in float, as torch's own differentiable steps give it."""
+    rate, param = torch.tensor(0.25, requires_grad=True), torch.ones(3, requires_grad=True).clone()
+    optimizer = optim.adopt(torch.optim.SGD([param], rate, differentiable=True))
+    param.grad = torch.full((3,), 2.0)
+    optimizer.step()
+    param.sum().backward()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.grad == -6
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam])
 def test_differentiable_steps_as_ever(kind: Any) -> None:
     params = [nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16")) for _ in range(2)]

@@ -87,6 +87,22 @@ def test_resume_in_the_middle_of_the_ladder_is_exact(again: bool, options: dict[
             assert torch.equal(one.dequantize(), other.dequantize())
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_one_module_tests_an_early_checkpoint_and_then_a_late_one(tmp_path: Path) -> None:
+    """Words that the module has stay as wide as they are: narrowed, it could not take up the late one."""
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    plugin = FixedPointPrecision(12, ramp=WordLengthRamp(at={1: 16}))
+    module, _ = fit(plugin, epochs=2, callbacks=[saver])
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", plugins=plugin, **quiet)
+    for epoch in (0, 1):
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        trainer.test(module, users.vectors(), ckpt_path=path, verbose=False)
+        for name, saved in torch.load(path, weights_only=False)["state_dict"].items():
+            assert torch.equal(module.get_parameter(name).dequantize(), saved.dequantize())
+    assert str(plugin.format) == "fixed16"
+
+
 class OneWeight(users.Regressor):
     """A quadratic valley, and SGD at a learning rate that makes updates small or large beside a code."""
 

@@ -110,13 +110,22 @@ def test_a_step_takes_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_other_loggers_take_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that draws to TensorBoard, W&B or Neptune runs as it does in the rehearsal, and its numbers are read."""
+    """A module that draws to TensorBoard, W&B, Comet or Neptune is rehearsed and runs, and its numbers are read."""
 
     class Drawing(Sorter):
+        def on_fit_start(self) -> None:
+            super().on_fit_start()
+            self.logger.experiment.config.update({"x": 1})
+            assert "x" not in self.logger.experiment.config
+
         def validation_step(self, *args: Any) -> None:
             super().validation_step(*args)
             self.logger.experiment.add_scalar("x", 1.0, self.global_step)
             self.logger.experiment["series"].log(1.0)
+            self.logger.experiment.summary["best"] = 1.0
+            self.logger.run["series"].append(1.0)
+            with self.logger.experiment.validate():
+                pass
             self.logger.log_image("x", [1])
             self.logger.log_metrics({"val_best": 0.5, "converged": True, "note": "fine"}, self.global_step)
 
@@ -160,6 +169,18 @@ def test_what_validation_logs_is_its_own(limits: dict[str, int], monkeypatch: py
     monkeypatch.setattr("tests.poc.users.Shared", Shared, raising=False)
     record = small("Shared", **limits)
     assert (record.metrics["acc"], record.metrics["top5"], record.tested) == (0.5, 0.875, ["top5"])
+
+
+def test_what_validation_logs_by_step_and_by_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning has two names for it, and returns one of them: both are of the last validation."""
+
+    class Stepwise(Sorter):
+        def validation_step(self, *args: Any) -> None:
+            self.log("acc", self.global_step / 10, on_step=True, on_epoch=True)
+
+    monkeypatch.setattr("tests.poc.users.Stepwise", Stepwise, raising=False)
+    metrics = small("Stepwise", max_steps=5).metrics
+    assert (metrics["acc"], metrics["acc_epoch"]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def test_the_twin_starts_one_last_bit_away() -> None:
 
 
 def test_the_twin_of_a_module_that_is_made_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In ``configure_model``, which runs when the fit begins: before it there is no weight to move."""
+    """In ``configure_model`` and ``on_train_start``, when the fit has begun: before them there is no weight to move."""
 
     class Late(Sorter):
         starts: ClassVar[list[torch.Tensor]] = []
@@ -343,6 +343,9 @@ def test_the_twin_of_a_module_that_is_made_late(monkeypatch: pytest.MonkeyPatch)
 
         def configure_model(self) -> None:
             self.layers = self.layers or torch.nn.Sequential(torch.nn.Linear(4, 3))
+
+        def on_train_start(self) -> None:
+            torch.nn.init.ones_(self.layers[0].weight)
 
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if batch_idx == 0:

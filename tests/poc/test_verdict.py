@@ -215,9 +215,10 @@ def test_metrics_of_any_size_are_readable(size: float, evidence: str) -> None:
 
 
 def test_distances_are_written_without_an_exponent() -> None:
-    """``1.5e+02`` is no figure for a sentence."""
+    """``1.5e+02`` is no figure for a sentence, nor is ``1.2e-05``."""
     scale = Scale.of("val_mse", [2500.0, 250_000.0])
-    assert [scale.distance(each) for each in (0.0123, 1.0, 153, 15_234)] == ["0.012", "1", "150", "15000"]
+    distances = {1.23e-5: "0.000012", 0.0123: "0.012", 1.0: "1", 153: "150", 15_234: "15000"}
+    assert [scale.distance(each) for each in distances] == list(distances.values())
 
 
 def test_bfloat16_beside_ours() -> None:

@@ -63,11 +63,15 @@ class Sorter(LightningModule):
 
 
 class Wide(Sorter):
-    """One that has wide layers and refuses rounding to nearest."""
+    """One that has wide layers, tells a logger of its own of itself and refuses rounding to nearest."""
 
     def __init__(self, lr: float = 0.01, explode: int = 0) -> None:
         super().__init__(lr, explode)
         self.layers = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 3))
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.logger.experiment.config.update({"lr": self.lr})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if getattr(self.layers[0].weight, "rounding", "") == "nearest":
