@@ -65,10 +65,14 @@ def _of_folder(path: Path) -> str:
             "as DeepSpeed's checkpoints are: give one process's file, whose name ends in _optim_states.pt, or make one "
             f"file of floats of all with python {path / 'zero_to_fp32.py'} {path} FOLDER"
         )
-    return (
-        "as distributed checkpoints are: make one file of it with python -m "
-        f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"
-    )
+    if (path / ".metadata").exists():
+        # torch's own command does not import this package, whose types the pickle in it names.
+        return (
+            "as distributed checkpoints are: make one file of it, of floats, with python -c "
+            '"import lowprec_plugin; from torch.distributed.checkpoint.format_utils import dcp_to_torch_save; '
+            f"dcp_to_torch_save({str(path)!r}, 'FILE')\""
+        )
+    return "and none that is a checkpoint (a distributed one is whole when it has a .metadata): give a file"
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

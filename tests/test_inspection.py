@@ -267,7 +267,7 @@ def test_a_tensor_of_another_class_is_named(tmp_path: Path) -> None:
 
 
 def test_folders_say_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder, as distributed checkpoints are: .* dcp_to_torch"):
+    with pytest.raises(ValueError, match=r"is a folder, and none that is a checkpoint .*: give a file"):
         read_file(tmp_path)
     (tmp_path / "latest").write_text("global_step2")  # DeepSpeed's
     with pytest.raises(ValueError, match=r"give one process's file, whose name ends in _optim_states\.pt"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -31,6 +33,7 @@ from lowprec_plugin import memory, optim
 from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
+from lowprec_plugin.sources import read_file
 from lowprec_plugin.tensor import FixedPointTensor
 from tests.comm import ranks
 
@@ -641,12 +644,17 @@ def _one_file(rank: int, folder: str) -> dict[str, Tensor]:
 
 
 def test_a_sharded_checkpoint_becomes_one_file(tmp_path: Path) -> None:
+    """By the command that is named to whoever inspects the folder."""
     expected = ranks.run(2, _one_file, str(tmp_path / "sharded"))[0]
-    dcp_to_torch_save(str(tmp_path / "sharded"), str(tmp_path / "one.pt"))
-    found = torch.load(tmp_path / "one.pt", weights_only=True)
+    with pytest.raises(ValueError, match=r"as distributed checkpoints are: .* dcp_to_torch_save") as told:
+        read_file(tmp_path / "sharded")
+    command = shlex.split(str(told.value).partition("with python ")[2])
+    subprocess.run([sys.executable, *command], check=True, cwd=tmp_path)  # it writes FILE
+    found = torch.load(tmp_path / "FILE", weights_only=True)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        assert torch.equal(tensor.dequantize() if isinstance(tensor, FixedPointTensor) else tensor, expected[name])
+        assert type(tensor) is Tensor
+        assert torch.equal(tensor, expected[name])
     Model().load_state_dict(found)
 
 
