@@ -61,8 +61,9 @@ def save(folder: Path, found: Found, costs: Costs, search: Mapping[str, Any], se
     text = f"{summary}\n\n{_table(found, costs)}\n\n{LEGEND}\n"
     (folder / "tuned.yaml").unlink(missing_ok=True)  # of a search that ended otherwise
     if found.config is not None:
-        comment = "".join(f"# {line}\n" for line in ["lowprec fit --config tuned.yaml", *summary.splitlines()])
-        whole_text(folder / "tuned.yaml", comment + yaml.safe_dump(found.config, sort_keys=False))
+        tuned = folder / "tuned.yaml"
+        comment = "".join(f"# {line}\n" for line in [f"lowprec fit --config {tuned}", *summary.splitlines()])
+        whole_text(tuned, comment + yaml.safe_dump(found.config, sort_keys=False))
     whole_text(folder / "table.md", text)
     whole_text(folder / "trials.json", json.dumps(_as_json(found, costs, search), indent=1) + "\n")
     whole_text(folder / "frontier.svg", _plot(found))

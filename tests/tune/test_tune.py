@@ -83,7 +83,9 @@ def test_the_configuration_gives_the_trials_figure_exactly(found: Found, folder:
     values = [row["val_error"] for row in rows if row["val_error"]]
     assert [float(value) for value in values] == found.best.run.curve
     assert float(values[-1]) == found.best.run.value
-    assert str(found.best.run.value) in (folder / "tuned.yaml").read_text()
+    tuned = (folder / "tuned.yaml").read_text()
+    assert str(found.best.run.value) in tuned
+    assert tuned.startswith(f"# lowprec fit --config {folder / 'tuned.yaml'}\n")
 
 
 def test_the_files_say_what_was_found(found: Found, folder: Path) -> None:
