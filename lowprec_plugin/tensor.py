@@ -275,7 +275,7 @@ class FixedPointTensor(Gathered, torch.Tensor):
         copied: Any = self._like(self.blocks.map(torch.clone))
         copied = torch.nn.Parameter(copied) if isinstance(self, torch.nn.Parameter) else copied
         memo[id(self)] = copied.requires_grad_(self.requires_grad)
-        if self.grad is not None:
+        if self.grad is not None and not isinstance(self, torch.nn.Parameter):  # torch copies no parameter's gradient
             copied.grad = copy.deepcopy(self.grad, memo)
         return copied  # type: ignore[no-any-return]
 

@@ -370,6 +370,13 @@ class TestModules:
         assert twin[1].weight is twin[0].weight
         assert twin[1].weight is not module[0].weight
 
+    def test_deepcopy_leaves_gradients_behind(self) -> None:
+        """As torch does: what is accumulated in a copy starts from nothing."""
+        module = nn.Linear(12, 8)
+        optim.quantize_(module)
+        module(torch.ones(1, 12)).sum().backward()
+        assert copy.deepcopy(module).weight.grad is None
+
     def test_moving_keeps_codes(self) -> None:
         module = nn.Linear(12, 8)
         optim.quantize_(module)
