@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import Blocks, Shared
+from lowprec_plugin.direct import Direct, refuse_as_data_of_floats
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.random_bits import key_of, stream_of, substream
@@ -32,18 +33,16 @@ def _dequantize(codes: Tensor, low: Tensor | None, exponents: Tensor | None, for
     return ops.dequantize(Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype)
 
 
-def _dequantize_shape(
-    codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype
-) -> Tensor:
+def _shape(codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(codes, dtype=dtype)
 
 
 for _device in ("CPU", "CUDA"):
     _library.impl("dequantize", _dequantize, _device)
-_library.impl("dequantize", _dequantize_shape, "Meta")
+_library.impl("dequantize", _shape, "Meta")
 
 
-class FixedPointTensor(Gathered, torch.Tensor):
+class FixedPointTensor(Gathered, Direct, torch.Tensor):
     """A tensor stored as ``code * 2**exponent``.
 
     Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
@@ -248,10 +247,6 @@ class FixedPointTensor(Gathered, torch.Tensor):
         """Whether the codes are in shared memory."""
         return bool(self._codes.is_shared())  # type: ignore[no-untyped-call]
 
-    def __dlpack__(self, **options: Any) -> Any:
-        """A copy of the stored numbers, for other frameworks."""
-        return self.dequantize().__dlpack__(**options)
-
     def __format__(self, spec: str) -> str:
         return format(self.dequantize(), spec)
 
@@ -261,21 +256,13 @@ class FixedPointTensor(Gathered, torch.Tensor):
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"{kind}({values}, format={self.format}, nbytes={self.nbytes}{grad})"
 
-    def tolist(self) -> Any:
-        """The stored numbers as nested lists of Python floats."""
-        return self.dequantize().tolist()
-
-    def numpy(self, *, force: bool = False) -> Any:
-        """The stored numbers as a NumPy array, a copy."""
-        return self.dequantize().numpy(force=force)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> FixedPointTensor:
         if id(self) in memo:
             return memo[id(self)]  # type: ignore[no-any-return]
         copied: Any = self._like(self.blocks.map(torch.clone))
         copied = torch.nn.Parameter(copied) if isinstance(self, torch.nn.Parameter) else copied
         memo[id(self)] = copied.requires_grad_(self.requires_grad)
-        if self.grad is not None:
+        if self.grad is not None and not isinstance(self, torch.nn.Parameter):  # torch copies no parameter's gradient
             copied.grad = copy.deepcopy(self.grad, memo)
         return copied  # type: ignore[no-any-return]
 
@@ -348,3 +335,4 @@ def rebuild(
 
 
 torch.serialization.add_safe_globals([rebuild])
+refuse_as_data_of_floats(FixedPointTensor)

@@ -73,16 +73,15 @@ def _decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source = args[0]
-    if not isinstance(source, FixedPointTensor) or func is aten.view.dtype:
+    if not isinstance(source, FixedPointTensor):
         return _read(func, args, kwargs)
+    if func in (aten.view.dtype, aten.view_as_complex.default):  # no view of the codes shows other kinds of numbers
+        with torch.inference_mode(torch.is_inference_mode_enabled() and source.is_inference()):  # as _window does
+            return _read(func, args, kwargs)
     # The view's geometry is found on a tensor without data; the codes stay where they are.
     window = torch.empty(source._codes.numel(), dtype=source.dtype, device="meta")
     result = func(window.as_strided(source.shape, source.stride(), source.storage_offset()), *args[1:], **kwargs)
-    return tree_map_only(
-        Tensor,
-        lambda view: source._window((view.shape, view.stride(), view.storage_offset())),
-        result,
-    )
+    return tree_map_only(Tensor, lambda one: source._window((one.shape, one.stride(), one.storage_offset())), result)
 
 
 def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

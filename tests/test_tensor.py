@@ -63,6 +63,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
     "foreach": lambda w: torch._foreach_norm([w, w]),
     "zeros_like": torch.zeros_like,
     "item": lambda w: w[1, 1].item(),
+    "complex": lambda w: torch.view_as_complex(w.view(8, 6, 2)),
 }
 
 
@@ -128,6 +129,14 @@ def test_modules_forward_and_backward(name: str) -> None:
         assert isinstance(one, FixedPointTensor)
         assert type(one.grad) is Tensor
         assert torch.equal(one.grad, other.grad)
+
+
+def test_gradients_of_numbers_seen_as_complex() -> None:
+    x = stored(8, 2).requires_grad_()
+    floats = x.dequantize().requires_grad_()
+    for pairs in (x, floats):
+        torch.view_as_complex(pairs).square().abs().sum().backward()
+    assert torch.equal(x.grad, floats.grad)
 
 
 def test_autograd_saves_codes() -> None:
@@ -360,6 +369,13 @@ class TestModules:
         twin = copy.deepcopy(module)
         assert twin[1].weight is twin[0].weight
         assert twin[1].weight is not module[0].weight
+
+    def test_deepcopy_leaves_gradients_behind(self) -> None:
+        """As torch does: what is accumulated in a copy starts from nothing."""
+        module = nn.Linear(12, 8)
+        optim.quantize_(module)
+        module(torch.ones(1, 12)).sum().backward()
+        assert copy.deepcopy(module).weight.grad is None
 
     def test_moving_keeps_codes(self) -> None:
         module = nn.Linear(12, 8)

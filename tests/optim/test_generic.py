@@ -150,8 +150,7 @@ def test_copies_of_an_adopted_optimizer_step_as_it_does(duplicate: Any) -> None:
         optimizer.step()
         other_module, other = duplicate((module, optimizer))
         assert other.fixed_point.state_word_length == 8
-        if duplicate is copy.deepcopy:
-            assert torch.equal(other_module.weight.grad, module.weight.grad)
+        assert other_module.weight.grad is None
         for one, stepped in ((module, optimizer), (other_module, other)):
             one.zero_grad()
             one(torch.ones(1, 300)).sum().backward()

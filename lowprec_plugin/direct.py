@@ -1,0 +1,61 @@
+"""What torch and others do with a tensor's memory directly, where no operation of torch's dispatcher tells.
+
+There is no memory behind the floats of a fixed-point tensor, and whatever looked there would end the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin.gathered import called_by
+
+if TYPE_CHECKING:
+    from lowprec_plugin.tensor import FixedPointTensor
+
+_library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+_KEY = torch._C.DispatchKey.PythonTLSSnapshot  # of tensors with a __torch_dispatch__ alone
+
+
+class Direct:
+    """The methods of a tensor that go past the dispatcher, by way of floats."""
+
+    def __dlpack__(self: FixedPointTensor, **options: Any) -> Any:  # type: ignore[misc]
+        """A copy of the stored numbers, for other frameworks."""
+        return self.dequantize().__dlpack__(**options)
+
+    def tolist(self: FixedPointTensor) -> Any:  # type: ignore[misc]
+        """The stored numbers as nested lists of Python floats."""
+        return self.dequantize().tolist()
+
+    def numpy(self: FixedPointTensor, *, force: bool = False) -> Any:  # type: ignore[misc]
+        """The stored numbers as a NumPy array, a copy."""
+        return self.dequantize().numpy(force=force)
+
+    def apply_(self: FixedPointTensor, callable: Callable[[float], float]) -> Tensor:  # type: ignore[misc]
+        """Replace each stored number by a Python function of it, rounded to nearest."""
+        return self.copy_(self.dequantize().apply_(callable))
+
+
+def refuse_as_data_of_floats(fixed: type[Tensor]) -> None:
+    """Refuse tensors of class ``fixed`` as ``.data`` of ordinary ones.
+
+    torch would give these the memory that it believes those to have, but asks an operation first whether they go
+    together.
+    """
+
+    def go_together(tensor: Tensor, source: Tensor) -> bool:
+        if isinstance(source, fixed) and type(tensor) in (Tensor, torch.nn.Parameter):
+            if called_by("torch.nn."):  # Module._apply, which exchanges the tensors then
+                return False
+            raise ValueError(
+                "a float tensor cannot take a fixed-point tensor as its .data: copy_() the numbers into it, or assign "
+                "what dequantize() gives"
+            )
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
+            return bool(torch._has_compatible_shallow_copy_type(tensor, source))
+
+    _library.impl("_has_compatible_shallow_copy_type", go_together, _KEY.name)

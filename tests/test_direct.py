@@ -1,0 +1,47 @@
+"""Nothing looks for floats in the memory of a fixed-point tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
+
+from lowprec_plugin import FixedPointTensor
+
+
+def stored() -> FixedPointTensor:
+    return FixedPointTensor.quantize(torch.arange(6.0).view(2, 3), "fixed16")
+
+
+@pytest.mark.parametrize("kind", [Tensor, nn.Parameter])
+def test_floats_refuse_codes_as_their_data(kind: type[Tensor]) -> None:
+    tensor = kind(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"copy_\(\) the numbers"):
+        tensor.data = stored()
+    assert torch.equal(tensor, torch.ones(2, 3))
+    tensor.data = stored().dequantize()
+    assert torch.equal(tensor, torch.arange(6.0).view(2, 3))
+
+
+def test_a_module_exchanges_its_tensors_for_codes() -> None:
+    module = nn.Linear(3, 2)
+    module._apply(lambda param: FixedPointTensor.quantize(param.detach(), "fixed16"))  # type: ignore[no-untyped-call]
+    assert all(isinstance(param, FixedPointTensor) for param in module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(module.weight.grad, torch.ones(2, 3))
+
+
+def test_other_tensor_classes_are_answered_as_before() -> None:
+    one, other = TwoTensor(torch.ones(3), torch.ones(3)), TwoTensor(torch.zeros(3), torch.zeros(3))  # type: ignore[no-untyped-call]
+    one.data = other
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        one.data = torch.ones(3).to_sparse()
+
+
+def test_a_python_function_is_applied() -> None:
+    x = stored()
+    assert x[:, 1:].apply_(lambda value: -value).tolist() == [[-1, -2], [-4, -5]]
+    assert x.tolist() == [[0, -1, -2], [3, -4, -5]]
+    with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+        nn.Parameter(x).apply_(abs)
