@@ -122,7 +122,7 @@ def test_files_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "nothing.pt").touch()
     (tmp_path / "text.pt").write_text("hello\n")
     expected = {
-        "none.pt": "there is no checkpoint", "empty.pt": "without tensors by name", "": "is a folder, as distributed",
+        "none.pt": "there is no checkpoint", "empty.pt": "without tensors by name", "": "is a folder, and none",
         "code.pt": "without tensors by name",
         **{name: f"{name} cannot be read" for name in ("cut.pt", "nothing.pt", "text.pt")},
     }  # fmt: skip
