@@ -28,20 +28,13 @@ def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
             f"https://www.cs.toronto.edu/~kriz/{ARCHIVE} and put it there, or pass its folder as root"
         )
     found: dict[str, list[Tensor]] = {"train": [], "test": []}
-    try:
-        with tarfile.open(archive) as packed:
-            for member in sorted(packed.getmembers(), key=lambda member: member.name):
-                name = Path(member.name).name
-                part = "test" if name == "test_batch.bin" else "train" if name.startswith("data_batch_") else None
-                content = packed.extractfile(member)
-                if part is None or content is None:
-                    continue
-                data = bytearray(content.read())
-                if not data or len(data) % _RECORD:
-                    raise ValueError(f"{name} in {archive} holds {len(data)} bytes, not records of {_RECORD}")
-                found[part].append(torch.frombuffer(data, dtype=torch.uint8).reshape(-1, _RECORD))
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive} is damaged ({error}): fetch it again") from error
+    for name, data in _files(archive):
+        part = "test" if name == "test_batch.bin" else "train" if name.startswith("data_batch_") else None
+        if part is None:
+            continue
+        if not data or len(data) % _RECORD:
+            raise ValueError(f"{name} in {archive} holds {len(data)} bytes, not records of {_RECORD}")
+        found[part].append(torch.frombuffer(data, dtype=torch.uint8).reshape(-1, _RECORD))
     missing = [part for part, batches in found.items() if not batches]
     if missing:
         raise ValueError(f"{archive} has no batches for {' and '.join(missing)}: is it CIFAR-10's binary version?")
@@ -49,6 +42,17 @@ def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
     if any(int(each[:, 0].max()) > 9 for each in records.values()):
         raise ValueError(f"{archive} has labels above 9: is it CIFAR-10's binary version, or CIFAR-100's?")
     return {part: (each[:, 1:].reshape(-1, 3, 32, 32), each[:, 0].long()) for part, each in records.items()}
+
+
+def _files(archive: Path) -> list[tuple[str, bytearray]]:
+    """The archive's files in the order of their paths: their names without folders, and what they hold."""
+    try:
+        with tarfile.open(archive) as packed:
+            members = sorted(packed.getmembers(), key=lambda member: member.name)
+            opened = [(Path(member.name).name, packed.extractfile(member)) for member in members]
+            return [(name, bytearray(content.read())) for name, content in opened if content is not None]
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive} is damaged ({error}): fetch it again") from error
 
 
 class CIFAR10DataModule(ImageDataModule):
