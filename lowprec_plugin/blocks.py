@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,6 +71,100 @@ def empty_blocks(shape: torch.Size | tuple[int, ...], format: FixedPointFormat, 
         exponents = torch.full((rows, format.blocks_per_row(row_length)), MIN_EXPONENT, dtype=torch.int8, device=device)
     low = torch.zeros(shape, dtype=torch.uint8, device=device) if format.container_bytes == 3 else None
     return Blocks(torch.zeros(shape, dtype=dtype, device=device), low, exponents)
+
+
+def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
+    """Check that planes are what kernels take them for: they are given addresses, and believe the format.
+
+    Costs about a microsecond: no number is read (:func:`lowprec_plugin.integrity.check_numbers` does).
+
+    Raises:
+        ValueError: naming the plane, what it is and what ``format`` needs, unless all planes are dense, contiguous and
+            on one device, with the dtypes and shapes that :class:`Blocks` states.
+    """
+    codes, low, exponents = blocks
+    word_length = format.word_length
+    if isinstance(codes, Tensor):
+        shape, device = codes.shape, codes.device
+        if (
+            codes.dtype is (torch.int8 if word_length <= 8 else torch.int16)
+            and codes.layout is torch.strided
+            and codes.is_contiguous()
+            and (low is None if word_length <= 16 else _fits(low, torch.uint8, shape, device))
+            and (
+                _fits(exponents, torch.int8, _exponents_shape(codes, format), device)
+                if format.fraction_length is None
+                else exponents is None
+            )
+        ):
+            return
+    raise ValueError(_misfit(blocks, format))
+
+
+def _exponents_shape(codes: Tensor, format: FixedPointFormat) -> tuple[int, int]:
+    rows = codes.shape[0] if codes.dim() else 1
+    # As rows_of would say, three times as fast; where there are no rows, their length is not to be had so.
+    row_length = codes.numel() // rows if rows else rows_of(codes.shape)[1]
+    return rows, -(-row_length // format.block_size)
+
+
+def _fits(plane: object, dtype: torch.dtype, shape: Sequence[int], device: torch.device) -> bool:
+    return (
+        isinstance(plane, Tensor)
+        and plane.dtype is dtype
+        and plane.shape == shape
+        and plane.device == device
+        and plane.layout is torch.strided
+        and plane.is_contiguous()
+    )
+
+
+def _misfit(blocks: Blocks, format: FixedPointFormat) -> str:
+    """Which plane does not fit, and how."""
+    codes, low, exponents = blocks
+    if not isinstance(codes, Tensor):
+        return f"the codes are {_said(codes)}, and {format} needs a tensor"
+    of_exponents = _exponents_shape(codes, format)
+    for name, plane, dtype, shape in (
+        ("codes", codes, torch.int8 if format.container_bytes == 1 else torch.int16, codes.shape),
+        ("lower codes", low, torch.uint8 if format.container_bytes == 3 else None, codes.shape),
+        ("exponents", exponents, torch.int8 if format.dynamic else None, of_exponents),
+    ):
+        if dtype is None and plane is not None:
+            return f"the {name} are {_said(plane)}, and {format} has none"
+        if dtype is not None and not _fits(plane, dtype, shape, codes.device):
+            needed = f"contiguous {_name(dtype)} of shape {tuple(shape)} on {codes.device}"
+            return f"the {name} are {_said(plane)}, and {format} needs {needed}"
+    raise AssertionError("every plane fits")
+
+
+def _said(plane: object) -> str:
+    if not isinstance(plane, Tensor):
+        return "missing" if plane is None else repr(type(plane).__name__)
+    strided = plane.layout is torch.strided
+    order = "" if strided and plane.is_contiguous() else ", not contiguous" if strided else f", {_name(plane.layout)}"
+    return f"{_name(plane.dtype)} of shape {tuple(plane.shape)} on {plane.device}{order}"
+
+
+def _name(what: object) -> str:
+    return str(what).removeprefix("torch.")
+
+
+def check_window(size: Sequence[int], stride: Sequence[int], offset: int, elements: int) -> None:
+    """Check that a window of this geometry, in elements, lies inside ``elements`` codes.
+
+    Raises:
+        ValueError: if it does not.
+        TypeError: for anything but integers.
+    """
+    sound = len(size) == len(stride) and offset >= 0 and all(each >= 0 for each in (*size, *stride))
+    empty = sound and any(each == 0 for each in size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if sound else 0
+    if not sound or (last >= elements and not empty):
+        raise ValueError(
+            f"a window of size {tuple(size)}, strides {tuple(stride)} and offset {offset} reaches outside of the "
+            f"{elements} codes it is a window on"
+        )
 
 
 def pack(code: Tensor, format: FixedPointFormat) -> tuple[Tensor, Tensor | None]:

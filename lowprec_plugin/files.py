@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 try:
@@ -17,7 +18,8 @@ except ImportError:  # Windows
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to: it takes the name ``path`` when the context ends well, else it is removed.
 
-    Folders that are missing are made. What was at ``path`` stays until then.
+    Folders that are missing are made. What was at ``path`` stays until then, through a kill or a loss of power too:
+    the file is on the disk before it takes the name. A kill leaves the other file behind (:func:`remove_partial`).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +29,24 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(mode)
+        _to_disk(partial)
         os.replace(partial, path)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    opened = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def remove_partial(path: str | Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` left beside it."""
+    path = Path(path)
+    for partial in path.parent.glob(f"{escape(path.name)}.*.partial"):
         partial.unlink(missing_ok=True)
 
 

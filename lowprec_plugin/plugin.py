@@ -33,8 +33,9 @@ from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
+from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved, write_whole
 from lowprec_plugin.sharding import fixed_part
-from lowprec_plugin.strategies import ELSEWHERE, check_strategy
+from lowprec_plugin.strategies import ELSEWHERE, UNDER_FABRIC, check_strategy
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
@@ -176,6 +177,7 @@ class FixedPointPrecision(Precision):
             shake_hands(self.terms(), None)
         if self._fitting and self.ramping is not None:
             self.ramping.begin(inner)
+        write_whole(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
             adopt(optimizer, replace(self._settings))
@@ -305,15 +307,13 @@ class FixedPointPrecision(Precision):
         Raises:
             ValueError: always. Fabric does not hand its optimizers to a precision plugin, and so they are not adopted.
         """
-        raise ValueError(
-            f"{type(self).__name__} is a plugin of lightning.pytorch's Trainer and cannot see Fabric's optimizers. "
-            "Under Fabric leave it out, call lowprec_plugin.optim.quantize_(module), and use the optimizers of "
-            "lowprec_plugin.optim or optim.adopt(optimizer), before fabric.setup(module, optimizer)"
-        )
+        raise ValueError(UNDER_FABRIC)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of the plugin: the wire's step, and the rest for people. Called on every rank."""
         return {
+            "version": __version__,
+            "layout": LAYOUT,
             "format": str(self.format),
             "seed": self.seed,
             "skipped_steps": [optimizer.fixed_point.skipped_steps for optimizer in self._optimizers],
@@ -326,19 +326,17 @@ class FixedPointPrecision(Precision):
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
+        check_resumed(self._network)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped.
 
         Raises:
             ValueError: for weights that this format does not hold, or others' residuals. Nothing is changed then.
         """
-        saved = FixedPointFormat.parse(state_dict["format"])
-        if not self.format.holds(saved):
-            raise ValueError(
-                f"the checkpoint's weights are stored as {saved}, which {self.format} does not hold exactly: resume "
-                f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from "
-                "its weights, which rounds them: module.load_state_dict(torch.load(path)['state_dict'])"
-            )
+        check_saved(state_dict, self.format)
         load_wire(self.wire, state_dict.get("wire"), fitting=self._fitting)  # may refuse, too
         for optimizer, skipped in zip(self._optimizers, state_dict["skipped_steps"], strict=False):
             optimizer.fixed_point.skipped_steps = skipped

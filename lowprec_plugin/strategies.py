@@ -15,6 +15,12 @@ ELSEWHERE = (
     "configure_model calls fully_shard (FSDP2); lowprec_plugin.deepspeed.FixedPointDeepSpeedPrecision works with "
     "DeepSpeedStrategy"
 )
+#: What to do under Fabric.
+UNDER_FABRIC = (
+    "FixedPointPrecision is a plugin of lightning.pytorch's Trainer and cannot see Fabric's optimizers. "
+    "Under Fabric leave it out, call lowprec_plugin.optim.quantize_(module), and use the optimizers of "
+    "lowprec_plugin.optim or optim.adopt(optimizer), before fabric.setup(module, optimizer)"
+)
 
 
 def check_strategy(module: nn.Module, *, deepspeed: bool) -> None:

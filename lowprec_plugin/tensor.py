@@ -16,30 +16,13 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin import ops
-from lowprec_plugin.blocks import Blocks, Shared
+from lowprec_plugin.blocks import Blocks, Shared, check_blocks, check_window
+from lowprec_plugin.dequantizing import dequantize
 from lowprec_plugin.direct import Direct, refuse_as_data_of_floats
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.gathered import Gathered
+from lowprec_plugin.integrity import check_facts, check_read, digest
 from lowprec_plugin.random_bits import key_of, stream_of, substream
-
-_library: Any = torch.library.Library("lowprec", "DEF")  # type: ignore[no-untyped-call]
-_library.define(
-    "dequantize(Tensor codes, Tensor? low, Tensor? exponents, str format, ScalarType dtype) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-
-def _dequantize(codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype) -> Tensor:
-    return ops.dequantize(Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype)
-
-
-def _shape(codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(codes, dtype=dtype)
-
-
-for _device in ("CPU", "CUDA"):
-    _library.impl("dequantize", _dequantize, _device)
-_library.impl("dequantize", _shape, "Meta")
 
 
 class FixedPointTensor(Gathered, Direct, torch.Tensor):
@@ -81,15 +64,25 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
         label: str = "",
         first_row: int = 0,
         geometry: tuple[Any, Any, Any] | None = None,
+        window_on: FixedPointTensor | None = None,  # whose planes these are: they have been checked
     ) -> FixedPointTensor:
+        if window_on is None:
+            check_blocks(blocks, format)
         codes = blocks.codes
-        size, stride, offset = (codes.shape, codes.stride(), 0) if geometry is None else geometry
+        if geometry is None:
+            size, stride, offset = codes.shape, codes.stride(), 0
+        else:
+            size, stride, offset = geometry
+            check_window(size, stride, offset, codes.numel())
         self = torch.Tensor._make_wrapper_subclass(
             cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device
         )
         self._codes, self._low, self._exponents = blocks
-        self.format, self.rounding, self.whole_rows = format, rounding, None
-        self.stream, self.label, self._shared, self._offset = stream, label, Shared(first_row), 0
+        self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
+        if window_on is None:
+            self._shared, self._offset, self.whole_rows = Shared(first_row), 0, None
+        else:
+            self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours.
@@ -119,9 +112,12 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
             first_row: where ``x`` starts in the whole tensor, if it is a shard of it.
 
         Raises:
-            ValueError: if ``x`` is not floating point, is not finite, or is negative where the format is squared.
+            ValueError: if ``x`` is not floating point, is not finite, or is negative where the format is squared; and
+                for an argument of another kind.
         """
         format = FixedPointFormat.parse(format)
+        check_facts(torch.float32 if dtype is None else dtype, rounding, label, first_row)
+        check_integer(seed, "seed")
         if isinstance(x, FixedPointTensor):
             dtype = dtype or x.dtype
             x = x.dequantize(torch.float32)
@@ -189,7 +185,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     def _floats(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """All floats behind this tensor, and the window on them that it is."""
         dtype = dtype or self.dtype
-        floats = torch.ops.lowprec.dequantize(self._codes, self._low, self._exponents, str(self.format), dtype)
+        floats = dequantize(self.blocks, self.format, dtype)
         geometry = self._geometry
         return floats, floats if geometry is None else floats.as_strided(*geometry)
 
@@ -208,10 +204,12 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
         """A tensor like this one over other planes."""
+        if "geometry" not in changes:
+            changes["geometry"] = self._geometry
         options: dict[str, Any] = {
             "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label,
-            "first_row": self.first_row, "geometry": self._geometry,
-        } | changes  # fmt: skip
+            "first_row": self.first_row, **changes,
+        }  # fmt: skip
         result = FixedPointTensor(blocks, self.format, **options)
         result.roundings, result.whole_rows = self.roundings, self.whole_rows
         return result
@@ -219,9 +217,10 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
         """Another view of the same codes. Under inference mode a view of an ordinary tensor is an ordinary tensor."""
         with torch.inference_mode(torch.is_inference_mode_enabled() and self.is_inference()):
-            window = self._like(self.blocks, geometry=geometry)
-        window._shared, window._offset = self._shared, self._offset
-        return window
+            return FixedPointTensor(
+                self.blocks, self.format, dtype=self.dtype, rounding=self.rounding, stream=self.stream,
+                label=self.label, geometry=geometry, window_on=self,
+            )  # fmt: skip
 
     @property
     def data(self) -> FixedPointTensor:
@@ -267,10 +266,11 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
         return copied  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return rebuild, (
-            *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row,
-            self.roundings, self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
+        facts = (
+            str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row, self.roundings,
+            self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
         )  # fmt: skip
+        return rebuild, (*self.blocks, *facts, digest(self.blocks, *facts))
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
@@ -324,11 +324,18 @@ def rebuild(
     parameter: bool,
     requires_grad: bool,
     whole_rows: int | None = None,
+    written: str | None = None,
 ) -> Tensor:
-    """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``."""
+    """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``.
+
+    Raises:
+        ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.integrity.check_read`.
+    """
+    blocks = Blocks(codes, low, exponents)
+    facts = (format, dtype, rounding, stream, label, first_row, ticks, geometry, parameter, requires_grad, whole_rows)
     result = FixedPointTensor(
-        Blocks(codes, low, exponents), FixedPointFormat.parse(format), dtype=dtype, rounding=rounding, stream=stream,
-        label=label, first_row=first_row, geometry=geometry,
+        blocks, check_read(blocks, *facts, written=written), dtype=dtype, rounding=rounding, stream=stream, label=label,
+        first_row=first_row, geometry=geometry,
     )  # fmt: skip
     result.roundings, result.whole_rows = ticks, whole_rows
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)

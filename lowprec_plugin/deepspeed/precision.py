@@ -19,7 +19,9 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.nonfinite import Aftermath
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved
 from lowprec_plugin.strategies import ELSEWHERE, check_strategy
+from lowprec_plugin.version import __version__
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 #: What Lightning calls each, and turns into DeepSpeed's config.
@@ -154,7 +156,11 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of the plugin, for people and for :meth:`load_state_dict`'s check."""
-        return {"format": str(self.format), **self._options}
+        return {"version": __version__, "layout": LAYOUT, "format": str(self.format), **self._options}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
+        check_resumed(self._module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that the checkpoint's weights and state are exact as this plugin stores them.
@@ -162,12 +168,8 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         Raises:
             ValueError: if they are not.
         """
+        check_saved(state_dict, self.format)
         saved = FixedPointFormat.parse(state_dict["format"])
-        if not self.format.holds(saved):
-            raise ValueError(
-                f"the checkpoint's weights are stored as {saved}, which {self.format} does not hold exactly: resume "
-                f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}"
-            )
         bits = state_dict.get("state_word_length") or saved.word_length
         own: Any = self._options["state_word_length"] or self.format.word_length
         if own < bits:

@@ -1,0 +1,100 @@
+"""What the plugins do about a run's checkpoints: each is written whole, and checked before a run goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec.utils
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lowprec_plugin.damage import check_undamaged
+from lowprec_plugin.files import remove_partial, whole_file
+from lowprec_plugin.formats import FixedPointFormat
+
+#: Of what a plugin's ``state_dict`` holds: raised where an earlier version could no longer read it.
+LAYOUT = 1
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's own, but for files of this machine: a checkpoint appears under its name when it is whole.
+
+    Lightning writes to the temporary folder (``TMPDIR``) and moves the file, which is a copy where that lies on another
+    file system: a kill meanwhile leaves a part of a file under the checkpoint's name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``, whole or not at all."""
+        if storage_options is not None or fsspec.utils.get_protocol(str(path)) != "file":
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(str(path).removeprefix("file://"))
+        remove_partial(path)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def write_whole(module: nn.Module) -> None:
+    """Have the strategy that trains ``module`` write its checkpoints through :class:`WholeCheckpointIO`.
+
+    A writer that a user has chosen stays, with the one of Lightning's own that it may pass them on to replaced.
+    """
+    if not isinstance(module, LightningModule):
+        return
+    strategy = module.trainer.strategy
+    writer: Any = strategy.checkpoint_io
+    if type(writer) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeCheckpointIO()
+    elif type(getattr(writer, "checkpoint_io", None)) is TorchCheckpointIO:  # AsyncCheckpointIO's, and the like
+        writer.checkpoint_io = WholeCheckpointIO()
+
+
+def check_resumed(module: nn.Module | None) -> None:
+    """Read the checkpoint that ``module``'s Trainer goes on from once more, for its checksums. Called on every rank.
+
+    A folder is shared out over the ranks. What is not on a file system of this machine is not looked at.
+
+    Raises:
+        ValueError: if it is damaged; of a folder, on every rank alike.
+    """
+    given = module.trainer.ckpt_path if isinstance(module, LightningModule) else None
+    if not given or fsspec.utils.get_protocol(str(given)) != "file":
+        return
+    path = Path(str(given).removeprefix("file://"))
+    if not (path.is_dir() and dist.is_initialized()):
+        check_undamaged(path)
+        return
+    said: list[str | None] = [None] * dist.get_world_size()
+    try:
+        check_undamaged(path, dist.get_rank(), len(said))
+        dist.all_gather_object(said, None)
+    except ValueError as error:
+        dist.all_gather_object(said, str(error))
+    for damage in said:
+        if damage is not None:
+            raise ValueError(damage)
+
+
+def check_saved(state: Mapping[str, Any], format: FixedPointFormat) -> None:
+    """Check that a plugin whose weights are in ``format`` can go on from what one saved.
+
+    Raises:
+        ValueError: for the state of a later version, or weights that ``format`` does not hold.
+    """
+    if state.get("layout", LAYOUT) > LAYOUT:
+        raise ValueError(
+            f"the checkpoint was written by version {state.get('version')} of this package, in a layout that this one "
+            "does not know: update it"
+        )
+    saved = FixedPointFormat.parse(state["format"])
+    if not format.holds(saved):
+        raise ValueError(
+            f"the checkpoint's weights are stored as {saved}, which {format} does not hold exactly: resume "
+            f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from its "
+            "weights, loaded into the module by its load_state_dict, which rounds them"
+        )
