@@ -61,7 +61,7 @@ def check_read(
             raise ValueError(f"it is not what was written, whose digest is {written}")
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"tensor {label!r} of a file is damaged, or was not written by this package: {error}"
+            f"tensor {label!r} in a file is damaged, or not this package's own: {error}"
         ) from error
     return parsed
 
