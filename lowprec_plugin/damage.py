@@ -53,17 +53,15 @@ def _archives(folder: Path) -> Iterator[Path | tuple[Path, int, int]]:
 
 
 def _check(file: IO[bytes], name: str) -> None:
-    if not zipfile.is_zipfile(file):
-        return
     try:
+        if not zipfile.is_zipfile(file):
+            return
         with zipfile.ZipFile(file) as archive:
             record = archive.testzip()
     except Exception as error:  # whatever a zip archive's damaged directory comes to
         raise ValueError(f"{name} is damaged ({error}): {_REMEDY}") from error
     if record is not None:
-        raise ValueError(
-            f"{name} is damaged: its record {record!r} does not have the checksum it was written with: {_REMEDY}"
-        )
+        raise ValueError(f"{name} is damaged (record {record!r} is not what was written): {_REMEDY}")
 
 
 _REMEDY = "copy it again from where it was whole, or use another checkpoint"

@@ -60,9 +60,7 @@ def check_read(
         if written is not None and digest(blocks, *facts) not in (written, None):
             raise ValueError(f"it is not what was written, whose digest is {written}")
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"tensor {label!r} in a file is damaged, or not this package's own: {error}"
-        ) from error
+        raise ValueError(f"tensor {label!r} in a file is damaged, or not this package's own: {error}") from error
     return parsed
 
 

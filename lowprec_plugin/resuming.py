@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lowprec_plugin.damage import check_undamaged
@@ -42,16 +43,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
 def write_whole(module: nn.Module) -> None:
     """Have the strategy that trains ``module`` write its checkpoints through :class:`WholeCheckpointIO`.
 
-    A writer that a user has chosen stays, with the one of Lightning's own that it may pass them on to replaced.
+    A writer that the user has chosen stays, and that is logged: its files are its own affair.
     """
     if not isinstance(module, LightningModule):
         return
     strategy = module.trainer.strategy
-    writer: Any = strategy.checkpoint_io
+    writer = strategy.checkpoint_io
     if type(writer) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeCheckpointIO()
-    elif type(getattr(writer, "checkpoint_io", None)) is TorchCheckpointIO:  # AsyncCheckpointIO's, and the like
-        writer.checkpoint_io = WholeCheckpointIO()
+    elif not isinstance(writer, WholeCheckpointIO):
+        rank_zero_info(
+            f"checkpoints are written by {type(writer).__name__}, and not by this plugin, which would write them "
+            "whole: a kill meanwhile may leave a part of one"
+        )
 
 
 def check_resumed(module: nn.Module | None) -> None:

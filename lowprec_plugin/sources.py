@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lowprec_plugin import unread
+from lowprec_plugin.damage import check_undamaged
 from lowprec_plugin.trainings import read_yaml, refused_in_short
 
 
@@ -20,13 +21,15 @@ def read_file(path: str | Path) -> Any:
     """What ``torch.save`` or Lightning wrote to a file, on the CPU: plain data and tensors, and nothing of the rest.
 
     Raises:
-        ValueError: if the file is not there, is none of torch's, holds one object of another class, or a tensor of one.
+        ValueError: if the file is not there, is damaged, is none of torch's, holds one object of another class, or a
+            tensor of one.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, {_of_folder(path)}")
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
+    check_undamaged(path)
     try:
         content = _plain(path)
     except OSError:

@@ -1,0 +1,141 @@
+"""Checkpoints are written whole, and a damaged one is refused before a run goes on from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+from lowprec_plugin import FixedPointPrecision
+from lowprec_plugin.resuming import WholeCheckpointIO
+from lowprec_plugin.version import __version__
+from tests.plugin.users import Regressor, vectors
+
+pytestmark = pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+
+
+def trainer_of(epochs: int = 1, plugins: Any = None) -> Trainer:
+    return Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, plugins=plugins or FixedPointPrecision(keep_float="net.2.*"),
+    )  # fmt: skip
+
+
+def trained() -> Trainer:
+    torch.manual_seed(0)
+    trainer = trainer_of()
+    trainer.fit(Regressor(), vectors())
+    return trainer
+
+
+def test_a_checkpoint_says_which_version_wrote_it(tmp_path: Path) -> None:
+    trained().save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=False)["FixedPointPrecision"]
+    assert (saved["version"], saved["layout"]) == (__version__, 1)
+
+
+def test_a_later_layout_is_refused(tmp_path: Path) -> None:
+    trained().save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=False)
+    saved["FixedPointPrecision"].update(layout=2, version="9.9")
+    torch.save(saved, tmp_path / "later.ckpt")
+    with pytest.raises(ValueError, match=r"written by version 9\.9 of this package, in a layout .* update it"):
+        trainer_of(2).fit(Regressor(), vectors(), ckpt_path=tmp_path / "later.ckpt", weights_only=False)
+
+
+@pytest.mark.parametrize("what", ["codes", "a float", "a count of steps", "the plugin's own"])
+@pytest.mark.parametrize("use", ["fit", "test"])
+def test_a_flipped_bit_is_refused(tmp_path: Path, what: str, use: str) -> None:
+    """Not only of tensors that carry a digest."""
+    path = tmp_path / "x.ckpt"
+    trainer = trained()
+    trainer.save_checkpoint(path)
+    module: Any = trainer.lightning_module
+    content = bytearray(path.read_bytes())
+    sought: dict[str, bytes] = {
+        "codes": module.net[0].weight.codes.numpy().tobytes(),
+        "a float": module.net[2].weight.detach().numpy().tobytes(),
+        "a count of steps": torch.tensor(4.0).numpy().tobytes(),
+        "the plugin's own": b"skipped_steps",
+    }
+    content[content.find(sought[what]) + 1] ^= 4
+    path.write_bytes(content)
+    go_on = trainer_of(2)
+    with pytest.raises(ValueError, match="damaged"):
+        getattr(go_on, use)(Regressor(), vectors(), ckpt_path=path, weights_only=False)
+    assert go_on.global_step == 0
+
+
+@pytest.mark.parametrize("writer", [None, AsyncCheckpointIO(), "a user's"])
+def test_lightnings_own_writer_alone_is_replaced(writer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning gives another that passes checkpoints on a new one of its own at every use. It is said then."""
+
+    class Users(TorchCheckpointIO):
+        pass
+
+    given = Users() if isinstance(writer, str) else writer
+    trainer = trainer_of(plugins=[FixedPointPrecision(), *([] if given is None else [given])])
+    with caplog.at_level("INFO"):
+        trainer.fit(Regressor(), vectors())
+    assert type(trainer.strategy.checkpoint_io) is (WholeCheckpointIO if given is None else type(given))
+    said = f"checkpoints are written by {type(given).__name__}, and not by this plugin, which would write them whole"
+    assert (said in caplog.text) == (given is not None)
+
+
+def _write_for_ever(path: str) -> None:
+    """Write a large checkpoint again and again."""
+    io, checkpoint = WholeCheckpointIO(), {"weight": torch.zeros(4_000_000)}
+    while True:
+        io.save_checkpoint(checkpoint, path)
+
+
+def test_a_kill_leaves_a_whole_file_whatever_the_temporary_folder(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    program = f"from tests.plugin.test_resuming import _write_for_ever; _write_for_ever({str(path)!r})"
+    elsewhere = {**os.environ, "TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else dict(os.environ)
+    for delay in (0.0, 0.02):
+        path.unlink(missing_ok=True)
+        child = subprocess.Popen([sys.executable, "-c", program], env=elsewhere)
+        deadline = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert torch.equal(torch.load(path)["weight"], torch.zeros(4_000_000))
+    WholeCheckpointIO().save_checkpoint({"weight": torch.ones(3)}, path)
+    assert list(tmp_path.iterdir()) == [path]  # what the killed ones left is gone
+
+
+def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"weight": torch.ones(3)}, path)
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        WholeCheckpointIO().save_checkpoint({"weight": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path)["weight"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_file_systems_are_lightnings() -> None:
+    import fsspec
+
+    WholeCheckpointIO().save_checkpoint({"weight": torch.ones(3)}, "memory://folder/x.ckpt")
+    with fsspec.open("memory://folder/x.ckpt", "rb") as file:
+        assert torch.equal(torch.load(file)["weight"], torch.ones(3))
+    with pytest.raises(TypeError, match="storage_options"):
+        WholeCheckpointIO().save_checkpoint({}, "x.ckpt", {"key": 1})

@@ -1,0 +1,117 @@
+"""Single flipped bits in files that carry a digest: none may be taken for the weights or state that were written.
+
+Each trial writes a file, flips one bit of it at random and reads it again. Either it is refused, or what is read is
+what was written, bit for bit. A process per kind does the trials, so that one that ends is noticed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .damaged_files import KINDS, Kind
+
+
+def add_to(subparsers: Any) -> None:
+    """Add the sub-command ``damage``."""
+    parser = subparsers.add_parser("damage", help="flip single bits in files", description=__doc__)
+    parser.add_argument("--flips", type=int, default=400, help="of each kind of file")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a folder for damage.jsonl and damage.md")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do the trials, print a table, and return 1 if a flip was accepted or ended a process."""
+    lines: list[dict[str, Any]] = []
+    for kind in given.kinds:
+        began = time.monotonic()
+        trials = list(_trials(kind, given.flips, given.seed))
+        outcomes = Counter(trial["outcome"] for trial in trials)
+        lines += trials
+        print(f"{kind}: {dict(outcomes)}, {time.monotonic() - began:.0f} s", flush=True)
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "damage.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (given.out / "damage.md").write_text(_table(lines, given))
+    return int(any(line["outcome"] in ("accepted", "died") for line in lines))
+
+
+def _trials(kind: str, flips: int, seed: int) -> Iterator[dict[str, Any]]:
+    """One line per flip. After one that ends its process, the next begin in another."""
+    done = 0
+    spawn = multiprocessing.get_context("spawn")
+    while done < flips:
+        mine, its = spawn.Pipe(duplex=False)
+        worker = spawn.Process(target=_work, args=(kind, done, flips, seed, its))
+        worker.start()
+        its.close()
+        try:
+            while True:
+                yield mine.recv()
+                done += 1
+        except EOFError:
+            worker.join()
+        if done < flips:
+            yield {"kind": kind, "flip": done, "outcome": "died", "said": f"exit status {worker.exitcode}"}
+            done += 1
+
+
+def _work(kind: str, first: int, flips: int, seed: int, results: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = KINDS[kind]()
+        written = made.write(Path(folder) / "as written")
+        expected = made.read(written)
+        for flip in range(first, flips):
+            results.send({"kind": kind, "flip": flip, **_trial(made, written, expected, f"{seed} {kind} {flip}")})
+    results.close()
+
+
+def _trial(made: Kind, written: Path, expected: dict[str, Any], seed: str) -> dict[str, Any]:
+    damaged = written.with_name(f"damaged{written.suffix}")
+    place = _flip_one(written, damaged, random.Random(seed))
+    try:
+        read = made.read(damaged)
+    except BaseException as error:  # as those of distributed checkpoints are
+        return {**place, "outcome": "refused", "said": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    wrong = [name for name in expected.keys() | read.keys() if expected.get(name) != read.get(name)]
+    return {**place, "outcome": "accepted" if wrong else "harmless", "said": ", ".join(wrong[:3])}
+
+
+def _flip_one(source: Path, target: Path, chance: random.Random) -> dict[str, Any]:
+    """Copy a file or a folder with one bit flipped somewhere, every bit as likely as any other."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    chosen = chance.choices(files, [path.stat().st_size for path in files])[0]
+    content = bytearray(chosen.read_bytes())
+    byte, bit = chance.randrange(len(content)), chance.randrange(8)
+    content[byte] ^= 1 << bit
+    if source.is_file():
+        target.write_bytes(content)
+    else:
+        shutil.copytree(source, target)
+        (target / chosen.relative_to(source)).write_bytes(content)
+    return {"file": chosen.name, "byte": byte, "bit": bit}
+
+
+def _table(lines: list[dict[str, Any]], given: argparse.Namespace) -> str:
+    outcomes = ("refused", "harmless", "accepted", "died")
+    counts = Counter((line["kind"], line["outcome"]) for line in lines)
+    rows = [
+        " | ".join([f"| {KINDS[kind].what}", *(str(counts[kind, outcome]) for outcome in outcomes)]) + " |"
+        for kind in given.kinds
+    ]
+    command = f"`python tools/faults.py damage --flips {given.flips} --seed {given.seed} --out FOLDER`"
+    header = ["| file | " + " | ".join(outcomes) + " |", "|---|---|---|---|---|"]
+    return "\n".join(["# Flipped bits", "", str(__doc__).strip(), "", command, "", *header, *rows, ""])
