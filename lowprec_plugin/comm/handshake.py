@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lowprec_plugin.comm.exchange import gather
+from lowprec_plugin.sharding import fixed_part
 
 _DIGEST_BYTES = 16
-_AT_START = "start every process with the same arguments and the same version of the package"
+_AT_START = "start every process with the same model, arguments and version of the package"
 _AT_CALL = "call it on every rank with the same arguments"
 
 
@@ -33,6 +35,20 @@ def shake_hands(terms: Mapping[str, Any], group: dist.ProcessGroup | None, remed
                 raise ValueError(
                     f"the ranks disagree on {name}: rank 0 has {mine!r}, rank {rank} has {its!r}; {remedy}"
                 )
+
+
+def parameter_terms(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """What all ranks must have alike of every parameter: name, shape, dtype, how it is stored, whether it is trained.
+
+    And their order, in which gradients travel: under other names, one's would be added to another's.
+    """
+    terms = {}
+    for place, (name, param) in enumerate(named):
+        fixed = fixed_part(param)
+        stored = f"stored as {fixed.format}, " if fixed is not None else ""
+        trained = "trained" if param.requires_grad else "frozen"
+        terms[f"parameter {place}"] = f"{name}: shape {tuple(param.shape)}, {param.dtype}, {stored}{trained}"
+    return terms
 
 
 @contextmanager
