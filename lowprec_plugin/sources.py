@@ -27,10 +27,10 @@ def read_file(path: str | Path) -> Any:
         raise ValueError(f"{path} is a folder, {_of_folder(path)}")
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
+    if _is_cut_off(path):
+        raise ValueError(f"{path} is not whole, its end is missing: copy or save it again, or give another checkpoint")
     try:
         content = _plain(path)
-    except OSError:
-        raise
     except unread.InTheWayError as error:
         raise ValueError(
             f"{path} holds a tensor of the class {error}, which is not imported to read it: save it as a plain tensor, "
@@ -47,6 +47,12 @@ def read_file(path: str | Path) -> Any:
             "torch.save(module.state_dict(), file) writes the weights alone"
         )
     return content
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether it begins as torch's files do, as a zip archive, but lacks the directory that an archive ends in."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
 
 
 def _plain(path: Path) -> Any:

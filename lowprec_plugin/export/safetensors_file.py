@@ -23,11 +23,12 @@ from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 _FIELDS = ("word_length", "fraction_length", "block_size")
+_REMEDY = "write it again with to_safetensors, or take another copy"
 
 
 def _safetensors() -> Any:
     try:
-        import safetensors.torch
+        import safetensors.torch  # safe_open and SafetensorError come with it
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('this takes safetensors: pip install "lowprec-plugin[export]"') from error
     return safetensors
@@ -68,15 +69,58 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     The file holds no random streams: each tensor gets that of its name and seed 0.
 
     Raises:
-        ValueError: if the file has no formats in its metadata.
+        ValueError: if the file is damaged or not of this kind: no safetensors, without formats in its metadata, or with
+            formats that are none or of tensors that are not there.
+        OSError: if it cannot be read.
     """
+    planes, text = _entries(path)
     state: dict[str, Tensor] = {}
-    with _safetensors().safe_open(path, "pt") as file:
-        formats = (file.metadata() or {}).get("lowprec")
-        if formats is None:
-            raise ValueError(f"{path} has no metadata 'lowprec': it holds no fixed-point tensors of ours")
-        planes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    for name, fields in json.loads(formats).items():
+    for name, format in _formats(path, text).items():
+        if name not in planes:
+            raise ValueError(f"{path} names a format for {name!r}, whose codes it does not hold: {_REMEDY}")
         blocks = Blocks(planes.pop(name), planes.pop(f"{name}.low", None), planes.pop(f"{name}.exponents", None))
-        state[name] = FixedPointTensor(blocks, FixedPointFormat(**fields), label=name, stream=stream_of(0, name))
+        missing = [
+            plane
+            for plane, needed, held in (
+                ("low", format.container_bytes == 3, blocks.low), ("exponents", format.dynamic, blocks.exponents)
+            )
+            if needed and held is None
+        ]  # fmt: skip
+        if missing:
+            raise ValueError(f"{path} lacks {f'{name}.{missing[0]}'!r}, which {format} needs: {_REMEDY}")
+        state[name] = FixedPointTensor(blocks, format, label=name, stream=stream_of(0, name))
     return {**state, **planes}
+
+
+def _entries(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Every entry, and the metadata that is ours."""
+    library = _safetensors()
+    Path(path).open("rb").close()  # names the file if it cannot be read
+    try:
+        with library.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            planes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    except library.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or damaged ({error}): {_REMEDY}") from error
+    if "lowprec" not in metadata:
+        raise ValueError(f"{path} has no metadata 'lowprec': it holds no fixed-point tensors of ours")
+    return planes, metadata["lowprec"]
+
+
+def _formats(path: str | Path, text: str) -> dict[str, FixedPointFormat]:
+    """The formats by the names of their tensors, as the metadata's JSON says them."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has metadata 'lowprec' that is no JSON ({error}): {_REMEDY}") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} has metadata 'lowprec' that is no mapping of names to formats: {_REMEDY}")
+    formats = {}
+    for name, fields in said.items():
+        if not isinstance(fields, dict) or set(fields) != set(_FIELDS):
+            raise ValueError(f"{path} says of {name!r} {fields!r} and not {', '.join(_FIELDS)}: {_REMEDY}")
+        try:
+            formats[name] = FixedPointFormat(**fields)
+        except ValueError as error:
+            raise ValueError(f"{path} says of {name!r} {error}: {_REMEDY}") from error
+    return formats

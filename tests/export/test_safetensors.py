@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,60 @@ def test_refused(tmp_path: Path) -> None:
     save_file({"x": torch.ones(3)}, path)
     with pytest.raises(ValueError, match="has no metadata 'lowprec'"):
         read_safetensors(path)
+
+
+def fields(name: str, **changed: Any) -> str:
+    return json.dumps({name: {"word_length": 16, "fraction_length": None, "block_size": 256, **changed}})
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        ("{", "has metadata 'lowprec' that is no JSON"),
+        ("[" * 100_000, "has metadata 'lowprec' that is no JSON"),
+        ("[1]", "has metadata 'lowprec' that is no mapping of names to formats"),
+        ('{"x": 3}', "says of 'x' 3 and not word_length, fraction_length, block_size"),
+        ('{"x": {"word_length": 16}}', "says of 'x' {'word_length': 16} and not word_length, fraction_length, block"),
+        (fields("x", squared=True), "says of 'x' {'word_length': 16, 'fraction_length': None, 'block_size': 256, 'sq"),
+        (fields("x", word_length="16"), "says of 'x' word_length='16' is not an integer"),
+        (fields("x", word_length=40), "says of 'x' word_length=40 is not supported: choose 2 to 24"),
+        (fields("x", fraction_length=[]), "says of 'x' fraction_length=[] is not an integer"),
+        (fields("y"), "names a format for 'y', whose codes it does not hold"),
+        (fields("z"), "lacks 'z.exponents', which fixed16 needs"),
+        (fields("z", word_length=20), "lacks 'z.low', which fixed20 needs"),
+    ],
+)
+def test_damaged_metadata_is_told_with_the_file(tmp_path: Path, formats: str, message: str) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "net.safetensors"
+    planes = {"x": torch.ones(3, dtype=torch.int16), "z": torch.ones(3, dtype=torch.int16)}
+    save_file({**planes, "x.exponents": torch.ones(3, 1, dtype=torch.int8)}, path, {"lowprec": formats})
+    with pytest.raises(ValueError, match=re.escape(f"{path} {message}")) as info:
+        read_safetensors(path)
+    assert str(info.value).endswith("write it again with to_safetensors, or take another copy")
+
+
+def test_a_damaged_file_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    to_safetensors({"x": FixedPointTensor.quantize(torch.randn(4, 300), "fixed16")}, path)
+    whole, said = path.read_bytes(), []
+    header = 8 + int.from_bytes(whole[:8], "little")
+    damaged = [whole[:cut] for cut in (0, 7, 8, 100, header, len(whole) - 1)]
+    for bit in range(8 * header):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            read_safetensors(path)  # a flipped bit of a name is another name
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > len(damaged) / 2
+    assert [each for each in said if not each.startswith(str(path))] == []
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        read_safetensors(tmp_path)
 
 
 def test_plain_floats(tmp_path: Path) -> None:
