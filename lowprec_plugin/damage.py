@@ -53,15 +53,16 @@ def _archives(folder: Path) -> Iterator[Path | tuple[Path, int, int]]:
 
 
 def _check(file: IO[bytes], name: str) -> None:
+    begins_as_archive = file.read(4) == b"PK\x03\x04"
     try:
-        if not zipfile.is_zipfile(file):
-            return
-        with zipfile.ZipFile(file) as archive:
-            record = archive.testzip()
+        archive = zipfile.ZipFile(file) if zipfile.is_zipfile(file) else None
+        record = archive.testzip() if archive else None
     except Exception as error:  # whatever a zip archive's damaged directory comes to
         raise ValueError(f"{name} is damaged ({error}): {_REMEDY}") from error
+    if archive is None and begins_as_archive:
+        raise ValueError(f"{name} is not whole, its end is missing: {_REMEDY}")
     if record is not None:
         raise ValueError(f"{name} is damaged (record {record!r} is not what was written): {_REMEDY}")
 
 
-_REMEDY = "copy it again from where it was whole, or use another checkpoint"
+_REMEDY = "copy or save it again, or give another checkpoint"

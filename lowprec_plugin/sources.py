@@ -32,8 +32,6 @@ def read_file(path: str | Path) -> Any:
     check_undamaged(path)
     try:
         content = _plain(path)
-    except OSError:
-        raise
     except unread.InTheWayError as error:
         raise ValueError(
             f"{path} holds a tensor of the class {error}, which is not imported to read it: save it as a plain tensor, "

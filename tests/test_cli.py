@@ -49,6 +49,48 @@ def test_the_flag_on_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "weights fixed12" in caplog.text
 
 
+OTHER_FILES = {
+    "text": b"hello: [world",
+    "zeros": bytes(100),
+    "latin": "model: \xe9".encode("latin1"),
+    "binary": b"PK\x80",
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["cost", "--input_shape=[4]"], ["plan"], ["poc", "--output=out"], ["tune", "--output=out"], ["fit"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_read_is_named_in_a_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in OTHER_FILES.items():
+        if command == ["fit"] and name in ("text", "zeros"):
+            continue  # jsonargparse names them, behind its usage
+        (tmp_path / name).write_bytes(content)
+        for given in ([f"--config={name}"], ["--config", name]):
+            assert main([*command, *given]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{name}' cannot be read: " in line or f"{name} cannot be read: " in line
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--trainer.accelerator=nan", "You selected an invalid accelerator name: `accelerator='nan'`."),
+        ("--trainer.plugins={class_path: lowprec_plugin.FixedPointPrecision, init_args: {word_length: 40}}",
+         "word_length=40 is not supported: choose 2 to 24 bits (float32 itself has 24 significant bits)"),
+    ],
+)  # fmt: skip
+def test_what_fit_cannot_start_with_is_told_in_a_line(
+    option: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([each for each in quick("digits.yaml", tmp_path) if "accelerator" not in each] + [option]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"lowprec fit: {told}")
+
+
 def test_import_paths_begin_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the script that pip installs too, whose folder is not the user's."""
     (tmp_path / "their_own.py").write_text("from torch import nn\n\ndef network():\n    return nn.Linear(8, 8)\n")

@@ -287,7 +287,7 @@ def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     torch.save({"net": {"a": torch.empty(3, device="meta")}}, tmp_path / "meta.pt")
     expected = {
         "text.txt": "cannot be read as plain data", "nothing.pt": "cannot be read as plain data",
-        "cut.pt": "cannot be read as plain data", "array.npy": "cannot be read as plain data",
+        "cut.pt": "is not whole", "array.npy": "cannot be read as plain data",
         "random.pt": "cannot be read as plain data", "code.pt": "dict holds no tensors of numbers",
         "whole.pt": "holds an object whole (torch.nn.modules.linear.Linear)",
         "sparse.pt": "graph is sparse_coo: only dense tensors are looked at",
@@ -297,3 +297,15 @@ def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name, message in expected.items():
         assert main(["inspect", str(tmp_path / name)]) == 2, name
         assert message in capsys.readouterr().err, name
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cut.ckpt"
+    torch.save({"state_dict": {"weight": torch.randn(64, 64)}}, path)
+    whole = path.read_bytes()
+    for kept in (4, 1000, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        for command in (["inspect", str(path)], ["export", "--to=float", f"--checkpoint={path}", "--out=x.pt"]):
+            assert main(command) == 2
+            told = f"lowprec {command[0]}: {path} is not whole, its end is missing: copy or save it again, or give"
+            assert capsys.readouterr().err == f"{told} another checkpoint\n"

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowprec_plugin import native, ops, wire
+from lowprec_plugin import native, native_wire, ops, wire, wire_reference
 from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.random_bits import key_of
 from lowprec_plugin.wire_reference import (  # fmt: skip
     BLOCK,
@@ -181,3 +182,33 @@ def test_error_feedback_keeps_what_rounding_lost() -> None:
 def test_word_lengths() -> None:
     with pytest.raises(ValueError, match=r"comm_word_length=10 is not one of \(4, 8, 12, 16\)"):
         wire.check_word_length(10, "comm_word_length")
+
+
+@needs_native
+@pytest.mark.parametrize("word_length", WORD_LENGTHS)
+def test_bytes_of_any_kind_are_read_and_summed_and_nothing_is_written_beside_them(word_length: int) -> None:
+    blocks, elements, guard = 3, 700, 64
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        sent = torch.randint(256, (3, chunk_bytes(blocks, word_length)), dtype=torch.uint8, generator=generator)
+        found = []
+        for backend in (wire_reference, native_wire):
+            values = torch.full((elements + 2 * guard,), 7.0)
+            out = torch.full((chunk_bytes(blocks, word_length) + guard,), 7, dtype=torch.uint8)
+            piece = Piece(values[guard:-guard], 0, 0, key_of(0, 0), key_of(0, 1))
+            chunks = [chunk_of(row, blocks, word_length) for row in sent]
+            summed = chunk_of(out[:-guard], blocks, word_length)
+            backend.read_([piece], chunks[0], word_length)
+            backend.sum_([piece], chunks, summed, word_length, 3.0, True)
+            assert bool((torch.cat([values[:guard], values[-guard:], out[-guard:]]) == 7).all())
+            found.append((values[guard:-guard], summed))
+        (numbers, summed), (natively, natively_summed) = found
+        # No rank sends exponents below the smallest of a format: what they stand for is each backend's own.
+        lawful = torch.stack([chunk.exponents for chunk in chunks]) >= MIN_EXPONENT
+        for block in range(blocks):
+            place = slice(block * BLOCK, (block + 1) * BLOCK)
+            if lawful[0, block]:
+                assert torch.equal(numbers[place].nan_to_num(7.5), natively[place].nan_to_num(7.5))
+            if lawful[:, block].all():
+                assert torch.equal(summed.codes[block], natively_summed.codes[block])
+                assert summed.exponents[block] == natively_summed.exponents[block]

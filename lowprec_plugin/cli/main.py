@@ -107,11 +107,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(__version__)
         return 0
     if command in LIGHTNING:
-        from lightning.pytorch.cli import LightningCLI
+        from lowprec_plugin.cli.fit import run_lightning
 
-        # Without args it reads the command line itself, and warns of nothing.
-        LightningCLI(args=None if arguments is None else given, save_config_kwargs={"overwrite": True})
-        return 0
+        return run_lightning(command, None if arguments is None else given)
     if " ".join(given[:2]) in OWN:
         return _call(" ".join(given[:2]), given[2:])
     if command in OWN:

@@ -2,9 +2,16 @@
 
 Each is called by every rank of the group, like its counterpart in :mod:`torch.distributed`, and blocks until it is
 done. ``seed``, ``name`` and ``step`` key the random bits: give every tensor a name and every call a step.
+
+Ranks first compare what they were called with (:mod:`lowprec_plugin.comm.handshake`). If they disagree, or one of them
+refuses its arguments, all raise before anything is written.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, gather, keys
 from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
+from lowprec_plugin.comm.handshake import agreement
+from lowprec_plugin.formats import check_integer
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
@@ -38,7 +47,7 @@ def all_reduce(
     256 elements travels as float32.
 
     Args:
-        tensor: float32, bfloat16 or float16, of the same shape on every rank.
+        tensor: float32, bfloat16 or float16, of the same shape and dtype on every rank.
         op: ``"mean"`` or ``"sum"``.
         word_length: bits on the wire: 4, 8, 12 or 16.
         group: the process group; the default one if ``None``.
@@ -49,9 +58,13 @@ def all_reduce(
         ``tensor``. Where a rank had a NaN or an infinity, its block of 256 is NaN on every rank.
 
     Raises:
-        ValueError: for a word length, rounding, op or dtype that there is not, and for a fixed-point or sharded tensor.
+        ValueError: on every rank alike, before anything is written, if the ranks' arguments differ, or one has a word
+            length, rounding, op or dtype that there is not, or a fixed-point or sharded tensor.
     """
-    _check(tensor, op, word_length, rounding)
+    with _agreement("all_reduce", tensor, group) as terms:
+        _check_op(op)
+        terms |= {"op": op, "shape": list(tensor.shape)}
+        terms |= _checked(tensor, word_length, rounding, seed, name, step)
     if dist.get_world_size(group) == 1:
         return tensor
     flat = tensor.detach().contiguous().view(-1)
@@ -88,13 +101,17 @@ def reduce_scatter(
     Raises:
         ValueError: as :func:`all_reduce`, and if the sizes do not match.
     """
-    _check(input, op, word_length, rounding)
-    ranks, share = dist.get_world_size(group), output.numel()
-    if share * ranks != input.numel():
-        raise ValueError(f"input has {input.numel()} elements, but {ranks} ranks times output's {share} are needed")
-    _check_dtype(output)
-    if not output.is_contiguous():
-        raise ValueError(f"output of strides {output.stride()} is not contiguous: make it so, or copy from one that is")
+    with _agreement("reduce_scatter", input, group) as terms:
+        _check_op(op)
+        terms |= {"op": op, "elements": input.numel()}
+        terms |= _checked(input, word_length, rounding, seed, name, step)
+        ranks, share = dist.get_world_size(group), _checked_output(output).numel()
+        if share * ranks != input.numel():
+            raise ValueError(f"input has {input.numel()} elements, but {ranks} ranks times output's {share} are needed")
+        if not output.is_contiguous():
+            raise ValueError(
+                f"output of strides {output.stride()} is not contiguous: make it so, or copy from one that is"
+            )
     exchange = Exchange(word_length, rounding, group, op == "mean")
     exchange_reduce_scatter(output, input, exchange, stream_of(seed, name), step)
     return output
@@ -124,12 +141,14 @@ def all_gather(
     Raises:
         ValueError: as :func:`all_reduce`, and if the sizes do not match.
     """
-    _check(input, "mean", word_length, rounding)
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    share = input.numel()
-    if share * ranks != output.numel():
-        raise ValueError(f"output has {output.numel()} elements, but {ranks} ranks times input's {share} are needed")
-    _check_dtype(output)
+    with _agreement("all_gather", input, group) as terms:
+        terms |= {"elements": input.numel(), **_checked(input, word_length, rounding, seed, name, step)}
+        ranks, share = dist.get_world_size(group), input.numel()
+        if share * ranks != _checked_output(output).numel():
+            raise ValueError(
+                f"output has {output.numel()} elements, but {ranks} ranks times input's {share} are needed"
+            )
+    rank = dist.get_rank(group)
     blocks = blocks_of(share)
     key, _ = keys(stream_of(seed, name), step, rank)
     sent = torch.zeros(chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
@@ -143,15 +162,45 @@ def all_gather(
     return _give_back(output, flat)
 
 
-def _check(tensor: Tensor, op: str, word_length: int, rounding: str) -> None:
-    wire.check_word_length(word_length)
-    ops.check_rounding(rounding)
+@contextmanager
+def _agreement(collective: str, tensor: Tensor, group: dist.ProcessGroup | None) -> Iterator[dict[str, Any]]:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{tensor!r} is not a tensor")
+    if group is not None and not isinstance(group, dist.ProcessGroup):  # nor has this rank others to tell
+        raise ValueError(f"group={group!r} is not a process group that this rank belongs to")
+    with agreement(tensor.device, group) as terms:
+        terms["the collective"] = collective
+        yield terms
+
+
+def _check_op(op: str) -> None:
     if op not in OPS:
         raise ValueError(f"op={op!r} is not one of {OPS}")
-    _check_dtype(tensor)
 
 
-def _check_dtype(tensor: Tensor) -> None:
+def _checked(tensor: Tensor, word_length: int, rounding: str, seed: int, name: str, step: int) -> dict[str, Any]:
+    """The terms of every collective."""
+    wire.check_word_length(word_length)
+    ops.check_rounding(rounding)
+    check_integer(seed, "seed")
+    check_integer(step, "step")
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r} is not a string")
+    _check_floats(tensor)
+    return {
+        "dtype": tensor.dtype, "word_length": word_length, "rounding": rounding, "seed": seed, "name": name,
+        "step": step,
+    }  # fmt: skip
+
+
+def _checked_output(output: Tensor) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(f"output={output!r} is not a tensor")
+    _check_floats(output)
+    return output
+
+
+def _check_floats(tensor: Tensor) -> None:
     if isinstance(tensor, FixedPointTensor | DTensor):  # has no memory of its own that could be read or written
         raise ValueError(
             f"a {type(tensor).__name__} is not floats in memory: give floats (dequantize()), or of shards those of "

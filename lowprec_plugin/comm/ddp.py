@@ -26,7 +26,7 @@ from lowprec_plugin import ops, wire
 from lowprec_plugin.blocks import Blocks, empty_blocks
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
 from lowprec_plugin.comm.group import own_group
-from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.version import __version__
 from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, blocks_of
@@ -77,7 +77,7 @@ class DDPState:
             {
                 "package version": __version__, "comm word length": word_length, "rounding": rounding,
                 "error feedback": error_feedback, "seed": seed, "block size of the wire": BLOCK, **(terms or {}),
-                **{f"the shape of parameter {name}": list(param.shape) for name, param in self._params.items()},
+                **parameter_terms(self._params.items()),
             },
             self._group,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
-from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.version import __version__
@@ -69,11 +69,10 @@ class FSDPState:
         self.rounding = rounding
         #: What this rank has sent so far of its gradients, and of its weights.
         self.traffic, self.gather_traffic = Traffic(), Traffic()
-        shapes = {name: list(param.shape) for name, param in model.named_parameters()}
         agreed = {
             "package version": __version__, "comm word length": word_length, "rounding": rounding, "seed": seed,
             "block size of the wire": BLOCK, **(terms or {}),
-            **{f"the shape of parameter {name}": shape for name, shape in shapes.items()},
+            **parameter_terms(model.named_parameters()),
         }  # fmt: skip
         for mesh in {param.device_mesh: None for _, params in groups.values() for param in params}:
             for dim in range(mesh.ndim):

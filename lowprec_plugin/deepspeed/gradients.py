@@ -13,11 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowprec_plugin import comm
-from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, keys
+from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, keys, reduce_scatter
 from lowprec_plugin.deepspeed.internals import Inside
 from lowprec_plugin.random_bits import stream_of
-from lowprec_plugin.wire_reference import blocks_of, chunk_bytes
 
 
 class ZeroWire:
@@ -116,18 +114,10 @@ class ZeroWire:
             at += part
         name, step = self._next()
         mean = torch.empty(share.shape[1], dtype=self._inside.zero.gradient_accumulation_dtype, device=share.device)
-        comm.reduce_scatter(
-            mean, share, word_length=self.word_length, group=self._inside.group, rounding=self.rounding,
-            seed=self.seed, name=name, step=step,
-        )  # fmt: skip
-        self._count(ranks, share.shape[1])
+        exchange = Exchange(self.word_length, self.rounding, self._inside.group, traffic=self.traffic)
+        reduce_scatter(mean, share, exchange, stream_of(self.seed, name), step)
         own = [max(0, min(part, param.grad.numel() - rank * part)) for param, part in zip(params, parts, strict=True)]
         return [piece[:kept] for piece, kept in zip(torch.split(mean, parts), own, strict=True)]
-
-    def _count(self, ranks: int, elements: int) -> None:
-        self.traffic.bytes_sent += (ranks - 1) * chunk_bytes(blocks_of(elements), self.word_length)
-        self.traffic.float32_bytes += (ranks - 1) * 4 * elements
-        self.traffic.exchanges += 1
 
 
 def plan_wire(inside: Inside, word_length: int | None, rounding: str, seed: int) -> ZeroWire | None:

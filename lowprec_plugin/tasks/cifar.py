@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import tarfile
-import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin.tasks.images import ImageDataModule, Images
+from lowprec_plugin.tasks.packed import unpacked
 
 #: The archive as it is distributed, from https://www.cs.toronto.edu/~kriz/cifar.html
 ARCHIVE = "cifar-10-binary.tar.gz"
+#: Of that archive, its length in bytes and the MD5 that the same page gives.
+LENGTH, MD5 = 170_052_171, "c32a1d4ab5d03f1284b67883e8d87530"
 _RECORD = 1 + 3 * 32 * 32
 
 
 def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Images (uint8, ``(n, 3, 32, 32)``) and labels (int64) of ``"train"`` and ``"test"``.
+
+    The archive is read to its end, so that gzip's checksum is; one as long as that which is distributed must be that.
 
     Raises:
         ValueError: if the archive is not there, is damaged, lacks batches, or holds something else.
@@ -46,13 +52,17 @@ def read_cifar(archive: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _files(archive: Path) -> list[tuple[str, bytearray]]:
     """The archive's files in the order of their paths: their names without folders, and what they hold."""
+    packed = archive.read_bytes()
+    if len(packed) == LENGTH and (digest := hashlib.md5(packed, usedforsecurity=False).hexdigest()) != MD5:
+        raise ValueError(f"{archive} is damaged (its MD5 is {digest}, not {MD5}): fetch it again")
+    content = unpacked(archive, packed, "fetch it again")
     try:
-        with tarfile.open(archive) as packed:
-            members = sorted(packed.getmembers(), key=lambda member: member.name)
-            opened = [(Path(member.name).name, packed.extractfile(member)) for member in members]
-            return [(name, bytearray(content.read())) for name, content in opened if content is not None]
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive} is damaged ({error}): fetch it again") from error
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as files:
+            members = sorted((each for each in files if each.isfile()), key=lambda member: member.name)
+            opened = [(Path(member.name).name, files.extractfile(member)) for member in members]
+            return [(name, bytearray(file.read())) for name, file in opened if file is not None]
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive} is no archive of files ({error}): fetch it again") from error
 
 
 class CIFAR10DataModule(ImageDataModule):

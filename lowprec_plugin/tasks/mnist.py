@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lowprec_plugin.files import whole_file
 from lowprec_plugin.tasks.images import ImageDataModule, Images
+from lowprec_plugin.tasks.packed import unpacked
 
 #: Where the files are downloaded from, tried in order.
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -27,7 +28,7 @@ SHA256 = {
     "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
+_REMEDY = "delete it, and it will be downloaded again"
 
 
 def read_idx(path: Path) -> Tensor:
@@ -36,18 +37,16 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         ValueError: if the file is damaged, not an IDX file of bytes, or its length is not what its header says.
     """
-    packed = path.read_bytes()
-    try:
-        data = gzip.decompress(packed)
-    except _DAMAGED as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and it will be downloaded again") from error
+    data = unpacked(path, path.read_bytes(), _REMEDY)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes: it starts with {data[:4].hex()}")
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes: it starts with {data[:4].hex()}: {_REMEDY}")
     start = 4 + 4 * data[3]
-    if len(data) - start != math.prod(shape):
-        raise ValueError(f"{path} holds {len(data) - start} bytes where its header says {shape}")
-    return torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8).reshape(shape)
+    if len(data) < start:
+        raise ValueError(f"{path} ends in its header: {len(data)} bytes where {start} are needed: {_REMEDY}")
+    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+    if len(data) == start or len(data) - start != math.prod(shape):
+        raise ValueError(f"{path} holds {len(data) - start} bytes where its header says {shape}: {_REMEDY}")
+    return torch.frombuffer(data, dtype=torch.uint8, offset=start).reshape(shape)
 
 
 def download(root: Path, name: str) -> None:
@@ -62,7 +61,7 @@ def download(root: Path, name: str) -> None:
             with urllib.request.urlopen(mirror + name, timeout=60) as response:
                 data = response.read()
             digest = hashlib.sha256(gzip.decompress(data)).hexdigest()
-        except (OSError, HTTPException, *_DAMAGED) as error:
+        except (OSError, HTTPException, EOFError, zlib.error) as error:
             failures.append(f"{mirror}: {error}")
             continue
         if digest != SHA256[name]:

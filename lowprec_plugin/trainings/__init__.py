@@ -12,9 +12,9 @@ from lowprec_plugin.trainings.config import (
     read_yaml,
     with_plugin,
 )
-from lowprec_plugin.trainings.refusals import place, raised_in, refused_in_short
+from lowprec_plugin.trainings.refusals import cause_of, place, raised_in, refused_in_short
 
 __all__ = [
     "Config", "DIGITS", "read_config", "read_yaml", "class_path", "plugin_options", "with_plugin",
-    "place", "raised_in", "refused_in_short",
+    "cause_of", "place", "raised_in", "refused_in_short",
 ]  # fmt: skip

@@ -78,7 +78,8 @@ def read_yaml(config: str | Path) -> Any:
     try:
         return get_loader("yaml")(Path(config).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={str(config)!r} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())  # PyYAML says it in several lines
+        raise ValueError(f"config={str(config)!r} cannot be read: {reason}") from error
 
 
 def class_path(given: Any) -> str:

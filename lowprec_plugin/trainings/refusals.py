@@ -37,10 +37,15 @@ def refused_in_short(config: Config, where: str = "the configuration") -> Iterat
     except (ArgumentError, ValueError) as error:
         if not _is_of_parser(error):
             raise
-        cause: BaseException = error
-        while _is_of_parser(cause) and cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = cause_of(error)
         raise ValueError(_in_short(error, cause, config, where)) from cause
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What jsonargparse has wrapped in ``error``; of another's error, that itself."""
+    while _is_of_parser(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def raised_in(error: BaseException, package: str) -> bool:

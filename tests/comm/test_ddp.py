@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -195,30 +196,52 @@ def test_all_ranks_refuse_what_one_finds_not_finite() -> None:
     assert ranks.run(2, _not_finite) == [[True, True]] * 2
 
 
-def _disagree(rank: int, what: str) -> str:
-    model = DistributedDataParallel(nn.Linear(30, 30))
-    given = [
-        {"word_length": 16, "seed": 0, "terms": {"block size": 256}},
-        {"word_length": 8, "seed": 7, "terms": {"block size": 128}},
-    ]
-    agreed: dict[str, Any] = given[0] | {what: given[rank][what]}
-    try:
-        comm.DDPState(model, **agreed)
-    except ValueError as error:
-        return str(error)
-    return ""
+def _named(*names: str) -> nn.Module:
+    return nn.ModuleDict({name: nn.Linear(30, 30) for name in names})
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("word_length", "comm word length: rank 0 has 16, rank 1 has 8"),
-        ("seed", "seed: rank 0 has 0, rank 1 has 7"),
-        ("terms", "block size: rank 0 has 256, rank 1 has 128"),
-    ],
-)
-def test_ranks_that_disagree_are_refused(what: str, message: str) -> None:
-    for said in ranks.run(2, _disagree, what):
+def _with_frozen(name: str) -> nn.Module:
+    net = _named("a", "b")
+    net[name].requires_grad_(False)  # type: ignore[index]
+    return net
+
+
+def _stored(format: str) -> nn.Module:
+    net = _named("a")
+    optim.quantize_(net, format)
+    return net
+
+
+#: What each of two ranks gives DDPState, and what both then say.
+DISAGREE: list[tuple[tuple[dict[str, Any], dict[str, Any]], str]] = [
+    (({"word_length": 16}, {"word_length": 8}), "comm word length: rank 0 has 16, rank 1 has 8"),
+    (({"seed": 0}, {"seed": 7}), "seed: rank 0 has 0, rank 1 has 7"),
+    (({"terms": {"blocks": 256}}, {"terms": {"blocks": 128}}), "blocks: rank 0 has 256, rank 1 has 128"),
+]  # fmt: skip
+#: The same of modules. DDP itself would add gradients of one parameter to those of another, or of another dtype.
+OTHER_MODULES: list[tuple[tuple[Callable[[], nn.Module], Callable[[], nn.Module]], str]] = [
+    ((lambda: _named("a", "b"), lambda: _named("b", "a")), "parameter 0: rank 0 has 'a.weight: shape (30, 30),"),
+    ((lambda: _with_frozen("a"), lambda: _with_frozen("b")), "torch.float32, frozen', rank 1 has 'a.weight: shape"),
+    ((lambda: _named("a"), lambda: _named("a").bfloat16()), "torch.float32, trained', rank 1 has 'a.weight: shape"),
+    ((lambda: _stored("<4,12>"), lambda: _stored("<8,8>")), "stored as <4,12>, trained', rank 1 has 'a.weight: shape"),
+]  # fmt: skip
+
+
+def _disagree(rank: int) -> list[str]:
+    said = []
+    given = [(nn.Linear(30, 30), arguments[rank]) for arguments, _ in DISAGREE]
+    given += [(modules[rank](), {}) for modules, _ in OTHER_MODULES]
+    for net, arguments in given:
+        with pytest.raises(ValueError, match="the ranks disagree") as info:
+            comm.DDPState(DistributedDataParallel(net, init_sync=False), **arguments)
+        said.append(str(info.value))
+    return said
+
+
+def test_ranks_that_disagree_are_refused() -> None:
+    ours, theirs = ranks.run(2, _disagree)
+    assert ours == theirs
+    for said, (_, message) in zip(ours, [*DISAGREE, *OTHER_MODULES], strict=True):
         assert message in said
 
 

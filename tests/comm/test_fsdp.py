@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -123,6 +124,12 @@ def test_a_nan_on_one_rank_stops_every_rank() -> None:
     assert ranks.run(2, _nan_on_one_rank) == [True, True]
 
 
+def _in_order(*names: str) -> nn.Module:
+    result = nn.Sequential(OrderedDict((name, nn.Linear(30, 30)) for name in names))
+    fully_shard(result)
+    return result
+
+
 def _refused(rank: int) -> list[str]:
     said = []
     for make in (
@@ -131,6 +138,7 @@ def _refused(rank: int) -> list[str]:
         lambda: comm.FSDPState(nn.Linear(2, 2)),
         lambda: comm.FSDPState(model(), rounding="up"),
         lambda: comm.FSDPState(model(fixed=False).double()),
+        lambda: comm.FSDPState(_in_order(*("ab" if rank == 0 else "ba"))),
     ):
         with pytest.raises(ValueError) as info:  # noqa: PT011
             make()
@@ -145,6 +153,7 @@ def test_refusals() -> None:
         assert "no part of this Linear is sharded: call fully_shard on it first" in said[2]
         assert "rounding='up'" in said[3]
         assert "gradients of the root are reduced in torch.float64, and only float32, bfloat16 and float16" in said[4]
+        assert "disagree on parameter 0: rank 0 has 'a.weight: shape (30, 30), torch.float32, trained'" in said[5]
 
 
 def _evaluated(rank: int) -> Any:

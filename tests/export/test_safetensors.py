@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,60 @@ def test_refused(tmp_path: Path) -> None:
         read_safetensors(path)
 
 
+def fields(name: str, **changed: Any) -> str:
+    return json.dumps({name: {"word_length": 16, "fraction_length": None, "block_size": 256, **changed}})
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        ("{", "has metadata 'lowprec' that is no JSON"),
+        ("[" * 100_000, "has metadata 'lowprec' that is no JSON"),
+        ("[1]", "has metadata 'lowprec' that is no mapping of names to formats"),
+        ('{"x": 3}', "says of 'x' 3 and not word_length, fraction_length, block_size"),
+        ('{"x": {"word_length": 16}}', "says of 'x' {'word_length': 16} and not word_length, fraction_length, block"),
+        (fields("x", squared=True), "says of 'x' {'word_length': 16, 'fraction_length': None, 'block_size': 256, 'sq"),
+        (fields("x", word_length="16"), "says of 'x' word_length='16' is not an integer"),
+        (fields("x", word_length=40), "says of 'x' word_length=40 is not supported: choose 2 to 24"),
+        (fields("x", fraction_length=[]), "says of 'x' fraction_length=[] is not an integer"),
+        (fields("y"), "names a format for 'y', whose codes it does not hold"),
+        (fields("z"), "holds tensor 'z' badly: the exponents are missing, and fixed16 needs"),
+        (fields("z", word_length=20), "holds tensor 'z' badly: the lower codes are missing, and fixed20 needs"),
+    ],
+)
+def test_damaged_metadata_is_told_with_the_file(tmp_path: Path, formats: str, message: str) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "net.safetensors"
+    planes = {"x": torch.ones(3, dtype=torch.int16), "z": torch.ones(3, dtype=torch.int16)}
+    save_file({**planes, "x.exponents": torch.ones(3, 1, dtype=torch.int8)}, path, {"lowprec": formats})
+    with pytest.raises(ValueError, match=re.escape(f"{path} {message}")) as info:
+        read_safetensors(path)
+    assert str(info.value).endswith("write it again with to_safetensors, or take another copy")
+
+
+def test_a_damaged_file_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    to_safetensors({"x": FixedPointTensor.quantize(torch.randn(4, 300), "fixed16")}, path)
+    whole, said = path.read_bytes(), []
+    header = 8 + int.from_bytes(whole[:8], "little")
+    damaged = [whole[:cut] for cut in (0, 7, 8, 100, header, len(whole) - 1)]
+    for bit in range(8 * header):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            read_safetensors(path)  # a flipped bit of a name is another name
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > len(damaged) / 2
+    assert [each for each in said if not each.startswith(str(path))] == []
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        read_safetensors(tmp_path)
+
+
 def test_plain_floats(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(300, 5), nn.BatchNorm1d(5))
     optim.quantize_(net, "fixed12")
@@ -136,3 +191,26 @@ def test_plain_floats(tmp_path: Path) -> None:
     optim.quantize_(other, "fixed12")  # rounds to nearest: the same codes
     assert torch.equal(other[0].weight.codes, net[0].weight.codes)
     assert torch.equal(bits(other[0].weight.dequantize()), bits(net[0].weight.dequantize()))
+
+
+def test_every_flipped_bit_of_a_number_is_refused(tmp_path: Path) -> None:
+    """Floats' too. A file of an earlier version has no digest, and is read."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    module = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    optim.quantize_(module, keep_float="1.*")
+    path = tmp_path / "net.safetensors"
+    to_safetensors(module, path)
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    for byte in range(begin, len(content)):
+        path.write_bytes(content[:byte] + bytes([content[byte] ^ 1 << byte % 8]) + content[byte + 1 :])
+        with pytest.raises(ValueError, match=r"net\.safetensors is damaged, its digest"):
+            read_safetensors(path)
+    path.write_bytes(content)
+    with safe_open(path, "pt") as file:
+        metadata, entries = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del metadata["lowprec_digest"]
+    save_file(entries, path, metadata)
+    assert torch.equal(read_safetensors(path)["0.weight"].codes, module[0].weight.codes)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import random
 import struct
 import threading
 from collections.abc import Iterator
@@ -35,14 +36,49 @@ def test_reads_idx(tmp_path: Path) -> None:
         (idx((2, 3), b"abc"), r"holds 3 bytes where its header says \(2, 3\)"),
         (idx((2, 3), bytes(range(6)))[:-9], r"x\.gz is damaged .*: delete it, and it will be downloaded again"),
         (b"<html>", r"x\.gz is damaged"),
+        (gzip.compress(b"\x00\x00\x08\x03\x00\x00"), r"x\.gz ends in its header: 6 bytes where 16 are needed: delete"),
+        (gzip.compress(b"\x00\x00\x0d\x01" + bytes(5)), "not an IDX file of unsigned bytes: it starts with 00000d01"),
+        (idx((2, 3), bytes(range(7))), r"holds 7 bytes where its header says \(2, 3\): delete it"),
+        (idx((0, 2**32 - 1, 2**32 - 1, 2**32 - 1), b""), "holds 0 bytes where its header says"),
+        (idx((2, 3), bytes(range(6))) + b"x", r"x\.gz is damaged \(1 bytes follow its content\): delete it"),
+        (idx((2, 3), bytes(range(6))) * 2, r"x\.gz is damaged \(\d+ bytes follow its content\): delete it"),
     ],
-    ids=["no header", "empty", "too short", "cut off", "not gzip"],
+    ids=[
+        "no header",
+        "empty",
+        "too short",
+        "cut off",
+        "not gzip",
+        "short header",
+        "floats",
+        "too long",
+        "nothing",
+        "trailing byte",
+        "two members",
+    ],
 )
 def test_bad_idx(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
         mnist.read_idx(path)
+
+
+def test_whatever_damages_a_file_is_noticed(tmp_path: Path) -> None:
+    path, generator = tmp_path / "x.gz", random.Random(0)
+    whole = idx((3, 5, 2), generator.randbytes(30))
+    path.write_bytes(whole)
+    read, said = mnist.read_idx(path), []
+    for index in range(8 * len(whole)):  # every bit of it, and every cut
+        flipped = bytearray(whole)
+        flipped[index // 8] ^= 1 << index % 8
+        path.write_bytes(flipped if index % 8 else whole[: index // 8])
+        try:
+            assert torch.equal(mnist.read_idx(path), read)  # gzip's date and the like, which no checksum covers
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > 8 * (len(whole) - 10)
+    assert all(each.startswith(f"{path} is damaged (") for each in said)
 
 
 @pytest.fixture
