@@ -27,6 +27,7 @@ from lowprec_plugin.blocks import Blocks, empty_blocks
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
 from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
+from lowprec_plugin.integrity import check_numbers
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.version import __version__
 from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, blocks_of
@@ -208,7 +209,7 @@ class DDPState:
         for name, planes in saved.items():
             param = self._params[name]
             if self.error_feedback and param.requires_grad:
-                self._residuals[name] = self._own(*(plane.to(param.device) for plane in planes))
+                self._residuals[name] = self._own(*(plane.to(param.device).contiguous() for plane in planes))
 
     def keep_residuals_of(self, other: "DDPState") -> None:
         """Go on with the residuals that another state of the same module had; of another module there are none."""
@@ -233,11 +234,17 @@ class DDPState:
         if name not in self._params:
             raise ValueError(f"the saved residuals name {name!r}, which is no parameter here: {remedy}")
         blocks = blocks_of(self._params[name].numel())
+        if not (isinstance(planes, (list, tuple)) and all(isinstance(plane, Tensor) for plane in planes)):
+            raise ValueError(f"the saved residual of {name!r} is no list of tensors: {remedy}")
         found = [(tuple(plane.shape), plane.dtype) for plane in planes]
         ranks = len(planes[0]) if planes and planes[0].dim() else 0
         wanted = [((max(1, ranks), blocks, last), torch.int8) for last in (BLOCK, 1)]
         if found != wanted:
             raise ValueError(f"the saved residual of {name!r} is {found}, and {wanted} is needed: {remedy}")
+        try:
+            check_numbers(Blocks(planes[0], None, planes[1]), RESIDUAL)
+        except ValueError as error:
+            raise ValueError(f"the saved residual of {name!r} is damaged: {error}: {remedy}") from error
 
 
 def check_feedback(word_length: int | None, error_feedback: bool, prefix: str = "") -> None:

@@ -58,6 +58,8 @@ def bad(saved: dict[str, Any], change: str) -> dict[str, Any]:
         "dtype": [codes.int(), exponents],
         "ranks": [codes, exponents[:1]],
         "planes": [codes],
+        "kind": "codes",
+        "range": [codes, torch.full_like(exponents, 127)],
         "name": [codes, exponents],
     }[change]
     if change == "name":
@@ -70,7 +72,7 @@ def _loaded(rank: int) -> dict[str, Any]:
     before = copy.deepcopy(saved)
     model, state = made()
     said: dict[str, Any] = {}
-    for change in ("shape", "dtype", "ranks", "planes", "name"):
+    for change in ("shape", "dtype", "ranks", "planes", "kind", "range", "name"):
         with pytest.raises(ValueError, match="residual") as info:
             state.load_state_dict(bad(saved, change))
         said[change] = str(info.value)
@@ -100,6 +102,8 @@ def test_residuals_are_checked_before_anything_changes() -> None:
         assert "the saved residual of '0.weight' is [((2, 2, 256)" in said["shape"]
         assert "[((2, 15, 256), torch.int8), ((2, 15, 1), torch.int8)] is needed: load a checkpoint" in said["shape"]
         assert "torch.int32" in said["dtype"]
+        assert "'0.weight' is no list of tensors" in said["kind"]
+        assert "'0.weight' is damaged: an exponent is 127, and fixed8 has -110 to 121" in said["range"]
         assert "other.weight" in said["name"]
         assert said["frozen"] == ["1.weight"]
         assert said["off"] == {"step": 4, "residuals": {}}
