@@ -1,6 +1,7 @@
-"""Whether an optimizer's state dict belongs together: looked at before anything of it is taken up.
+"""Whether an optimizer's state dict belongs together and to its parameters: looked at before any of it is taken up.
 
-torch goes on without a word where the state of a parameter is not found, and so begins it anew.
+torch goes on without a word where the state of a parameter is not found, and so begins it anew; and it takes state of
+any shape.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.sharding import fixed_part
 
 
 def check_whole(optimizer_class: type[Any], groups: Iterable[dict[str, Any]], state_dict: Mapping[str, Any]) -> None:
-    """Check that every state is of a parameter of one group, and that none goes by a name that is not its own.
+    """Check that every state is of one parameter, goes by a name that is its own, and has the parameter's shape.
 
     Args:
         optimizer_class: of torch.optim's, or another; ``groups``: the optimizer's own.
         state_dict: what it is about to load.
 
     Raises:
-        ValueError: naming the parameter's number or the state.
+        ValueError: naming the parameter's number and the state.
     """
     given, states = state_dict["param_groups"], state_dict["state"]
     listed = Counter(number for group in given for number in group["params"])
@@ -32,13 +34,14 @@ def check_whole(optimizer_class: type[Any], groups: Iterable[dict[str, Any]], st
     for number in states:
         if isinstance(number, int) and number not in listed:
             raise ValueError(f"the state dict holds state of parameter {number}, which no group lists: is it damaged?")
-    for own, group in zip(groups, given, strict=False):  # torch refuses another number of groups
+    for own, group in zip(groups, given, strict=False):  # torch refuses what does not fit
         update, _ = fused_update(optimizer_class, {**own, **group})
-        if update is None:
-            continue
-        names = STATES[update.algorithm({**own, **group})]
-        for number in group["params"]:
-            _check_names(number, names, states.get(number, {}))
+        names = () if update is None else STATES[update.algorithm({**own, **group})]
+        for param, number in zip(own["params"], group["params"], strict=False):
+            state = states.get(number, {})
+            _check_names(number, names, state)
+            for name, value in state.items():
+                _check_shape(number, name, value, param, needed=name in names)
 
 
 def _check_names(number: int, names: tuple[str, ...], state: Mapping[str, Any]) -> None:
@@ -48,4 +51,18 @@ def _check_names(number: int, names: tuple[str, ...], state: Mapping[str, Any]) 
         raise ValueError(
             f"the state of parameter {number} has {strange[0]!r} and no {missing[0]!r}, which would begin anew: is the "
             "state dict damaged, or another optimizer's?"
+        )
+
+
+def _check_shape(number: int, name: str, value: Any, param: Tensor, *, needed: bool) -> None:
+    """State with a number per element, by its name or because it is in fixed-point, has the codes' order too."""
+    state, part = fixed_part(value), fixed_part(param)
+    if not isinstance(value, Tensor) or not (needed or state is not None):
+        return
+    fits = value.shape == param.shape and (state is None or part is None or state.codes.shape == part.codes.shape)
+    if not fits:
+        held = "" if state is None else f" (codes of shape {tuple(state.codes.shape)})"
+        raise ValueError(
+            f"state {name!r} of parameter {number} has shape {tuple(value.shape)}{held}, and the parameter "
+            f"{tuple(param.shape)}: is the state dict damaged, or another model's?"
         )

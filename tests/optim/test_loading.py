@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowprec_plugin import optim
+from lowprec_plugin import FixedPointTensor, optim
 
 
 def stepped() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -39,6 +39,18 @@ def listed_otherwise(state: Any) -> None:
     state["param_groups"][0]["params"] = [0, 5, 2, 3]
 
 
+def of_another_shape(state: Any) -> None:
+    state["state"][0]["exp_avg"] = FixedPointTensor.quantize(torch.ones(3, 5), "fixed16")
+
+
+def floats_of_another_shape(state: Any) -> None:
+    state["state"][0]["exp_avg"] = torch.ones(4)
+
+
+def a_window_of_its_shape(state: Any) -> None:
+    state["state"][0]["exp_avg"] = FixedPointTensor.quantize(torch.ones(8, 4), "fixed16").t()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -46,6 +58,9 @@ def listed_otherwise(state: Any) -> None:
         (of_another_number, "holds state of parameter 64, which no group lists"),
         (listed_twice, "lists parameter 0 2 times"),
         (listed_otherwise, "holds state of parameter 1, which no group lists"),
+        (of_another_shape, r"'exp_avg' of parameter 0 has shape \(3, 5\) .*, and the parameter \(4, 8\)"),
+        (floats_of_another_shape, r"'exp_avg' of parameter 0 has shape \(4,\), and the parameter \(4, 8\)"),
+        (a_window_of_its_shape, r"'exp_avg' of parameter 0 has shape \(4, 8\) \(codes of shape \(8, 4\)\)"),
     ],
 )
 def test_it_is_refused_and_the_optimizer_stays(change: Callable[[Any], None], said: str) -> None:

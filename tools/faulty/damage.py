@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .damaged_files import KINDS, Kind
+from .processes import outcomes_of
 
 
 def add_to(subparsers: Any) -> None:
@@ -36,9 +36,10 @@ def run(given: argparse.Namespace) -> int:
     lines: list[dict[str, Any]] = []
     for kind in given.kinds:
         began = time.monotonic()
-        trials = list(_trials(kind, given.flips, given.seed))
+        with tempfile.TemporaryDirectory() as folder:
+            trials = list(outcomes_of(_trial, (kind, given.seed, folder), given.flips))
         outcomes = Counter(trial["outcome"] for trial in trials)
-        lines += trials
+        lines += [{"kind": kind, **trial} for trial in trials]
         print(f"{kind}: {dict(outcomes)}, {time.monotonic() - began:.0f} s", flush=True)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -47,45 +48,23 @@ def run(given: argparse.Namespace) -> int:
     return int(any(line["outcome"] in ("accepted", "died") for line in lines))
 
 
-def _trials(kind: str, flips: int, seed: int) -> Iterator[dict[str, Any]]:
-    """One line per flip. After one that ends its process, the next begin in another."""
-    done = 0
-    spawn = multiprocessing.get_context("spawn")
-    while done < flips:
-        mine, its = spawn.Pipe(duplex=False)
-        worker = spawn.Process(target=_work, args=(kind, done, flips, seed, its))
-        worker.start()
-        its.close()
-        try:
-            while True:
-                yield mine.recv()
-                done += 1
-        except EOFError:
-            worker.join()
-        if done < flips:
-            yield {"kind": kind, "flip": done, "outcome": "died", "said": f"exit status {worker.exitcode}"}
-            done += 1
-
-
-def _work(kind: str, first: int, flips: int, seed: int, results: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        made = KINDS[kind]()
-        written = made.write(Path(folder) / "as written")
-        expected = made.read(written)
-        for flip in range(first, flips):
-            results.send({"kind": kind, "flip": flip, **_trial(made, written, expected, f"{seed} {kind} {flip}")})
-    results.close()
-
-
-def _trial(made: Kind, written: Path, expected: dict[str, Any], seed: str) -> dict[str, Any]:
+def _trial(number: int, kind: str, seed: int, folder: str) -> dict[str, Any]:
+    made, written, expected = _as_written(kind, folder)
     damaged = written.with_name(f"damaged{written.suffix}")
-    place = _flip_one(written, damaged, random.Random(seed))
+    place = _flip_one(written, damaged, random.Random(f"{seed} {kind} {number}"))
     try:
         read = made.read(damaged)
     except BaseException as error:  # as those of distributed checkpoints are
         return {**place, "outcome": "refused", "said": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     wrong = [name for name in expected.keys() | read.keys() if expected.get(name) != read.get(name)]
     return {**place, "outcome": "accepted" if wrong else "harmless", "said": ", ".join(wrong[:3])}
+
+
+@cache
+def _as_written(kind: str, folder: str) -> tuple[Kind, Path, dict[str, Any]]:
+    made = KINDS[kind]()
+    written = made.write(Path(tempfile.mkdtemp(dir=folder)) / "as written")
+    return made, written, made.read(written)
 
 
 def _flip_one(source: Path, target: Path, chance: random.Random) -> dict[str, Any]:
