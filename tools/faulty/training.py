@@ -82,22 +82,22 @@ class Steps(Callback):
 
 
 def last_whole(life: Life) -> Path | None:
-    """The newest checkpoint that loads; the harness is told of newer ones that do not.
+    """The newest checkpoint that is whole; the harness is told of newer files that do not load.
 
-    A file must load. A folder, of shards, must have DCP's ``.metadata``, written when every rank has written its
-    shards, and after that Lightning's ``meta.pt``, which must load. A folder that has not is no fault: it was being
-    written.
+    A folder, of shards, is whole with DCP's ``.metadata``, written when every rank has written its shards, and with
+    Lightning's ``meta.pt``, written after it, which must load. A folder without is no fault: it was being written.
     """
     found = sorted(life.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
-        file = path / "meta.pt" if path.is_dir() else path
-        if path.is_dir() and not ((path / ".metadata").exists() and file.exists()):
+        is_folder = path.is_dir()
+        if is_folder and not (path / ".metadata").exists():
             continue
         try:
-            torch.load(file, weights_only=True)
+            torch.load(path / "meta.pt" if is_folder else path, weights_only=True)
             return path
         except Exception as error:  # whatever a file that was cut off makes of torch.load
-            life.tell("cut off", f"{path.name}: {type(error).__name__}")
+            if not is_folder:
+                life.tell("cut off", f"{path.name}: {type(error).__name__}")
     return None
 
 
