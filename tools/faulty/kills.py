@@ -20,6 +20,7 @@ import multiprocessing
 import random
 import shlex
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ from .jobs import Aim, Death, Job
 from .kinds import KINDS, Kind
 from .states import State, differing
 
-#: Of the kills: aimed at a save; and, of those of several ranks, at one rank alone.
-SAVES, ALONE = 0.4, 0.5
+#: Of the kills of several ranks: of one rank alone.
+ALONE = 0.5
 #: Which beginning of a write, counted from a life's first, is aimed at, at most.
 LATEST_SAVE = 6
 
@@ -51,6 +52,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--kills", type=int, help="of every kind; otherwise 250 in all, 20 FSDP2, 30 DeepSpeed")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--saves", type=float, default=0.4, help="share of the kills that are aimed at a save")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds, without imports, after which a life hangs")
     parser.add_argument("--work", type=Path, help="folder for checkpoints; otherwise a temporary one")
     parser.add_argument(
@@ -69,6 +71,8 @@ def run(given: argparse.Namespace) -> int:
     """Run the trial as the command line says; 0 if nothing has failed."""
     if given.kills is not None and given.kills < 1:
         raise SystemExit(f"--kills {given.kills}: at least one, or nothing is tried")
+    if not 0 <= given.saves <= 1:
+        raise SystemExit(f"--saves {given.saves}: a share, from 0 to 1")
     preloaded = ["torch", "lightning.pytorch", "lowprec_plugin"]
     if any(KINDS[name].strategy == "zero" for name in given.kinds):
         preloaded += ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
@@ -114,7 +118,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of the undisturbed run: its length and that of a save, in seconds, and every rank's final state."""
+    """Of the undisturbed run: its length and a save's median, in seconds, and every rank's final state."""
 
     seconds: float
     save_seconds: float
@@ -149,7 +153,7 @@ class Trial:
             if death.outcome != "finished":
                 return None
             saves = [end - begin for begin, end in zip(death.times("saving"), death.times("saved"), strict=True)]
-            return Measured(death.seconds, sum(saves) / len(saves), final_states(folder, self.kind))
+            return Measured(death.seconds, statistics.median(saves), final_states(folder, self.kind))
 
     def _control(self, measured: Measured) -> None:
         with self._folder("control") as folder:
@@ -175,7 +179,7 @@ class Trial:
         draw = self._random
         alone = self.kind.ranks > 1 and draw.random() < ALONE
         rank = draw.randrange(self.kind.ranks) if alone else None
-        if draw.random() < SAVES:
+        if draw.random() < self.given.saves:
             return Aim(draw.uniform(0, measured.save_seconds), draw.randint(1, LATEST_SAVE), rank)
         return Aim(draw.uniform(0, measured.seconds), 0, rank)
 
