@@ -118,9 +118,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of the undisturbed run: its length and a save's median, in seconds, and every rank's final state."""
+    """Of the undisturbed run: how long a save takes, the median in seconds, and every rank's final state."""
 
-    seconds: float
     save_seconds: float
     states: list[State]
 
@@ -132,6 +131,7 @@ class Trial:
         self.name, self.kind, self.given, self.record = name, KINDS[name], given, record
         self.work, self.tmpdir = work, tmpdir
         self.kills = 0
+        self._seconds = 0.0  # of the last life from the start to the end: other work may make them longer or shorter
         self._random = random.Random(f"{given.seed} {name}")
 
     def run(self) -> None:
@@ -153,7 +153,7 @@ class Trial:
             if death.outcome != "finished":
                 return None
             saves = [end - begin for begin, end in zip(death.times("saving"), death.times("saved"), strict=True)]
-            return Measured(death.seconds, statistics.median(saves), final_states(folder, self.kind))
+            return Measured(statistics.median(saves), final_states(folder, self.kind))
 
     def _control(self, measured: Measured) -> None:
         with self._folder("control") as folder:
@@ -181,16 +181,18 @@ class Trial:
         rank = draw.randrange(self.kind.ranks) if alone else None
         if draw.random() < self.given.saves:
             return Aim(draw.uniform(0, measured.save_seconds), draw.randint(1, LATEST_SAVE), rank)
-        return Aim(draw.uniform(0, measured.seconds), 0, rank)
+        return Aim(draw.uniform(0, self._seconds), 0, rank)
 
     def _life(self, training: str, folder: Path, number: int, aim: Aim | None, seed: int) -> Death:
         job = Job(self.kind, folder, self.tmpdir, number, seed, self.given.start)
         death = job.watch(aim, self.given.limit)
-        killed = death.outcome == "killed"
+        killed, resumed = death.outcome == "killed", next(iter(death.details("resumed")), None)
+        if death.outcome == "finished" and resumed is None:
+            self._seconds = death.seconds
         self.kills += killed and training != "control"
         line = {
             "event": "life", "kind": self.name, "training": training, "life": number, "aim": aim and str(aim),
-            "resumed": next(iter(death.details("resumed")), None), "outcome": death.outcome,
+            "resumed": resumed, "outcome": death.outcome,
             "steps": max(death.details("step"), default=None), "saving": killed and death.saving,
             "seconds": round(death.seconds, 3), "stubborn": death.stubborn, "cut_off": death.details("cut off"),
         }  # fmt: skip
