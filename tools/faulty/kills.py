@@ -227,8 +227,9 @@ def final_states(folder: Path, kind: Kind) -> list[State]:
 
 def said(line: dict[str, Any]) -> str:
     """A life, in a line."""
-    text = f"{line['kind']}, {line['training']}, life {line['life']}: from {line['resumed'] or 'the start'}"
-    text += f" to step {line['steps']}, {line['outcome']} after {line['seconds']:.2f} s"
+    steps = f"from {line['resumed'] or 'the start'} to step {line['steps']}" if line["steps"] else "no step"
+    text = f"{line['kind']}, {line['training']}, life {line['life']}: {steps}"
+    text += f", {line['outcome']} after {line['seconds']:.2f} s"
     text += " while saving" if line["saving"] else ""
     text += f" (aim: {line['aim']})" if line["aim"] else ""
     for name, words in (("cut_off", "does not load: "), ("stubborn", "left after SIGTERM: rank "), ("log", "")):
