@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench faults clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
@@ -22,6 +22,10 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/quickstart
 	$(BIN)/lowprec bench
+
+# Half an hour. It ends with an error if a training has.
+faults: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

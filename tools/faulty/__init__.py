@@ -1,0 +1,1 @@
+"""What ``tools/faults.py`` runs: a file per kind of fault, and what they share."""
