@@ -23,9 +23,11 @@ lint: $(VENV)/dev
 bench: $(VENV)/quickstart
 	$(BIN)/lowprec bench
 
-# Half an hour. It ends with an error if a training has.
+# An hour: killed trainings, flipped bits in files, hostile tensors. It ends with an error if one of them was not met.
 faults: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py damage --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py hostile --out docs/results/faults
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

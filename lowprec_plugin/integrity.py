@@ -54,6 +54,9 @@ def check_read(
         parsed = FixedPointFormat.parse(format)
         check_blocks(blocks, parsed)
         check_facts(dtype, rounding, label, first_row, stream=stream, roundings=roundings, whole_rows=whole_rows or 0)
+        for name, value in (("parameter", parameter), ("requires_grad", requires_grad)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} is neither True nor False")
         if geometry is not None:
             check_window(*geometry, elements=blocks.codes.numel())
         check_numbers(blocks, parsed)

@@ -114,6 +114,8 @@ PLANES: dict[str, Callable[[FixedPointTensor], dict[str, Any]]] = {
     "a row beyond all": lambda x: {"first_row": 2**62},
     "a row of text": lambda x: {"first_row": "0"},
     "roundings of a float": lambda x: {"ticks": 0.5},
+    "a parameter of 1": lambda x: {"parameter": 1},
+    "a gradient of text": lambda x: {"requires_grad": "no"},
     "whole rows of text": lambda x: {"whole_rows": "3"},
 }  # fmt: skip
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from faulty import kills
+from faulty import damage, hostile, kills
 
-SUBCOMMANDS = (kills,)
+SUBCOMMANDS = (kills, damage, hostile)
 
 
 def main() -> int:
