@@ -170,7 +170,7 @@ def check_integer(value: object, name: str) -> None:
 def check_number(value: object, name: str, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a number in ``[low, high)``; ``True`` and NaN are none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-        raise ValueError(f"{name}={value!r} is not a number in [{low}, {high:g})")
+        raise ValueError(f"{name}={value!r} is not in [{low}, {high:g})")
 
 
 def check_kind(value: object, kind: type, name: str) -> None:
