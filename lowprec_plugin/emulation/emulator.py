@@ -103,7 +103,6 @@ def emulate(
         ValueError: for a pattern that matches no module, for compiled modules, for fused operations that cannot be
             rounded inside, and in ``accumulate="exact"`` for operands or sums that float64 would not add exactly.
     """
-    check_kind(emulation, Emulation, "emulation")
     check_kind(training, bool, "training")
     check_inside(module, seed, step, rank)
     emulator = Emulator(emulation, seed=seed, rank=rank)
