@@ -35,7 +35,7 @@ class Computing:
         compute: object = compute_dtype
         if isinstance(compute_dtype, str):  # LightningCLI saves torch's own names, such as torch.float32
             compute = _NAMES.get(compute_dtype.removeprefix("torch."), compute_dtype)
-        if compute not in _NAMES.values():
+        if not isinstance(compute, str | torch.dtype) or compute not in _NAMES.values():
             raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {', '.join(_NAMES)}")
         self.autocast = compute == "bf16-mixed"
         self.dtype: torch.dtype = torch.float32 if self.autocast else compute  # type: ignore[assignment]

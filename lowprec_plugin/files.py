@@ -14,14 +14,28 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def path_of(path: str | Path) -> Path:
+    """``path``, an argument, as a path.
+
+    Raises:
+        ValueError: if it is neither text nor a path, or names no file.
+    """
+    if not isinstance(path, str | os.PathLike) or not Path(path).name:
+        raise ValueError(f"path={path!r} is not the path of a file")
+    return Path(path)
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to: it takes the name ``path`` when the context ends well, else it is removed.
 
     Folders that are missing are made. What was at ``path`` stays until then, through a kill or a loss of power too:
     the file is on the disk before it takes the name. A kill leaves the other file behind (:func:`remove_partial`).
+
+    Raises:
+        ValueError: if ``path`` is none.
     """
-    path = Path(path)
+    path = path_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.touch()

@@ -55,6 +55,7 @@ class FixedPointFormat:
 
     def __post_init__(self) -> None:
         check_word_length(self.word_length)
+        check_kind(self.squared, bool, "squared")
         check_integer(self.block_size, "block_size")
         if self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size={self.block_size!r} is not one of {BLOCK_SIZES}")
@@ -164,6 +165,18 @@ def check_integer(value: object, name: str) -> None:
     """Raise ``ValueError`` unless ``value`` is an ``int``; ``True`` is none, nor is ``16.0`` or ``"16"``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name}={value!r} is not an integer")
+
+
+def check_number(value: object, name: str, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number in ``[low, high)``; ``True`` and NaN are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        raise ValueError(f"{name}={value!r} is not in [{low}, {high:g})")
+
+
+def check_kind(value: object, kind: type, name: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is an instance of ``kind``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={value!r} is of type {type(value).__name__}, not {kind.__name__}")
 
 
 def check_word_length(word_length: int, name: str = "word_length") -> None:

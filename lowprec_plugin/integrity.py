@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.blocks import Blocks, check_blocks, check_window
-from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, check_integer
+from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.ops import check_rounding
 
 #: Rows of a whole tensor, beyond which places of elements would no longer fit 64 bits.
@@ -54,9 +54,8 @@ def check_read(
         parsed = FixedPointFormat.parse(format)
         check_blocks(blocks, parsed)
         check_facts(dtype, rounding, label, first_row, stream=stream, roundings=roundings, whole_rows=whole_rows or 0)
-        for name, value in (("parameter", parameter), ("requires_grad", requires_grad)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name}={value!r} is neither True nor False")
+        check_kind(parameter, bool, "parameter")
+        check_kind(requires_grad, bool, "requires_grad")
         if geometry is not None:
             check_window(*geometry, elements=blocks.codes.numel())
         check_numbers(blocks, parsed)
@@ -76,8 +75,7 @@ def check_facts(dtype: object, rounding: object, label: object, first_row: objec
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not a floating-point dtype, such as torch.float32")
     check_rounding(rounding)  # type: ignore[arg-type]  # which is what is checked
-    if not isinstance(label, str):
-        raise ValueError(f"label={label!r} is not a text")
+    check_kind(label, str, "label")
     for name, value in {"first_row": first_row, **integers}.items():
         check_integer(value, name)
         assert isinstance(value, int)

@@ -16,7 +16,7 @@ from lowprec_plugin import ops
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.random_bits import key_of, stream_of, substream
-from lowprec_plugin.running import Running, in_backward
+from lowprec_plugin.running import Running, check_inside, in_backward
 
 #: A tensor of fewer elements stays float: its codes save less than what holds them costs.
 SMALLEST = 1024
@@ -135,6 +135,7 @@ def keep_activations(
         ValueError: for a word length or a rounding outside these, and for compiled modules. A backward pass with
             ``create_graph=True`` raises it too: what is kept has no history.
     """
+    check_inside(module, seed, step, rank)
     kept = KeptActivations(word_length, rounding=rounding, seed=seed, rank=rank)
     running = Running(module, lambda inside: kept.enter(inside, running, step))
     with running.followed():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_leaves
 
+from lowprec_plugin.formats import check_kind
 from lowprec_plugin.sharding import local_part
 
 
@@ -54,11 +55,15 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
 
     State appears with the first step: before it, ``state`` is 0. What FSDP2 has gathered for a forward pass is put back
     into shards first.
+
+    Raises:
+        ValueError: for anything that is no module, or no optimizer.
     """
+    check_kind(module, nn.Module, "module")
+    optimizers = optimizers_of(optimizer, "optimizer")
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
     params = [local_part(param) for param in module.parameters()]
     leaves = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
     state = [local_part(leaf) for leaf in leaves]
@@ -71,6 +76,23 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
         float32_weights=4 * sum(param.numel() for param in params),
         float32_state=4 * sum(tensor.numel() for tensor in state),
     )
+
+
+def optimizers_of(
+    given: torch.optim.Optimizer | Iterable[torch.optim.Optimizer], name: str
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that the argument ``name`` is given, one or several.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(given, torch.optim.Optimizer):
+        return [given]
+    several = isinstance(given, Iterable) and not isinstance(given, Tensor | str)
+    optimizers: list[Any] = list(given) if several else [given]
+    for each in optimizers:
+        check_kind(each, torch.optim.Optimizer, name)
+    return optimizers
 
 
 def gradients(module: nn.Module) -> tuple[int, int]:

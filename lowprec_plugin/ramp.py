@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lowprec_plugin.formats import check_integer, check_word_length
+from lowprec_plugin.formats import check_integer, check_kind, check_number, check_word_length
 
 #: Steps whose mean training loss is one look.
 STEPS_PER_LOOK = 10
@@ -68,8 +68,9 @@ class WordLengthRamp:
         if self.patience < 1 or self.cooldown < 0:
             raise ValueError(f"patience={self.patience} must be at least 1, cooldown={self.cooldown} at least 0")
         for name, low, high in (("min_delta", 0, 1), ("smoothing", 0, 1), ("min_lost", 0, 2), ("min_noise", 0, 1e9)):
-            if not low <= getattr(self, name) < high:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not in [{low}, {high:g})")
+            check_number(getattr(self, name), name, low, high)
+        if self.monitor is not None:
+            check_kind(self.monitor, str, "monitor")
         if self.mode not in ("min", "max"):
             raise ValueError(f"mode={self.mode!r} is not 'min' or 'max'")
         if self.unit not in ("epoch", "step"):
@@ -82,7 +83,8 @@ class WordLengthRamp:
         for rung in rungs:
             check_word_length(rung, "a rung of the ladder" if self.at is None else "a word length of at")
         if not rungs or any(after <= before for before, after in itertools.pairwise(rungs)):
-            raise ValueError(f"word lengths {rungs} must grow: words are never narrowed again")
+            where = "ladder" if self.at is None else "at"
+            raise ValueError(f"{where}: word lengths {rungs} must grow: words are never narrowed again")
 
     def after(self, word_length: int) -> int | None:
         """The next rung above ``word_length``; ``None`` at the top."""

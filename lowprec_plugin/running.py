@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lowprec_plugin.formats import check_integer, check_kind
+
 
 @dataclass
 class _Frame:
@@ -134,6 +136,13 @@ class Running:
                 # An interrupt, which is no Exception, ends modules without a hook.
                 self._stack.clear()
                 self._inside.close()
+
+
+def check_inside(module: nn.Module, seed: int, step: int, rank: int) -> None:
+    """Raise ``ValueError`` unless ``module`` is one, and what keys random bits inside it are integers."""
+    check_kind(module, nn.Module, "module")
+    for name, value in (("seed", seed), ("step", step), ("rank", rank)):
+        check_integer(value, name)
 
 
 def in_backward() -> bool:

@@ -19,7 +19,7 @@ from lowprec_plugin import ops
 from lowprec_plugin.blocks import Blocks, Shared, check_blocks, check_window
 from lowprec_plugin.dequantizing import dequantize
 from lowprec_plugin.direct import Direct, refuse_as_data_of_floats
-from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.integrity import check_facts, check_read, digest
 from lowprec_plugin.random_bits import key_of, stream_of, substream
@@ -116,6 +116,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
                 for an argument of another kind.
         """
         format = FixedPointFormat.parse(format)
+        check_kind(x, Tensor, "x")
         check_facts(torch.float32 if dtype is None else dtype, rounding, label, first_row)
         check_integer(seed, "seed")
         if isinstance(x, FixedPointTensor):

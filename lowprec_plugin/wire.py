@@ -15,7 +15,7 @@ from lowprec_plugin.wire_reference import WORD_LENGTHS, Chunk, Piece
 
 def check_word_length(word_length: int, name: str = "word_length") -> None:
     """Raise ``ValueError`` unless gradients can travel with ``word_length`` bits."""
-    if word_length not in WORD_LENGTHS or isinstance(word_length, bool | float):
+    if isinstance(word_length, bool) or not isinstance(word_length, int) or word_length not in WORD_LENGTHS:
         raise ValueError(f"{name}={word_length!r} is not one of {WORD_LENGTHS}, the bits that a gradient travels with")
 
 

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
@@ -53,16 +54,16 @@ def run_allreduce(
     """
     if "RANK" in os.environ:
         return _measure(megabytes, rounds, step, output)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spawn(_local, (processes, store.port, megabytes, rounds, step, output), processes)  # type: ignore[no-untyped-call]
+    with TemporaryDirectory() as folder:  # a TCPStore would listen on every network of this machine
+        given = (processes, f"{folder}/store", megabytes, rounds, step, output)
+        spawn(_local, given, processes)  # type: ignore[no-untyped-call]
     return json.loads(Path(output).read_text()) if output else None
 
 
-def _local(rank: int, processes: int, port: int, *given: Any) -> None:
+def _local(rank: int, processes: int, store: str, *given: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    store = TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group(_backend(), store=store, rank=rank, world_size=processes)
+    dist.init_process_group(_backend(), store=FileStore(store, processes), rank=rank, world_size=processes)
     _measure(*given)
 
 

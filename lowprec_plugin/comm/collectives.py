@@ -22,7 +22,7 @@ from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, gather, keys
 from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
 from lowprec_plugin.comm.handshake import agreement
-from lowprec_plugin.formats import check_integer
+from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
@@ -164,8 +164,7 @@ def all_gather(
 
 @contextmanager
 def _agreement(collective: str, tensor: Tensor, group: dist.ProcessGroup | None) -> Iterator[dict[str, Any]]:
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{tensor!r} is not a tensor")
+    check_kind(tensor, Tensor, "tensor" if collective == "all_reduce" else "input")
     if group is not None and not isinstance(group, dist.ProcessGroup):  # nor has this rank others to tell
         raise ValueError(f"group={group!r} is not a process group that this rank belongs to")
     with agreement(tensor.device, group) as terms:
@@ -184,8 +183,7 @@ def _checked(tensor: Tensor, word_length: int, rounding: str, seed: int, name: s
     ops.check_rounding(rounding)
     check_integer(seed, "seed")
     check_integer(step, "step")
-    if not isinstance(name, str):
-        raise ValueError(f"name={name!r} is not a string")
+    check_kind(name, str, "name")
     _check_floats(tensor)
     return {
         "dtype": tensor.dtype, "word_length": word_length, "rounding": rounding, "seed": seed, "name": name,
@@ -194,8 +192,7 @@ def _checked(tensor: Tensor, word_length: int, rounding: str, seed: int, name: s
 
 
 def _checked_output(output: Tensor) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(f"output={output!r} is not a tensor")
+    check_kind(output, Tensor, "output")
     _check_floats(output)
     return output
 

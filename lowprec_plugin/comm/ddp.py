@@ -27,6 +27,7 @@ from lowprec_plugin.blocks import Blocks, empty_blocks
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
 from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
+from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.integrity import check_numbers
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.version import __version__
@@ -63,6 +64,9 @@ class DDPState:
         wire.check_word_length(word_length)
         ops.check_rounding(rounding)
         check_feedback(word_length, error_feedback)
+        check_integer(seed, "seed")
+        check_kind({} if terms is None else terms, dict, "terms")
+        check_kind(model, nn.parallel.DistributedDataParallel, "model")
         self.error_feedback = error_feedback
         self.step = self._first_step = 0
         self._reduced: set[str] = set()  # in this step
@@ -249,6 +253,7 @@ class DDPState:
 
 def check_feedback(word_length: int | None, error_feedback: bool, prefix: str = "") -> None:
     """Raise ``ValueError`` if error feedback is asked for where it is of no use: beside 12 or 16 bits, or floats."""
+    check_kind(error_feedback, bool, f"{prefix}error_feedback")
     if not error_feedback:
         return
     if word_length is None:

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
+from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.version import __version__
@@ -61,6 +62,9 @@ class FSDPState:
     ) -> None:
         wire.check_word_length(word_length)
         ops.check_rounding(rounding)
+        check_integer(seed, "seed")
+        check_kind({} if terms is None else terms, dict, "terms")
+        check_kind(model, nn.Module, "model")
         groups = _groups(model)
         if not groups:
             raise ValueError(f"no part of this {type(model).__name__} is sharded: call fully_shard on it first")

@@ -70,7 +70,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         nonfinite: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
-        if compute_dtype not in _PRECISION:
+        if not isinstance(compute_dtype, str | torch.dtype) or compute_dtype not in _PRECISION:
             raise ValueError(f"compute_dtype={compute_dtype!r} is not one of float32, bfloat16, bf16-mixed")
         super().__init__(_PRECISION[compute_dtype])
         self.format = FixedPointFormat(word_length, fraction_length, block_size)

@@ -11,7 +11,8 @@ from torch.backends import mha
 from lowprec_plugin.emulation.mode import EmulationMode
 from lowprec_plugin.emulation.settings import Emulation
 from lowprec_plugin.emulation.sites import Counts, Kind, Site, stream_of_kind
-from lowprec_plugin.running import Running
+from lowprec_plugin.formats import check_kind
+from lowprec_plugin.running import Running, check_inside
 
 
 class Emulator:
@@ -102,6 +103,8 @@ def emulate(
         ValueError: for a pattern that matches no module, for compiled modules, for fused operations that cannot be
             rounded inside, and in ``accumulate="exact"`` for operands or sums that float64 would not add exactly.
     """
+    check_kind(training, bool, "training")
+    check_inside(module, seed, step, rank)
     emulator = Emulator(emulation, seed=seed, rank=rank)
     emulation.check_modules(name for name, _ in module.named_modules())
     running = Running(module, lambda inside: emulator.enter(inside, running, step, training))

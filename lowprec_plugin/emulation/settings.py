@@ -71,9 +71,13 @@ class Emulation:
             formats = {"*": str(formats)}
         if not formats:
             raise ValueError(f"{name}={{}} names no format: write None to leave them in float32")
-        return {
-            pattern: None if format is None else FixedPointFormat.parse(format) for pattern, format in formats.items()
-        }
+        try:
+            return {
+                pattern: None if format is None else FixedPointFormat.parse(format)
+                for pattern, format in formats.items()
+            }
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def check_modules(self, names: Iterable[str]) -> None:
         """Refuse patterns that no module's name matches: what they ask for would not happen.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lowprec_plugin.export.words import Words
+from lowprec_plugin.files import path_of
 
 #: What a header of ours defines, at the beginning of a line.
 _DEFINED = re.compile(r"^(?:#define (\w+)|(?:static|typedef|template) .*?(\w+)[\[(;])", re.MULTILINE)
@@ -19,7 +20,7 @@ def identifier(path: str | Path) -> str:
     Raises:
         ValueError: if that is no C identifier.
     """
-    stem = Path(path).stem
+    stem = path_of(path).stem
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", stem):
         raise ValueError(f"{Path(path).name!r} is where the names in it come from, and {stem!r} is no C identifier")
     return stem

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lowprec_plugin.formats import check_integer, check_word_length
+from lowprec_plugin.formats import check_integer, check_kind, check_word_length
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -214,6 +214,14 @@ def estimate(
         ValueError: for a word length outside 2 to 24, if there is none, for a size below 1, if the module does not run
             on such an input, or has no linear layer or convolution.
     """
+    check_kind(module, nn.Module, "module")
+    check_kind(training, bool, "training")
+    if array is not None:
+        check_kind(array, SystolicArray, "array")
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str | bytes):
+        raise ValueError(f"input_shape={input_shape!r} is not a sequence of sizes, such as (3, 32, 32)")
+    for size in input_shape:
+        check_integer(size, "input_shape: a size")
     if min(input_shape, default=1) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)} of one example has a size below 1")
     check_integer(batch_size, "batch_size")

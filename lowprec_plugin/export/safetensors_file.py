@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.export.words import State, split, stored_part
-from lowprec_plugin.files import whole_file
+from lowprec_plugin.files import path_of, whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.integrity import check_numbers
 from lowprec_plugin.random_bits import stream_of
@@ -95,7 +95,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 def _entries(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Every entry, and the metadata that is ours."""
     library = _safetensors()
-    Path(path).open("rb").close()  # names the file if it cannot be read
+    path_of(path).open("rb").close()  # names the file if it cannot be read
     try:
         with library.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lowprec_plugin.blocks import unpack
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.formats import FixedPointFormat, check_kind
+from lowprec_plugin.optim.quantize import patterns_of
 from lowprec_plugin.tensor import FixedPointTensor
 
 State = Mapping[str, Any]
@@ -74,6 +75,7 @@ def split(module_or_state: nn.Module | State) -> tuple[dict[str, Words], dict[st
         ValueError: if nothing is stored in fixed-point, or as :func:`stored_part`.
     """
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    check_kind(state, Mapping, "module_or_state")
     words: dict[str, Words] = {}
     rest: dict[str, Any] = {}
     for name, value in state.items():
@@ -104,7 +106,7 @@ def integers_only(module_or_state: nn.Module | State, leave_out: Iterable[str], 
     """
     words, rest = split(module_or_state)
     names = [*words, *rest]
-    patterns = [leave_out] if isinstance(leave_out, str) else list(leave_out)
+    patterns = patterns_of(leave_out, "leave_out")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"leave_out={pattern!r} matches nothing; there are {', '.join(names)}")

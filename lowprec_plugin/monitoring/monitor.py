@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lowprec_plugin import memory
 from lowprec_plugin.counts import UpdateCounts, total
-from lowprec_plugin.formats import check_integer
+from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.kept import KeptBytes
 from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
@@ -47,6 +47,7 @@ class FixedPointMonitor(Callback):
         check_integer(every_n_steps, "every_n_steps")
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} is less than 1: give the steps between two looks")
+        check_kind(layers, bool, "layers")
         self.every_n_steps = every_n_steps
         self._per_layer = layers
         self._counts: dict[str, UpdateCounts] = {}

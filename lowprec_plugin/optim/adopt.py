@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lowprec_plugin.formats import check_kind
 from lowprec_plugin.optim.fused import FUSED
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep, label_of
@@ -41,6 +42,9 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         ValueError: for an optimizer that cannot work so, with the reason, or state that is not finite. Nothing is
             changed then.
     """
+    check_kind(optimizer, torch.optim.Optimizer, "optimizer")
+    if settings is not None:
+        check_kind(settings, StepSettings, "settings")
     if isinstance(optimizer, FixedPointStep):
         if settings is not None:
             before, optimizer.fixed_point = optimizer.fixed_point, settings

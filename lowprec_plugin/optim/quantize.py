@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.moving import move_in_place
 from lowprec_plugin.optim.watch import look_again
@@ -59,6 +60,9 @@ def quantize_(
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
     check_integer(seed, "seed")
+    check_kind(module, nn.Module, "module")
+    if dtype is not None:
+        check_kind(dtype, torch.dtype, "dtype")
     gathered = _put_in_shards(module)
     params = dict(module.named_parameters())
     kept = kept_of(params, keep_float)
@@ -226,19 +230,17 @@ def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
             setattr(param, name, held)
 
 
-def patterns_of(keep_float: Iterable[str]) -> list[str]:
-    """The patterns in ``keep_float``, one as text or several.
+def patterns_of(given: Iterable[str], name: str = "keep_float") -> list[str]:
+    """The patterns that the argument ``name`` is given, one as text or several.
 
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(keep_float, str):
-        return [keep_float]
-    patterns = list(keep_float) if isinstance(keep_float, Iterable) else [keep_float]
+    if isinstance(given, str):
+        return [given]
+    patterns: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(
-            f"keep_float={keep_float!r} is not a name or several; write patterns such as ['*.bias'], or [] for none"
-        )
+        raise ValueError(f"{name}={given!r} is not a name or several; write patterns as ['*.bias'], or [] for none")
     return patterns
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lowprec_plugin.formats import check_word_length
+from lowprec_plugin.formats import check_kind, check_word_length
+from lowprec_plugin.memory import optimizers_of
 from lowprec_plugin.optim.step import FixedPointStep, label_of
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
@@ -31,7 +32,8 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
         ValueError: for a word length outside these, another optimizer, or a sharded parameter. Nothing is changed then.
     """
     check_word_length(word_length)
-    optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    check_kind(module, nn.Module, "module")
+    optimizers = optimizers_of(optimizers, "optimizers")
     tensors = [param for param in module.parameters() if fixed_part(param) is not None]
     for optimizer in optimizers:
         if not isinstance(optimizer, FixedPointStep):

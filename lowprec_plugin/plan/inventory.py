@@ -118,7 +118,7 @@ def _units(module: nn.Module, patterns: Iterable[str] | None) -> list[str]:
         lists = (path for path, part in module.named_modules() if isinstance(part, nn.ModuleList))
         return [f"{path}.{index}".lstrip(".") for path in lists for index in range(len(module.get_submodule(path)))]  # type: ignore[arg-type]
     found: list[str] = []
-    for pattern in patterns_of(patterns):
+    for pattern in patterns_of(patterns, "units"):
         matches = [path for path in paths if fnmatchcase(path, pattern)]
         if not matches:
             raise ValueError(f"units={pattern!r} matches no module; there are {', '.join(paths)}")

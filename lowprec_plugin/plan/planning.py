@@ -13,7 +13,8 @@ from torch import nn
 from lowprec_plugin import wire
 from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.computing import ComputeDtype, Computing
-from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.optim.quantize import patterns_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
 from lowprec_plugin.plan.inventory import of_count, of_module
@@ -110,7 +111,7 @@ def plan(
     if bits is not None:
         wire.check_word_length(bits, "comm_word_length")
     check_feedback(bits, comm_error_feedback, "comm_")
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
     _check_ranks(sharding, ranks, rank)
     for name, elements, least in (("reduce_bucket_size", reduce_bucket_size, 1), ("persistent", persistent, 0)):
@@ -120,8 +121,12 @@ def plan(
     check_integer(activations, "activations")
     if activations < 0:
         raise ValueError(f"activations={activations} bytes are less than 0: give what a run has been measured to hold")
+    check_kind(bucket_view, bool, "bucket_view")
+    check_integer(layers, "layers")
     zero = sharding.startswith("zero")
-    itemsize = Computing(compute_dtype or (torch.bfloat16 if zero else torch.float32)).dtype.itemsize
+    if compute_dtype is None:
+        compute_dtype = torch.bfloat16 if zero else torch.float32
+    itemsize = Computing(compute_dtype).dtype.itemsize
     if zero and compute_dtype in ("bf16-mixed",):
         itemsize = 2  # what DeepSpeed makes of it
     if comm_error_feedback and sharding != "ddp":
@@ -132,9 +137,8 @@ def plan(
         )
     if isinstance(model, nn.Module):
         inventory = of_module(model, keep_float, units)
-    elif not list(keep_float) and units is None:
-        check_integer(model, "parameters")
-        check_integer(layers, "layers")
+    elif not patterns_of(keep_float) and units is None:
+        check_integer(model, "model")
         inventory = of_count(model, layers)
     else:
         raise ValueError("keep_float and units name parts of a module: give the module in place of a number")
