@@ -901,8 +901,9 @@ static void round_chunks(lowprec_item &item, int64_t begin, int64_t end, bool st
     alignas(64) int16_t codes[MAX];
     alignas(64) uint8_t low[MAX];
     int8_t exponents[MAX];
-    lowprec_item local = item;
-    lowprec_store &s = local.stores[0];
+    lowprec_item local = {};  // no copy of the item: other threads add to what saturated
+    local.key = item.key;
+    lowprec_store &s = local.stores[0] = item.stores[0];
     s.codes = codes;
     s.low = s.word_length > 16 ? low : nullptr;
     s.exponents = s.exponents ? exponents : nullptr;
