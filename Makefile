@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench sanitize clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
@@ -22,6 +22,10 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/quickstart
 	$(BIN)/lowprec bench
+
+# The native kernels under GCC's sanitizers, with a record.
+sanitize: $(VENV)/dev
+	$(BIN)/python tools/sanitize.py --output docs/results/sanitize.md
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
