@@ -19,7 +19,7 @@ from lowprec_plugin import native, reference, update_reference
 from lowprec_plugin.blocks import Blocks, empty_blocks
 from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
-from lowprec_plugin.random_bits import random_bits
+from lowprec_plugin.random_bits import check_bits, random_bits
 from lowprec_plugin.updates import Algorithm, Hyper, Updated
 
 ROUNDINGS = ("stochastic", "nearest")
@@ -99,21 +99,6 @@ def readable(x: Tensor) -> Tensor:
     return x if x.data_ptr() % x.element_size() == 0 else x.clone()
 
 
-def _given_bits(bits: Tensor | None, x: Tensor) -> Tensor | None:
-    """Random bits that a caller gives for ``x``, as kernels read them."""
-    if bits is None:
-        return None
-    shape = rows_of(x.shape)
-    if bits.dtype != torch.int32 or bits.shape != shape or bits.device != x.device:
-        raise ValueError(
-            f"bits are {bits.dtype} of shape {tuple(bits.shape)} on {bits.device}: a tensor of shape {tuple(x.shape)} "
-            f"needs int32 of shape {shape} on {x.device}"
-        )
-    if bits.numel() and not 0 <= int(bits.min()) <= int(bits.max()) <= 65535:
-        raise ValueError(f"bits are {int(bits.min())} to {int(bits.max())}: give 16 bits, 0 to 65535")
-    return readable(bits)
-
-
 def quantize(
     x: Tensor,
     format: FixedPointFormat,
@@ -150,7 +135,9 @@ def quantize(
     if format.squared and bool((x < 0).any()):
         raise ValueError(f"{format} holds square roots, and the tensor has negative elements")
     stochastic = rounding == "stochastic"
-    bits = _given_bits(bits, x)
+    if bits is not None:
+        check_bits(bits, x)
+        bits = readable(bits)
     backend = backend_for(x.device)
     if out is None:
         out = empty_blocks(x.shape, format, x.device)
@@ -222,7 +209,9 @@ def rounded(
     if x.numel() == 0:
         return x.float()
     stochastic = rounding == "stochastic"
-    bits = _given_bits(bits, x)
+    if bits is not None:
+        check_bits(bits, x)
+        bits = readable(bits)
     backend = backend_for(x.device)
     out = torch.empty_like(x, dtype=torch.float32)
     if backend == "native":
