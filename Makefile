@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint bench faults clean
+.PHONY: quickstart test lint bench faults sanitize clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
@@ -28,6 +28,10 @@ faults: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py damage --out docs/results/faults
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py hostile --out docs/results/faults
+
+# The native kernels under GCC's sanitizers, with a record.
+sanitize: $(VENV)/dev
+	$(BIN)/python tools/sanitize.py --output docs/results/sanitize.md
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

@@ -129,8 +129,22 @@ def library() -> ctypes.CDLL:
     return library
 
 
+def address(tensor: Tensor, dtype: torch.dtype, elements: int) -> int:
+    """Where ``tensor`` lies, which must be what a kernel takes it for: it is given no more than this."""
+    found, taken = (tensor.dtype, tensor.numel(), tensor.is_contiguous()), (dtype, elements, True)
+    assert found == taken, f"(dtype, elements, contiguous): {found} is not {taken}"
+    return tensor.data_ptr()
+
+
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _place(item: Item, shape: torch.Size, first_row: int) -> None:
+    """Rows of which length, and where they start in the whole tensor."""
+    assert 0 <= first_row < 1 << 63, first_row  # ctypes would cut it, and say nothing
+    item.rows, item.row_length = rows_of(shape)
+    item.first_row = first_row
 
 
 def _fill(store: Store, blocks: Blocks, format: FixedPointFormat) -> None:
@@ -150,8 +164,8 @@ def quantize(
     items = (Item * 1)()
     item = items[0]
     item.grad, item.grad_type, item.bits = x.data_ptr(), FLOAT_TYPES[x.dtype], _pointer(bits)
-    item.rows, item.row_length = rows_of(x.shape)
-    item.first_row, item.key = first_row, key
+    _place(item, x.shape, first_row)
+    item.key = key
     _fill(item.stores[0], out, format)
     library().lowprec_quantize(items, 1, stochastic, torch.get_num_threads())
     return int(item.saturated)
@@ -161,7 +175,8 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
     items = (Item * 1)()
     item = items[0]
-    item.out, item.out_type = out.data_ptr(), FLOAT_TYPES[out.dtype]
+    dtype = torch.bfloat16 if out.dtype == torch.bfloat16 else torch.float32
+    item.out, item.out_type = address(out, dtype, blocks.codes.numel()), FLOAT_TYPES[dtype]
     item.rows, item.row_length = rows_of(blocks.codes.shape)
     _fill(item.stores[0], blocks, format)
     library().lowprec_dequantize(items, 1, torch.get_num_threads())
@@ -178,7 +193,7 @@ def rounded(
     item = items[0]
     item.grad, item.bits = x.data_ptr(), _pointer(bits)
     item.grad_type = _FLOAT64 if x.dtype == torch.float64 else FLOAT_TYPES[x.dtype]
-    item.out, item.out_type = out.data_ptr(), FLOAT_TYPES[out.dtype]
+    item.out, item.out_type = address(out, torch.float32, x.numel()), FLOAT_TYPES[out.dtype]
     item.rows, item.row_length = rows_of(x.shape)
     item.key = key
     store = item.stores[0]
@@ -204,8 +219,8 @@ def update(
     items = (Item * len(grads))()
     for item, grad, tensors, key, hyper, first_row in zip(items, grads, stores, keys, hypers, first_rows, strict=True):
         item.grad, item.grad_type = grad.data_ptr(), FLOAT_TYPES[grad.dtype]
-        item.rows, item.row_length = rows_of(grad.shape)
-        item.first_row, item.key = first_row, key
+        _place(item, grad.shape, first_row)
+        item.key = key
         item.hyper[: len(hyper)] = hyper
         for store, (blocks, format) in zip(item.stores, tensors, strict=False):
             _fill(store, blocks, format)

@@ -6,10 +6,9 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from lowprec_plugin import native
-from lowprec_plugin.wire_reference import Chunk, Piece
+from lowprec_plugin.wire_reference import BLOCK, Chunk, Piece
 
 
 class _Piece(ctypes.Structure):
@@ -46,40 +45,51 @@ class _Wire(ctypes.Structure):
 
 def round_(pieces: Sequence[Piece], chunk: Chunk, word_length: int, stochastic: bool) -> None:
     """See :func:`lowprec_plugin.wire_reference.round_`."""
-    wire = _Wire(chunk.codes.data_ptr(), chunk.exponents.data_ptr(), word_length=word_length, stochastic=stochastic)
-    _call("lowprec_wire_round", pieces, [piece.key for piece in pieces], wire)
+    blocks = len(chunk.exponents)
+    wire = _Wire(*_addresses(chunk, blocks, word_length), word_length=word_length, stochastic=stochastic)
+    _call("lowprec_wire_round", pieces, [piece.key for piece in pieces], wire, blocks)
 
 
 def sum_(
     pieces: Sequence[Piece], chunks: Sequence[Chunk], out: Chunk, word_length: int, divisor: float, stochastic: bool
 ) -> None:
     """See :func:`lowprec_plugin.wire_reference.sum_`; the chunks must lie at equal distances."""
-    first = chunks[0]
-    stride = chunks[1].codes.data_ptr() - first.codes.data_ptr() if len(chunks) > 1 else 0
-    wire = _Wire(
-        first.codes.data_ptr(), first.exponents.data_ptr(), out.codes.data_ptr(), out.exponents.data_ptr(),
-        stride, divisor, len(chunks), word_length, stochastic,
-    )  # fmt: skip
-    _call("lowprec_wire_sum", pieces, [piece.sum_key for piece in pieces], wire)
+    blocks = len(out.exponents)
+    first, *others = (_addresses(chunk, blocks, word_length) for chunk in chunks)
+    stride = others[0][0] - first[0] if others else 0
+    for rank, each in enumerate(others, 1):
+        assert each == (first[0] + rank * stride, first[1] + rank * stride), f"the chunk of rank {rank} lies elsewhere"
+    to = _addresses(out, blocks, word_length)
+    wire = _Wire(*first, *to, stride, divisor, len(chunks), word_length, stochastic)
+    _call("lowprec_wire_sum", pieces, [piece.sum_key for piece in pieces], wire, blocks)
 
 
 def read_(pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
     """See :func:`lowprec_plugin.wire_reference.read_`; ``values`` in float32 or bfloat16."""
-    wire = _Wire(chunk.codes.data_ptr(), chunk.exponents.data_ptr(), word_length=word_length)
-    _call("lowprec_wire_read", pieces, [0] * len(pieces), wire)
+    assert all(piece.values.dtype in (torch.float32, torch.bfloat16) for piece in pieces), "float16 is read as float32"
+    blocks = len(chunk.exponents)
+    wire = _Wire(*_addresses(chunk, blocks, word_length), word_length=word_length)
+    _call("lowprec_wire_read", pieces, [0] * len(pieces), wire, blocks)
 
 
-def _call(name: str, pieces: Sequence[Piece], keys: Sequence[int], wire: _Wire) -> None:
+def _call(name: str, pieces: Sequence[Piece], keys: Sequence[int], wire: _Wire, blocks: int) -> None:
+    """Call a kernel on pieces of chunks of so many blocks."""
     filled = (_Piece * len(pieces))()
     for item, piece, key in zip(filled, pieces, keys, strict=True):
-        item.values, item.elements, item.type = piece.values.data_ptr(), piece.values.numel(), _type(piece.values)
+        assert 0 <= piece.place <= blocks - piece.blocks, f"{piece.blocks} blocks from {piece.place} on, of {blocks}"
+        values = piece.values
+        item.values, item.elements = native.address(values, values.dtype, values.numel()), values.numel()
+        item.type = native.FLOAT_TYPES[values.dtype]
         item.first_block, item.place, item.key = piece.first_block, piece.place, key
         if piece.residual is not None:
-            assert piece.residual.exponents is not None
-            item.residual_codes = piece.residual.codes.data_ptr()
-            item.residual_exponents = piece.residual.exponents.data_ptr()
+            codes, _, exponents = piece.residual
+            assert exponents is not None
+            item.residual_codes = native.address(codes, torch.int8, piece.blocks * BLOCK)
+            item.residual_exponents = native.address(exponents, torch.int8, piece.blocks)
     getattr(native.library(), name)(filled, len(pieces), ctypes.byref(wire), torch.get_num_threads())
 
 
-def _type(values: Tensor) -> int:
-    return native.FLOAT_TYPES[values.dtype]
+def _addresses(chunk: Chunk, blocks: int, word_length: int) -> tuple[int, int]:
+    """Of a chunk's codes and of its exponents."""
+    codes = native.address(chunk.codes, torch.uint8, blocks * BLOCK * word_length // 8)
+    return codes, native.address(chunk.exponents, torch.int8, blocks)

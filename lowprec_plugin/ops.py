@@ -19,7 +19,7 @@ from lowprec_plugin import native, reference, update_reference
 from lowprec_plugin.blocks import Blocks, empty_blocks
 from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
-from lowprec_plugin.random_bits import random_bits
+from lowprec_plugin.random_bits import check_bits, random_bits
 from lowprec_plugin.updates import Algorithm, Hyper, Updated
 
 ROUNDINGS = ("stochastic", "nearest")
@@ -89,6 +89,16 @@ def _triton_available() -> tuple[bool, str]:
     return kernels.available()
 
 
+def readable(x: Tensor) -> Tensor:
+    """``x`` as kernels read it, from an address on: a copy where it is not contiguous, aligned and as it looks.
+
+    torch has tensors whose memory holds other numbers than they do (``is_neg()``, as imaginary parts of a conjugate),
+    and ones between the bytes of a file.
+    """
+    x = x.contiguous().resolve_neg()
+    return x if x.data_ptr() % x.element_size() == 0 else x.clone()
+
+
 def quantize(
     x: Tensor,
     format: FixedPointFormat,
@@ -113,20 +123,25 @@ def quantize(
         the planes, and how many elements were out of range and saturated.
 
     Raises:
-        ValueError: for a NaN or an infinity, and for a negative number in a squared format. Nothing is written.
+        ValueError: for a NaN or an infinity, for a negative number in a squared format, and for ``bits`` of another
+            kind. Nothing is written.
     """
     check_rounding(rounding)
     if not x.is_floating_point():
         raise ValueError(f"only floating-point tensors can be quantised, not {x.dtype}")
-    x = x.detach().to(torch.float32).contiguous()
+    x = readable(x.detach().to(torch.float32))
     if first_nonfinite([x]) is not None:
         raise ValueError("a NaN or an infinity cannot be quantised")
     if format.squared and bool((x < 0).any()):
         raise ValueError(f"{format} holds square roots, and the tensor has negative elements")
     stochastic = rounding == "stochastic"
+    if bits is not None:
+        check_bits(bits, x)
+        bits = readable(bits)
     backend = backend_for(x.device)
     if out is None:
         out = empty_blocks(x.shape, format, x.device)
+    assert (out.codes.shape, out.codes.device) == (x.shape, x.device), (out.codes.shape, x.shape, out.codes.device)
     if x.numel() == 0:
         return out, 0
     if backend == "native":
@@ -183,14 +198,20 @@ def rounded(
 
     Returns:
         a new float32 tensor.
+
+    Raises:
+        ValueError: for ``bits`` of another kind.
     """
     check_rounding(rounding)
     assert x.dtype == torch.float32 or (x.dtype == torch.float64 and not format.dynamic), (x.dtype, str(format))
     assert not format.squared, format
-    x = x.detach().contiguous()
+    x = readable(x.detach())
     if x.numel() == 0:
         return x.float()
     stochastic = rounding == "stochastic"
+    if bits is not None:
+        check_bits(bits, x)
+        bits = readable(bits)
     backend = backend_for(x.device)
     out = torch.empty_like(x, dtype=torch.float32)
     if backend == "native":
@@ -238,6 +259,9 @@ def update_(
 
     Returns:
         see :class:`~lowprec_plugin.updates.Updated`. Blocks in which a NaN came up are neither written nor counted.
+
+    Raises:
+        ValueError: if a gradient and what it updates are on different devices. Nothing is written.
     """
     check_rounding(rounding)
     for grad, tensors in zip(grads, stores, strict=True):
@@ -245,13 +269,18 @@ def update_(
         for blocks, format in tensors:
             assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"
             assert format.block_size == tensors[0].format.block_size, "one block size per parameter"
+            if blocks.codes.device != grad.device:
+                raise ValueError(
+                    f"a gradient on {grad.device} cannot update codes on {blocks.codes.device}: move the optimizer's "
+                    "state with the module (load_state_dict after the move does), or make the optimizer afterwards"
+                )
     kept = [index for index, grad in enumerate(grads) if grad.numel() > 0]
     counts = [UpdateCounts()] * len(grads) if counting else []
     if not kept:
         return Updated(0, None, counts)
     offsets = [0] * len(grads) if first_rows is None else list(first_rows)
     keys = [0] * len(grads) if keys is None else keys
-    grads = [grads[i].contiguous() for i in kept]
+    grads = [readable(grads[i]) for i in kept]
     stores, keys = [stores[i] for i in kept], [keys[i] for i in kept]
     hypers, offsets = [hypers[i] for i in kept], [offsets[i] for i in kept]
     backend = backend_for(grads[0].device)
@@ -272,7 +301,7 @@ def update_(
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
-    tensors = [tensor.contiguous() for tensor in tensors]
+    tensors = [readable(tensor) for tensor in tensors]
     known = all(tensor.dtype in native.FLOAT_TYPES for tensor in tensors)
     if tensors and known and backend_for(tensors[0].device) == "native":
         return native.first_nonfinite(tensors)

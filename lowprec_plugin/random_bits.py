@@ -24,6 +24,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from lowprec_plugin.formats import rows_of
+
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -83,6 +85,24 @@ def random_bits(
     counter = row * (padded_row(row_length) // 2) + (column // GROUP) * 8 + column % 8
     word = hash32(counter, key, role)
     return ((word >> ((column // 8) % 2 * 16)) & 0xFFFF).to(torch.int32)
+
+
+def check_bits(bits: Tensor, x: Tensor) -> None:
+    """Check random bits that a caller gives in place of the hashed ones, for every element of ``x``.
+
+    Reads them, and so waits for the device.
+
+    Raises:
+        ValueError: unless they are int32 of shape ``(rows, row_length)``, 0 to 65535, on ``x``'s device.
+    """
+    shape = rows_of(x.shape)
+    if bits.dtype != torch.int32 or bits.shape != shape or bits.device != x.device:
+        raise ValueError(
+            f"bits are {bits.dtype} of shape {tuple(bits.shape)} on {bits.device}: a tensor of shape {tuple(x.shape)} "
+            f"needs int32 of shape {shape} on {x.device}"
+        )
+    if bits.numel() and not 0 <= int(bits.min()) <= int(bits.max()) <= 65535:
+        raise ValueError(f"bits are {int(bits.min())} to {int(bits.max())}: give 16 bits, 0 to 65535")
 
 
 def hash32(counter: Tensor, key: int, role: int = 0) -> Tensor:

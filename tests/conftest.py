@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from lowprec_plugin import native
 from tests import strategies
 
 torch.set_num_threads(1)
@@ -37,6 +38,7 @@ _HOST_WARNINGS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strategies", metavar="FILE", help="write the table of strategies that this run's tests prove")
+    parser.addoption("--instruction-set", metavar="NAME", help="run the native kernels of this instruction set alone")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -54,6 +56,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (instruction_set := config.getoption("--instruction-set")) is not None:
+        native.select_instruction_set(instruction_set)
     for line in _HOST_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
 

@@ -26,6 +26,8 @@ HYPERS = {
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.config.getoption("--instruction-set") not in (None, request.param):
+        pytest.skip("another instruction set was asked for")
     before = native.instruction_set()
     try:
         native.select_instruction_set(request.param)
@@ -148,3 +150,116 @@ def test_first_nonfinite() -> None:
             given[1][0] = bad
             assert ops.first_nonfinite(given) == 1
             given[1][0] = given[3][4999] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        (torch.zeros(5, 3, dtype=torch.int64), r"bits are torch.int64 of shape \(5, 3\).*int32 of shape \(5, 3\)"),
+        (torch.zeros(15, dtype=torch.int32), r"bits are torch.int32 of shape \(15,\).*int32 of shape \(5, 3\)"),
+        (torch.zeros(5, 3, dtype=torch.int32, device="meta"), "on meta.*on cpu"),
+        (torch.full((5, 3), -1, dtype=torch.int32), "bits are -1 to -1: give 16 bits, 0 to 65535"),
+        (torch.full((5, 3), 65536, dtype=torch.int32), "bits are 65536 to 65536"),
+    ],
+)
+def test_bits_of_another_kind_are_refused(bits: torch.Tensor, said: str) -> None:
+    """Kernels read them from an address on, as many as ``x`` has elements."""
+    x, format = torch.ones(5, 3), FixedPointFormat(8)
+    for backend in ("reference", "native"):
+        with ops.use_backend(backend):
+            with pytest.raises(ValueError, match=said):
+                ops.quantize(x, format, rounding="stochastic", bits=bits)
+            with pytest.raises(ValueError, match=said):
+                ops.rounded(x, format, rounding="stochastic", bits=bits)
+
+
+def _unusual_in_memory() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Tensors whose memory is not what they look like, and what they look like."""
+    file = bytearray(1) + bytearray(torch.arange(1, 25).float().numpy().tobytes())
+    expanded = torch.tensor([3.0]).expand(2, 12)
+    return {
+        "negative by a flag": (torch._neg_view(torch.ones(2, 12)), -torch.ones(2, 12)),
+        "imaginary part": (torch.tensor([1 + 2j]).conj().imag, torch.tensor([-2.0])),
+        "between bytes": (
+            torch.frombuffer(file, dtype=torch.float32, offset=1).view(2, 12),
+            torch.arange(1, 25).float().view(2, 12),
+        ),
+        "expanded": (expanded, expanded.clone()),
+        "transposed": (torch.arange(24.0).view(12, 2).t(), torch.arange(24.0).view(12, 2).t().contiguous()),
+    }
+
+
+@pytest.mark.parametrize("name", _unusual_in_memory())
+def test_numbers_are_what_they_look_like_wherever_they_lie(instruction_set: str, name: str) -> None:
+    given, plain = _unusual_in_memory()[name]
+    format = FixedPointFormat(16)
+    assert torch.equal(ops.dequantize(ops.quantize(given, format)[0], format), plain)
+    assert torch.equal(ops.rounded(given, format), plain)
+    weights = []
+    for grad in (given, plain):
+        stored = [ops.Stored(ops.quantize(torch.ones(grad.shape), format)[0], format)]
+        ops.update_(Algorithm.SGD, [grad], [stored], [HYPERS[Algorithm.SGD]], rounding="nearest")
+        weights.append(ops.dequantize(stored[0].blocks, format))
+    assert torch.equal(*weights)
+    if given.shape == (2, 12):
+        bits = given.abs().to(torch.int32)
+        for view in (bits, bits.t().contiguous().t()):
+            found = ops.quantize(plain, FixedPointFormat(4), rounding="stochastic", bits=view)[0].codes
+            with ops.use_backend("reference"):
+                expected = ops.quantize(plain, FixedPointFormat(4), rounding="stochastic", bits=bits)[0].codes
+            assert torch.equal(found, expected)
+
+
+def test_expanded_bits_are_not_read_past_their_end() -> None:
+    x, format = torch.linspace(0, 1, 50).view(50, 1), FixedPointFormat(4)
+    one = torch.full((1, 1), 40000, dtype=torch.int32)
+    found = [
+        ops.quantize(x, format, rounding="stochastic", bits=bits)[0] for bits in (one.expand(50, 1), one.repeat(50, 1))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(found[0].planes, found[1].planes, strict=True))
+
+
+def test_a_gradient_on_another_device_is_refused() -> None:
+    """An address of another device's memory would end the process."""
+    format = FixedPointFormat(16)
+    stored = [ops.Stored(ops.quantize(torch.ones(2, 300), format)[0], format) for _ in range(2)]
+    blocks, _ = stored[1]
+    stored[1] = ops.Stored(blocks.map(lambda plane: plane.to("meta")), format)
+    before = [plane.clone() for plane in stored[0].blocks.planes]
+    with pytest.raises(ValueError, match="a gradient on cpu cannot update codes on meta: move the optimizer's state"):
+        ops.update_(Algorithm.MOMENTUM, [torch.ones(2, 300)], [stored], [HYPERS[Algorithm.MOMENTUM]])
+    assert all(torch.equal(a, b) for a, b in zip(before, stored[0].blocks.planes, strict=True))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.empty(3, 100, dtype=torch.float16), torch.empty(3, 99), torch.empty(100, 3).t()],
+    ids=["dtype", "size", "order"],
+)
+def test_a_result_of_another_kind_gets_no_address(out: torch.Tensor) -> None:
+    format = FixedPointFormat(16)
+    blocks, _ = ops.quantize(torch.ones(3, 100), format)
+    with pytest.raises(AssertionError, match=r"\(dtype, elements, contiguous\)"):
+        native.dequantize(blocks, format, out)
+    with pytest.raises(AssertionError, match=r"\(dtype, elements, contiguous\)"):
+        native.rounded(torch.ones(3, 100), format, out, stochastic=False, key=0, bits=None)
+
+
+@pytest.mark.parametrize("first_row", [-1, 2**63, 2**70])
+def test_a_row_that_ctypes_would_cut_is_not_passed_on(first_row: int) -> None:
+    with pytest.raises(AssertionError, match=str(first_row)):
+        ops.quantize(torch.ones(2, 3), FixedPointFormat(8), rounding="stochastic", first_row=first_row)
+
+
+@pytest.mark.parametrize("rounding", ops.ROUNDINGS)
+def test_counters_of_random_bits_wrap(instruction_set: str, rounding: str) -> None:
+    """The reference's 64-bit integers wrap too."""
+    x = cases.floats((7, 300))
+    for first_row in (2**32 // 152 - 3, 2**62):
+        for format in (FixedPointFormat(16), FixedPointFormat(20), FixedPointFormat(8, 4)):
+            found = []
+            for backend in ("reference", "native"):
+                with ops.use_backend(backend):
+                    blocks, _ = ops.quantize(x, format, rounding=rounding, key=key_of(3, 4), first_row=first_row)
+                    found.append(blocks)
+            assert all(torch.equal(a, b) for a, b in zip(found[0].planes, found[1].planes, strict=True))

@@ -212,3 +212,24 @@ def test_bytes_of_any_kind_are_read_and_summed_and_nothing_is_written_beside_the
             if lawful[:, block].all():
                 assert torch.equal(summed.codes[block], natively_summed.codes[block])
                 assert summed.exponents[block] == natively_summed.exponents[block]
+
+
+@needs_native
+def test_kernels_get_no_address_of_what_is_too_short() -> None:
+    x = torch.randn(600)
+    chunk, short = empty_chunk(3, 16), empty_chunk(2, 16)
+    residual = empty_blocks((2, BLOCK), RESIDUAL, None)
+    with ops.use_backend("native"):
+        for piece, into in (
+            (Piece(x, 0, 0, 1, 1), short),  # three blocks into two
+            (Piece(x, 0, 1, 1, 1), chunk),  # behind the end
+            (Piece(x[::2], 0, 0, 1, 1), chunk),  # not contiguous
+            (Piece(x, 0, 0, 1, 1, residual), chunk),  # of two blocks
+        ):
+            with pytest.raises(AssertionError, match=r"blocks from|is not"):
+                wire.round_([piece], into, 16, "stochastic")
+        with pytest.raises(AssertionError, match="is not"):
+            wire.round_([Piece(x, 0, 0, 1, 1)], chunk, 12, "stochastic")  # of another word length
+        apart = [empty_chunk(3, 16) for _ in range(3)]
+        with pytest.raises(AssertionError, match="lies elsewhere"):
+            wire.sum_([Piece(x, 0, 0, 1, 1)], [*apart[:2], apart[0]], chunk, 16, 3.0, "stochastic")

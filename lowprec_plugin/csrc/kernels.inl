@@ -34,8 +34,7 @@ static const float FLOAT_MAX = 3.40282347e38f;
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t padded(int64_t n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
-static inline float power_of_two(int32_t e) {
-    uint32_t bits = (uint32_t)(e + 127) << 23;
+static inline float float_of(uint32_t bits) {
     float f;
     memcpy(&f, &bits, 4);
     return f;
@@ -46,6 +45,8 @@ static inline uint32_t bits_of(float f) {
     memcpy(&b, &f, 4);
     return b;
 }
+
+static inline float power_of_two(int32_t e) { return float_of((uint32_t)(e + 127) << 23); }
 
 // ---------------------------------------------------------------------------------------------------- random bits
 
@@ -113,16 +114,9 @@ static inline bool one_key(uint64_t counter, int64_t n) {
 
 static inline float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7FFFu;
-    if (magnitude >= 0x7C00u) {
-        uint32_t b = sign | 0x7F800000u | (magnitude & 0x3FFu) << 13;
-        float f;
-        memcpy(&f, &b, 4);
-        return f;
-    }
-    uint32_t b = magnitude << 13;  // a float 2**112 too small, denormals included
-    float f;
-    memcpy(&f, &b, 4);
-    f *= 5192296858534827628530496329220096.0f;
+    if (magnitude >= 0x7C00u) return float_of(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
+    // A float 2**112 too small, denormals included.
+    const float f = float_of(magnitude << 13) * 5192296858534827628530496329220096.0f;
     return sign ? -f : f;
 }
 
@@ -131,8 +125,7 @@ static void load_floats(const void *source, int32_t type, int64_t at, int64_t n,
         memcpy(out, (const float *)source + at, (size_t)n * 4);
     } else if (type == LOWPREC_BFLOAT16) {
         const uint16_t *__restrict s = (const uint16_t *)source + at;
-        uint32_t *__restrict o = (uint32_t *)out;
-        for (int64_t j = 0; j < n; j++) o[j] = (uint32_t)s[j] << 16;
+        for (int64_t j = 0; j < n; j++) out[j] = float_of((uint32_t)s[j] << 16);
     } else {
         const uint16_t *__restrict s = (const uint16_t *)source + at;
         for (int64_t j = 0; j < n; j++) out[j] = half_to_float(s[j]);
@@ -217,7 +210,8 @@ static inline q16 larger_magnitude(q16 top, h16 code) {
 #if defined(__AVX2__)
     return larger(top, (q16)_mm256_abs_epi16((__m256i)code));
 #else
-    return larger(top, (q16)(code < 0 ? -code : code));
+    const h16 negated = (h16)(q16{} - (q16)code);  // unsigned, for that of -32768 wraps to itself
+    return larger(top, (q16)(code > negated ? code : negated));
 #endif
 }
 
@@ -252,8 +246,9 @@ static int32_t round_into(const float *__restrict x, int64_t n, int32_t exponent
             u8 word;
             memcpy(&word, random.mixed + j / 2, 32);
             word = word_of(word, shift, multiplier);
-            ca = (ca + (i8)(word & 0xFFFFu)) >> 16;
-            cb = (cb + (i8)(word >> 16)) >> 16;
+            // Unsigned, for a sum past the largest integer wraps: to a code of about -32768, whose magnitude tells.
+            ca = (i8)((u8)ca + (word & 0xFFFFu)) >> 16;
+            cb = (i8)((u8)cb + (word >> 16)) >> 16;
         }
         h16 code = pack(ca, cb);
         if (SQUARED)  // a root is never negative, and code 0 is for zero alone; unsigned, so that 32768 stays
@@ -459,8 +454,7 @@ static int64_t encode_single_elements(const lowprec_store &s, int64_t at, int64_
         magnitude = magnitude > 0x7F7FFFFFu ? 0x7F7FFFFFu : magnitude;
         bool carry;
         int32_t e = exponent_for(magnitude, s.word_length, carry);
-        float v;
-        memcpy(&v, &magnitude, 4);
+        float v = float_of(magnitude);
         v = x[j] < 0 ? -v : v;
         const float limit = (float)max_code * power_of_two(e);  // binding at the largest exponent only
         saturated += v > limit || v < -limit;
@@ -520,7 +514,7 @@ struct chunks {
             c.n = smaller(rows_per_chunk, rows - c.row) * row_length;
         }
         c.at = c.row * row_length + c.column;
-        c.counter = (uint64_t)((first_row + c.row) * half_row + c.column / 2);
+        c.counter = ((uint64_t)first_row + (uint64_t)c.row) * (uint64_t)half_row + (uint64_t)c.column / 2;  // wraps
         return c;
     }
 };
@@ -665,6 +659,11 @@ static void apply_to(const float *hyper, const float *__restrict grad, int64_t n
     }
 }
 
+// An address that may lie behind the end of what `start` points into, where no pointer may.
+static inline const void *beyond(const void *start, int64_t bytes) {
+    return (const void *)((uintptr_t)start + (uintptr_t)bytes);
+}
+
 // The formula on the codes of one block, of types W (the parameter's) and S (its state's).
 template <typename RULE, typename W, typename S>
 static void decode_and_apply(const lowprec_item &item, const chunk &c, const float *__restrict grad, values &value) {
@@ -678,10 +677,10 @@ static void decode_and_apply(const lowprec_item &item, const chunk &c, const flo
         if (j % 32 == 0) {  // a page ahead, where the hardware does not look
             UNROLL for (int k = 0; k < N; k++) {
                 const int64_t size = k ? sizeof(S) : sizeof(W);
-                __builtin_prefetch((const char *)item.stores[k].codes + (c.at + j + AHEAD) * size, 1);
+                __builtin_prefetch(beyond(item.stores[k].codes, (c.at + j + AHEAD) * size), 1);
             }
-            __builtin_prefetch(grad + j + AHEAD);
-            __builtin_prefetch(grad + j + AHEAD + 16);
+            __builtin_prefetch(beyond(grad + j, AHEAD * 4));
+            __builtin_prefetch(beyond(grad + j, (AHEAD + 16) * 4));
         }
         memcpy(&g, grad + j, 32);
         if (!RULE::LATE) v[0] = load_codes(parameter + j) * scale[0];
@@ -902,8 +901,9 @@ static void round_chunks(lowprec_item &item, int64_t begin, int64_t end, bool st
     alignas(64) int16_t codes[MAX];
     alignas(64) uint8_t low[MAX];
     int8_t exponents[MAX];
-    lowprec_item local = item;
-    lowprec_store &s = local.stores[0];
+    lowprec_item local = {};  // no copy of the item: other threads add to what saturated
+    local.key = item.key;
+    lowprec_store &s = local.stores[0] = item.stores[0];
     s.codes = codes;
     s.low = s.word_length > 16 ? low : nullptr;
     s.exponents = s.exponents ? exponents : nullptr;
