@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 # Where there is no GPU the CPU build of torch is enough, and saves gigabytes.
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
+# The Triton that CUDA builds of this torch require. CPU builds require none, and would be tested with any other.
+TRITON_TABLE := tests/kernels/tritons.txt
+TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
+TRITONS := $(addprefix $(VENV)/tritons/,$(sort $(shell awk 'NR > 1 {print $$2}' $(TRITON_TABLE))))
 
-.PHONY: quickstart test lint bench faults sanitize clean
+.PHONY: quickstart test lint bench faults sanitize tritons clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
 	OMP_NUM_THREADS=1 $(BIN)/lowprec poc
 
-test: $(VENV)/dev lint
+test: $(VENV)/dev $(TRITONS) lint
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/dev
@@ -33,13 +37,25 @@ faults: $(VENV)/dev
 sanitize: $(VENV)/dev
 	$(BIN)/python tools/sanitize.py --output docs/results/sanitize.md
 
-$(VENV)/torch:
+# Every kernel, compiled by every version of Triton.
+tritons: $(VENV)/dev $(TRITONS)
+	$(BIN)/python -m tests.kernels.tritons docs/results/triton_versions.md
+
+$(VENV)/torch: $(TRITON_TABLE)
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "$(TORCH)"; else \
 		$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || \
 		$(BIN)/pip install -q "$(TORCH)" --index-url $(CPU_WHEELS) || \
 		$(BIN)/pip install -q "$(TORCH)"; fi
+	$(BIN)/pip install -q "$(TRITON); sys_platform == 'linux'"
 	touch $@
+
+# Moved only when whole; empty where there is no Triton for the system.
+$(VENV)/tritons/%: | $(VENV)/torch
+	rm -rf $@.part
+	mkdir -p $@.part
+	$(BIN)/pip install -q --no-deps --target $@.part "triton==$*; sys_platform == 'linux'"
+	mv $@.part $@
 
 $(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plugin/csrc/*)
 	$(BIN)/pip install -q -e ".[poc]"

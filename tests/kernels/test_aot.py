@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import pkgutil
 from typing import Any
 
 import pytest
@@ -19,44 +22,88 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="a process that interprets d
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-def check(kernel: Any, target: str, scalar_spills: int = 0) -> None:
-    from lowprec_plugin.kernels import aot
-
-    report = aot.examine(kernel, target)
-    assert report.inexact == [], report
-    # Where a tensor is so large that its rows are found by a 64-bit division, that division is a function call.
-    assert report.spills == 0 or kernel.tiling == "huge", report
-    assert report.scalar_spills <= scalar_spills, report
-    if kernel.tiling in ("flat", "rest", "huge"):
-        assert (report.loads, report.stores) == (kernel.loads, kernel.stores), report
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_usual_kernels(target: str) -> None:
-    from lowprec_plugin.kernels import aot
+    from lowprec_plugin.kernels import aot, catalogue
 
-    for kernel in aot.kernels():
-        if target == "sm_90" or kernel.name.startswith(
-            ("quantize <", "dequantize", "rounded", "adam", "sum 12", "read 8")
-        ):
-            check(kernel, target)
+    few = ("quantize <", "dequantize", "rounded", "adam", "sum 12", "read 8")
+    for kernel in catalogue.usual():
+        if target == "sm_90" or kernel.name.startswith(few):
+            report = aot.examine(kernel, target)
+            assert aot.faults(kernel, report, scalar_spills=0) == [], report
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_kernels(target: str) -> None:
-    from lowprec_plugin.kernels import aot
+    from lowprec_plugin.kernels import aot, catalogue
 
-    for kernel in aot.kernels(everything=True):
-        check(kernel, target, scalar_spills=8)  # to lanes of a register, not to memory
+    for kernel in catalogue.every():
+        report = aot.examine(kernel, target)
+        assert aot.faults(kernel, report) == [], report
+
+
+def test_every_kernel_of_the_package_is_a_usual_one() -> None:
+    from triton.runtime.jit import JITFunction
+
+    from lowprec_plugin import kernels
+    from lowprec_plugin.kernels import catalogue
+
+    named = set()
+    for found in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
+        module = importlib.import_module(found.name)
+        named |= {name for name, value in vars(module).items() if isinstance(value, JITFunction)}
+    launched = {name for name in named if name.endswith("_kernel")}
+    assert launched == {kernel.function.__name__ for kernel in catalogue.usual()}
+
+
+def test_faults_are_told() -> None:
+    from lowprec_plugin.kernels import aot, catalogue
+
+    kernel = next(iter(catalogue.usual()))
+    good = aot.Report(kernel.name, "gfx942", 64, 0, 0, kernel.loads, kernel.stores, [])
+    assert aot.faults(kernel, good) == []
+    assert aot.faults(kernel, good._replace(inexact=[".ftz"])) == ["inexact: .ftz"]
+    assert aot.faults(kernel, good._replace(spills=8)) == ["8 spilled"]
+    assert aot.faults(kernel, good._replace(scalar_spills=9)) == ["9 scalar registers spilled"]
+    assert aot.faults(kernel, good._replace(stores=0)) == ["stores 0 of 2 bytes in 128 bits"]
+
+
+def test_the_command_says_what_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import triton
+    import triton.language as tl
+
+    from lowprec_plugin.kernels import aot, catalogue
+
+    @triton.jit
+    def broken_kernel(TILING: tl.constexpr) -> None:
+        tl.static_assert(False, "as it should not be")
+
+    kernel = catalogue.Kernel("broken", broken_kernel, {}, {}, "flat", 1, 0, 0)
+    good = next(kernel for kernel in catalogue.usual() if kernel.name.startswith("dequantize"))
+    for kernels, code in (([kernel, good], 1), ([good], 0)):
+        monkeypatch.setattr(catalogue, "usual", lambda kernels=kernels: kernels)
+        monkeypatch.setattr("sys.argv", ["aot", "--target", "sm_90"])
+        assert aot.main() == code
+        printed = capsys.readouterr().out
+        assert ("does not compile" in printed and "as it should not be" in printed) == bool(code)
+        assert good.name in printed
+        monkeypatch.setattr("sys.argv", ["aot", "--target", "sm_90", "--json"])
+        assert aot.main() == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {line["triton"] for line in lines} == {triton.__version__}
+        assert [line["compiled"] for line in lines] == [kernel is good for kernel in kernels]
+        assert [bool(line["faults"]) for line in lines] == [kernel is not good for kernel in kernels]
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_fused_multiply_add_would_be_seen(target: str) -> None:
-    from lowprec_plugin.kernels import aot
+    from lowprec_plugin.kernels import aot, catalogue
 
-    kernel = next(kernel for kernel in aot.kernels() if kernel.name.startswith("sgd"))
+    kernel = next(kernel for kernel in catalogue.usual() if kernel.name.startswith("sgd"))
     assert aot.examine(kernel, target, fuse=True).inexact == ["contraction"]
 
 
