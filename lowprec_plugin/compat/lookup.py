@@ -38,7 +38,7 @@ def look_up(thing: Any, *names: str, host: Host, feature: str) -> Any:
     for name in names:
         if hasattr(thing, name):
             return getattr(thing, name)
-    owner = thing.__name__ if isinstance(thing, type) else type(thing).__name__
+    owner = getattr(thing, "__name__", type(thing).__name__)
     shown = " or ".join(name.rpartition("__")[2] if "__" in name.strip("_") else name for name in names)
     raise ValueError(
         f"{host.package} {version(host.package)} has no {owner}.{shown}, which is needed {feature}; tested versions: "
