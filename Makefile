@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench versions clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
@@ -22,6 +22,10 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/quickstart
 	$(BIN)/lowprec bench
+
+# The oldest and the newest versions of what the package depends on, each in an environment of its own.
+versions:
+	$(PYTHON) -m tools.versions
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
@@ -40,4 +44,4 @@ $(VENV)/dev: $(VENV)/quickstart
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info lowprec_plugin/_native.so
+	rm -rf $(VENV) .venv-versions build dist *.egg-info lowprec_plugin/_native.so
