@@ -10,7 +10,7 @@ TRITON_TABLE := tests/kernels/tritons.txt
 TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
 TRITONS := $(addprefix $(VENV)/tritons/,$(sort $(shell awk 'NR > 1 {print $$2}' $(TRITON_TABLE))))
 
-.PHONY: quickstart test lint bench faults sanitize tritons clean
+.PHONY: quickstart test lint bench faults sanitize tritons versions clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
@@ -41,6 +41,10 @@ sanitize: $(VENV)/dev
 tritons: $(VENV)/dev $(TRITONS)
 	$(BIN)/python -m tests.kernels.tritons docs/results/triton_versions.md
 
+# The oldest and the newest versions of what the package depends on, each in an environment of its own.
+versions:
+	$(PYTHON) -m tools.versions
+
 $(VENV)/torch: $(TRITON_TABLE)
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "$(TORCH)"; else \
@@ -66,4 +70,4 @@ $(VENV)/dev: $(VENV)/quickstart
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info lowprec_plugin/_native.so
+	rm -rf $(VENV) .venv-versions build dist *.egg-info lowprec_plugin/_native.so

@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.compat.autograd import is_copy_of_leaf
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 from lowprec_plugin.running import Running, check_inside, in_backward
@@ -216,10 +217,7 @@ def is_weight(tensor: Tensor) -> bool:
     if base.is_leaf:
         return base.requires_grad or isinstance(base, nn.Parameter)
     # Autocast's copy of a weight that trains is no leaf; that of a frozen one looks like any other number.
-    node = base.grad_fn
-    if node is None or type(node).__name__ != "ToCopyBackward0":
-        return False
-    return hasattr(node.next_functions[0][0], "variable")
+    return is_copy_of_leaf(base.grad_fn)
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -35,7 +35,7 @@ from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
 from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved, write_whole
 from lowprec_plugin.sharding import fixed_part
-from lowprec_plugin.strategies import ELSEWHERE, UNDER_FABRIC, check_strategy
+from lowprec_plugin.strategies import ELSEWHERE, UNDER_FABRIC, check_strategy, trainer_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
@@ -320,7 +320,7 @@ class FixedPointPrecision(Precision):
             "wire": None if self.wire is None else self.wire.state_dict(),
             "emulation": str(self._inside_settings[0]),
             "activation_word_length": self._inside_settings[1],
-            "ramp": None if self.ramping is None else self.ramping.state_dict(getattr(self._network, "_trainer", None)),
+            "ramp": None if self.ramping is None else self.ramping.state_dict(trainer_of(self._network)),
             "inside": None if self.inside is None else self.inside.state_dict(),
             # In-place roundings so far: they key the random bits of optimizers without a fused update.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},

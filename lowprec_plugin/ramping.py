@@ -7,16 +7,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lowprec_plugin.compat.lightning import check_after_closure, loaded_checkpoint
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import STEPS_PER_LOOK, RampState, WordLengthRamp, decide, observe
 from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.strategies import trainer_of
 from lowprec_plugin.widening import widened
 from lowprec_plugin.wire_reference import WORD_LENGTHS
 
@@ -37,6 +40,7 @@ class Ramping:
     """
 
     def __init__(self, ramp: WordLengthRamp, format: FixedPointFormat) -> None:
+        check_after_closure(Precision)
         word_length = format.word_length
         if not isinstance(ramp, WordLengthRamp):
             argument = "at" if isinstance(ramp, dict) else "ladder"
@@ -88,8 +92,10 @@ class Ramping:
         Lightning loads a checkpoint's weights into the float module, has it converted, and only then tells plugins
         what they had saved: converted to the first rung, the weights would lose what they were widened for.
         """
-        trainer: Any = getattr(module, "_trainer", None)
-        loaded = getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or {}
+        trainer = trainer_of(module)
+        if trainer is None:
+            return format
+        loaded = loaded_checkpoint(trainer)
         saved = [
             each["format"] for each in loaded.values() if isinstance(each, dict) and each.keys() >= {"format", "ramp"}
         ]

@@ -10,13 +10,13 @@ import fsspec.utils
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lowprec_plugin.damage import check_undamaged
 from lowprec_plugin.files import remove_partial, whole_file
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.strategies import trainer_of
 
 #: Of what a plugin's ``state_dict`` holds: raised where an earlier version could no longer read it.
 LAYOUT = 1
@@ -45,9 +45,10 @@ def write_whole(module: nn.Module) -> None:
 
     A writer that the user has chosen stays, and that is logged: its files are its own affair.
     """
-    if not isinstance(module, LightningModule):
+    trainer = trainer_of(module)
+    if trainer is None:
         return
-    strategy = module.trainer.strategy
+    strategy = trainer.strategy
     writer = strategy.checkpoint_io
     if type(writer) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeCheckpointIO()
@@ -66,7 +67,8 @@ def check_resumed(module: nn.Module | None) -> None:
     Raises:
         ValueError: if it is damaged; of a folder, on every rank alike.
     """
-    given = module.trainer.ckpt_path if isinstance(module, LightningModule) else None
+    trainer = trainer_of(module)
+    given = None if trainer is None else trainer.ckpt_path
     if not given or fsspec.utils.get_protocol(str(given)) != "file":
         return
     path = Path(str(given).removeprefix("file://"))

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lowprec_plugin.compat.compiling import is_compiled
+from lowprec_plugin.compat.lightning import to_be_compiled_again
 from lowprec_plugin.formats import check_integer, check_kind
 
 
@@ -43,7 +45,7 @@ class Running:
     def __init__(self, root: nn.Module, enter: Callable[[ExitStack], None]) -> None:
         self._names = {id(each): name for name, each in root.named_modules()}
         for name, each in root.named_modules():
-            if _is_compiled(each):
+            if is_compiled(each) or to_be_compiled_again(each):
                 raise ValueError(
                     f"module {name!r} is compiled, and operations inside compiled code cannot be seen one by one: "
                     "leave torch.compile out, or emulation and activation_word_length"
@@ -157,12 +159,3 @@ def _holds_parameters(module: nn.Module) -> bool:
 def _stands_in(module: nn.Module) -> bool:
     """Whether a wrapper such as DDP calls ``module`` in place of its ``training_step``: Lightning swaps its forward."""
     return getattr(module.forward, "__self__", None) is None
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """By ``module.compile()``, by ``torch.compile(module)``, or by that and unwrapped by Lightning."""
-    return (
-        getattr(module, "_compiled_call_impl", None) is not None
-        or type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiler_ctx", None) is not None
-    )

@@ -5,7 +5,7 @@ FSDP1 and XLA refuse foreign precision plugins themselves, with the plugin's own
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
@@ -23,6 +23,15 @@ UNDER_FABRIC = (
 )
 
 
+def trainer_of(module: nn.Module | None) -> Trainer | None:
+    """The Trainer that has ``module``, or ``None``."""
+    try:
+        trainer = module.trainer if isinstance(module, LightningModule) else None
+    except RuntimeError:  # no Trainer has it
+        return None
+    return trainer if isinstance(trainer, Trainer) else None  # Fabric has something like one
+
+
 def check_strategy(module: nn.Module, *, deepspeed: bool) -> None:
     """Refuse DeepSpeed for a plugin that is not made for it, and anything else for one that is.
 
@@ -33,11 +42,9 @@ def check_strategy(module: nn.Module, *, deepspeed: bool) -> None:
     Raises:
         ValueError: with the plugin to use.
     """
-    if not isinstance(module, LightningModule):
+    trainer = trainer_of(module)
+    if trainer is None:
         return
-    try:
-        strategy = module.trainer.strategy
-    except RuntimeError:  # no Trainer has it
-        return
+    strategy = trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy) != deepspeed:
         raise ValueError(f"this precision plugin does not work with {type(strategy).__name__}: {ELSEWHERE}")

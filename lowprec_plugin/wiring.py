@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
 from lowprec_plugin.comm.fsdp import release
+from lowprec_plugin.compat.lightning import comm_hook_of
+from lowprec_plugin.strategies import trainer_of
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,8 @@ def _connect_ddp(
     model: DistributedDataParallel, word_length: int, wiring: Wiring, before: DDPState | FSDPState | None
 ) -> tuple[DDPState | None, str]:
     registered = model._comm_hooks[0][0] if model._comm_hooks else None
-    # Lightning registers it on a GPU only, and has no public name for it.
-    trainer = model.module.trainer if isinstance(model.module, LightningModule) else None
-    users = registered or getattr(getattr(trainer, "strategy", None), "_ddp_comm_hook", None)
+    strategy = getattr(trainer_of(model.module), "strategy", None)
+    users = registered or (comm_hook_of(strategy) if isinstance(strategy, DDPStrategy) else None)
     if users is not None:
         hook = getattr(users, "__name__", "a hook")
         if wiring.word_length == "auto":

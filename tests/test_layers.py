@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "lowprec_plugin"
 LAYERS = {
     "version": 0, "formats": 0, "quality": 0, "ramp": 0, "files": 0, "counts": 0, "markdown": 0,
     "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
-    "update_reference": 1, "wire_reference": 1, "native_wire": 1,
+    "update_reference": 1, "wire_reference": 1, "native_wire": 1, "compat": 1,
     "ops": 2, "wire": 2,
     "tensor": 3, "tensor_rules": 3, "tensor_comm": 3, "gathered": 3, "casting": 3, "sharding": 3, "widening": 3,
     "comm": 3, "direct": 3, "dequantizing": 3, "integrity": 3, "damage": 3,

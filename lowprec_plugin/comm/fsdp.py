@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from lowprec_plugin import ops, wire
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
+from lowprec_plugin.compat.fsdp import mixed_precision_of, reducers_of, state_of
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, local_part
@@ -140,12 +141,9 @@ class FSDPState:
 
 def release(model: nn.Module) -> None:
     """Let the gradients of ``model`` travel as floats again, if a :class:`FSDPState` has had them."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", []):
-                reducer = getattr(group, "_reduce_scatter_comm", None)
-                if isinstance(reducer, _ReduceScatter):
-                    reducer._state.word_length = None
+    for reducer in reducers_of(model):
+        if isinstance(reducer, _ReduceScatter):
+            reducer._state.word_length = None
 
 
 class _Comm:
@@ -208,7 +206,7 @@ def _groups(model: nn.Module) -> dict[str, tuple[list[FSDPModule], list[DTensor]
     for path, module in model.named_modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-            name = names.setdefault(id(module._get_fsdp_state()), path or "the root")
+            name = names.setdefault(id(state_of(module)), path or "the root")
             owner.setdefault(name, ([], []))[0].append(module)
     # A parameter belongs to the innermost sharded module around it.
     found: dict[DTensor, str] = {}
@@ -224,7 +222,7 @@ def _groups(model: nn.Module) -> dict[str, tuple[list[FSDPModule], list[DTensor]
 def _check_gradients(groups: dict[str, tuple[list[FSDPModule], list[DTensor]]]) -> None:
     """Refuse gradients that would be reduced in a dtype that cannot be rounded."""
     for name, (modules, params) in groups.items():
-        policy = modules[0]._get_fsdp_state()._mp_policy
+        policy = mixed_precision_of(modules[0])
         for param in params:
             dtype = policy.reduce_dtype or policy.param_dtype or param.dtype
             if param.requires_grad and dtype not in DTYPES:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from lowprec_plugin.comm.worker import Worker
+from lowprec_plugin.compat.process_group import timeout_of
 
 _groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
 _workers: weakref.WeakKeyDictionary[dist.ProcessGroup, weakref.ref[Worker]] = weakref.WeakKeyDictionary()
@@ -22,12 +22,9 @@ def own_group(group: dist.ProcessGroup, device: torch.device) -> tuple[dist.Proc
     was destroyed finds the store's entries of the old one. The thread ends when nobody holds its worker.
     """
     if group not in _groups:
-        # torch has no public name for a group's time-out.
-        options = getattr(group._get_backend(device), "options", None)
-        timeout: timedelta | None = getattr(options, "_timeout", None)
         made = dist.new_group(
             dist.get_process_group_ranks(group),
-            timeout=timeout,
+            timeout=timeout_of(group, device),
             backend=dist.get_backend(group),
             use_local_synchronization=True,  # ranks of other groups are elsewhere, or make theirs
         )

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: Versions of DeepSpeed that the tests have run with.
-SUPPORTED = "0.19.8"
+from lowprec_plugin.compat.lookup import DEEPSPEED, check_names
 
+_FEATURE = "to replace its master weights"
 _ENGINE = (
     "basic_optimizer", "optimizer", "module", "global_steps", "zero_optimization_stage", "zero_offload_optimizer",
     "zero_offload_param", "zero_elastic_checkpoint", "load_universal_checkpoint", "zero_reduce_scatter",
@@ -117,7 +116,7 @@ def open_engine(engine: Any) -> Inside:
     """
     if not hasattr(engine, "zero_optimization_stage"):
         raise ValueError(f"{type(engine).__name__} is not a DeepSpeedEngine: give what deepspeed.initialize returned")
-    _check_names(engine, _ENGINE)
+    check_names(engine, _ENGINE, host=DEEPSPEED, feature=_FEATURE)
     if engine.optimizer is None or not isinstance(engine.basic_optimizer, torch.optim.Optimizer):
         raise ValueError(
             "the engine has no optimizer, so there is nothing to store: pass one to deepspeed.initialize(optimizer=...)"
@@ -140,7 +139,7 @@ def open_engine(engine: Any) -> Inside:
             f"ZeRO {stage} is run by {type(zero).__name__}, not by {_CLASSES[stage]}, and keeps float32 copies of its "
             f"own: use {remedy}"
         )
-    _check_names(zero, _STAGE_3 if stage == 3 else _STAGE_1_AND_2)
+    check_names(zero, _STAGE_3 if stage == 3 else _STAGE_1_AND_2, host=DEEPSPEED, feature=_FEATURE)
     inside = Inside(engine, stage, zero, optimizer, zero.dp_process_group)
     if zero.master_weights_and_grads_dtype != torch.float32:
         raise ValueError(
@@ -153,15 +152,6 @@ def open_engine(engine: Any) -> Inside:
             "at true, and zero_optimization.compute_grad_norm as well"
         )
     return inside
-
-
-def _check_names(thing: Any, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if not hasattr(thing, name)]
-    if missing:
-        raise ValueError(
-            f"DeepSpeed {version('deepspeed')} has no {type(thing).__name__}.{missing[0].rpartition('__')[2]}, which "
-            f"is needed to replace its master weights; tested versions: {SUPPORTED}"
-        )
 
 
 def _check_settings(engine: Any, stage: int) -> None:

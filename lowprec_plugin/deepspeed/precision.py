@@ -143,7 +143,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         """
         step = partial(self._step_of_engine, optimizer, model, closure, **kwargs)
         # Not to be run again: the engine would count the backward pass as one of its own steps.
-        return self._aftermath.after(step, model, optimizer, None, lambda: getattr(self._engine, "skipped_steps", 0))
+        return self._aftermath.after(step, model, optimizer, None, lambda: self.skipped_steps)
 
     def _step_of_engine(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:
         result = super().optimizer_step(optimizer, model, closure, **kwargs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin import ops
+from lowprec_plugin.compat.optimizers import unhooked_step, without_hooks
 from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
 from lowprec_plugin.update_reference import counted
 
@@ -111,9 +112,8 @@ def _step_as_float(
     twin.__dict__.update({name: value for name, value in apart(before.attributes).items() if name != "step"})
     # The hooks have run, or will, around the step of the optimizer itself: its own, and those of every optimizer,
     # which torch wraps the step of a class in.
-    twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-    step: Any = optimizer.float_class.step
-    step = step.__wrapped__ if getattr(step, "hooked", False) else step
+    without_hooks(twin)
+    step = unhooked_step(optimizer, optimizer.float_class)
     twin.state = state if isinstance(state, defaultdict) else defaultdict(dict, state)
     twin.param_groups = [apart(before.group) | {"params": params}]
     step(twin)

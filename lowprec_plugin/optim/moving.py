@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowprec_plugin.compat.lookup import TORCH, look_up
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -21,6 +22,7 @@ def move_in_place(module: nn.Module) -> None:
     """Give ``module`` and its parts the ``_apply`` that leaves fixed-point parameters the tensors they are."""
     for part in module.modules():
         if any(isinstance(param, FixedPointTensor) for param in part._parameters.values()):
+            look_up(part, "_apply", host=TORCH, feature="to move codes with their module")
             part._apply = partial(_apply, part)  # type: ignore[method-assign]
 
 

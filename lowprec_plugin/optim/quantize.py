@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.moving import move_in_place
@@ -94,18 +95,9 @@ def quantize_(
         for each in recurrent:
             each._init_flat_weights()
     move_in_place(module)
-    _let_go_of_floats(module)
+    reset_shards(module)  # until the first forward pass FSDP2 would keep the float ones beside them
     look_again()
     return kept
-
-
-def _let_go_of_floats(module: nn.Module) -> None:
-    """Have FSDP2 look at its shards now: until the first forward pass it would keep the float ones beside them."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            for group in getattr(part._get_fsdp_state(), "_fsdp_param_groups", []):
-                for fsdp_param in getattr(group, "fsdp_params", []):
-                    fsdp_param.reset_sharded_param()
 
 
 def _put_in_shards(module: nn.Module) -> bool:
@@ -113,13 +105,10 @@ def _put_in_shards(module: nn.Module) -> bool:
 
     It looks at what its shards are before it first gathers them, and never again.
     """
-    gathered = False
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-            groups = getattr(part._get_fsdp_state(), "_fsdp_param_groups", [])
-            gathered |= any(getattr(group, "_reset_sharded_params", False) for group in groups)
-    return gathered
+    return has_gathered(module)
 
 
 def _stored(

@@ -1,0 +1,35 @@
+"""The wrapper in which torch runs an optimizer's step, with hooks and profiling around it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lowprec_plugin.compat.lookup import TORCH, look_up
+
+_FEATURE = "to run the hooks of a step once"
+
+
+def unhooked_step(optimizer: torch.optim.Optimizer, float_class: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """The step of ``float_class``, a base of ``optimizer``'s class, without the hooks of every optimizer.
+
+    Raises:
+        ValueError: if this torch marks a wrapped step in another way.
+    """
+    look_up(type(optimizer).step, "hooked", host=TORCH, feature=_FEATURE)  # torch has wrapped this one for certain
+    step: Any = float_class.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
+
+
+def without_hooks(twin: torch.optim.Optimizer) -> None:
+    """Take its own hooks from ``twin``, a copy of an optimizer.
+
+    Raises:
+        ValueError: if this torch keeps them elsewhere.
+    """
+    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        look_up(twin, name, host=TORCH, feature=_FEATURE)
+        setattr(twin, name, OrderedDict())
