@@ -67,7 +67,7 @@ def all_reduce(
         terms |= _checked(tensor, word_length, rounding, seed, name, step)
     if dist.get_world_size(group) == 1:
         return tensor
-    flat = tensor.detach().contiguous().view(-1)
+    flat = ops.readable(tensor.detach()).view(-1)
     key, sum_key = keys(stream_of(seed, name), step, dist.get_rank(group))
     Exchange(word_length, rounding, group, op == "mean").run([Gradient(flat, key, sum_key)])
     return _give_back(tensor, flat)
@@ -152,11 +152,11 @@ def all_gather(
     blocks = blocks_of(share)
     key, _ = keys(stream_of(seed, name), step, rank)
     sent = torch.zeros(chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
-    piece = Piece(input.detach().contiguous().view(-1), 0, 0, key, 0)
+    piece = Piece(ops.readable(input.detach()).view(-1), 0, 0, key, 0)
     wire.round_([piece], chunk_of(sent, blocks, word_length), word_length, rounding)
     received, work = gather(sent, group)
     work.wait()
-    flat = output.detach().contiguous().view(ranks, share)
+    flat = ops.readable(output.detach()).view(ranks, share)
     for row, values in zip(received, flat, strict=True):
         wire.read_([piece._replace(values=values)], chunk_of(row, blocks, word_length), word_length)
     return _give_back(output, flat)

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowprec_plugin import wire
+from lowprec_plugin import ops, wire
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.comm.worker import wait
 from lowprec_plugin.random_bits import key_of, substream
@@ -166,7 +166,7 @@ def reduce_scatter(output: Tensor, input: Tensor, exchange: Exchange, stream: in
     blocks = blocks_of(share)
     key, _ = keys(stream, step, dist.get_rank())  # in the world: replicas of a shard round independently
     sent = torch.zeros(ranks, chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
-    for index, values in enumerate(input.detach().contiguous().view(ranks, share)):
+    for index, values in enumerate(ops.readable(input.detach()).view(ranks, share)):
         piece = Piece(values, index * blocks, 0, key, 0)
         wire.round_([piece], chunk_of(sent[index], blocks, word_length), word_length, exchange.rounding)
     received = torch.empty_like(sent)

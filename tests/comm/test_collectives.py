@@ -192,3 +192,22 @@ def test_bad_arguments() -> None:
         comm.all_reduce(x, rounding="up")
     with pytest.raises(ValueError, match=r"a FixedPointTensor is not floats in memory: give floats \(dequantize\(\)\)"):
         comm.all_reduce(FixedPointTensor.quantize(x, "fixed16"))
+
+
+def _negated(rank: int) -> list[Tensor]:
+    """Of tensors whose memory holds other numbers than they do."""
+    z = torch.complex(torch.ones(600), torch.full((600,), 1.0 + rank))
+    reduced = comm.all_reduce(z.conj().imag, rounding="nearest")
+    share = torch.empty(300)
+    comm.reduce_scatter(share, z.conj().imag, rounding="nearest")
+    gathered = torch.empty(1200)
+    comm.all_gather(gathered, z.conj().imag, rounding="nearest")
+    return [reduced.clone(), share, gathered]
+
+
+def test_numbers_are_what_they_look_like() -> None:
+    for reduced, share, gathered in ranks.run(2, _negated):
+        assert torch.equal(reduced, torch.full((600,), -1.5))
+        assert torch.equal(share, torch.full((300,), -1.5))
+        # The first collective has written the mean to the imaginary part itself.
+        assert torch.equal(gathered, torch.full((1200,), -1.5))

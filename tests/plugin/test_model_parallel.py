@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lowprec_plugin import FixedPointPrecision, WordLengthRamp
@@ -100,6 +103,29 @@ def test_the_flag_shards_codes(tmp_path: Path) -> None:
     assert one["auto"]["report"]["bytes_sent_per_step"] > one["8"]["report"]["bytes_sent_per_step"] > 0
     for name in ("resumed", "one file", "resumed from one file"):
         assert same(one["auto"], one[name]), name
+
+
+def _damaged(rank: int, folder: str, checkpoint: str) -> str:
+    with pytest.raises(ValueError, match="damaged") as info:
+        fit(rank, 2, folder, resume=checkpoint)
+    return str(info.value)
+
+
+def test_a_flipped_bit_is_refused_on_every_rank(tmp_path: Path) -> None:
+    """Each looks at a part of the folder. The bit is of a float that carries no digest: a count of steps."""
+    ranks.run(2, fit, 2, str(tmp_path))
+    folder = tmp_path / "epoch=0.ckpt"
+    stored = FileSystemReader(folder).read_metadata().storage_data
+    place = next(each for index, each in stored.items() if index.fqn.endswith("step"))
+    data = folder / place.relative_path
+    content = bytearray(data.read_bytes())
+    with zipfile.ZipFile(io.BytesIO(content[place.offset : place.offset + place.length])) as archive:
+        record = next(each for each in archive.infolist() if each.filename.endswith("data/0"))
+        content[content.find(archive.read(record), place.offset + record.header_offset)] ^= 1
+    data.write_bytes(content)
+    one, other = ranks.run(2, _damaged, str(tmp_path / "again"), str(folder))
+    assert one == other
+    assert data.name in one
 
 
 def _refused(rank: int, folder: str) -> list[str]:
