@@ -26,7 +26,9 @@ def check_whole(optimizer_class: type[Any], groups: Iterable[dict[str, Any]], st
     Raises:
         ValueError: naming the parameter's number and the state.
     """
-    given, states = state_dict["param_groups"], state_dict["state"]
+    groups, given, states = list(groups), state_dict["param_groups"], state_dict["state"]
+    if len(groups) != len(given):
+        return  # torch refuses that itself, as it does groups of other lengths
     listed = Counter(number for group in given for number in group["params"])
     for number, count in listed.items():
         if count > 1:
@@ -34,7 +36,7 @@ def check_whole(optimizer_class: type[Any], groups: Iterable[dict[str, Any]], st
     for number in states:
         if isinstance(number, int) and number not in listed:
             raise ValueError(f"the state dict holds state of parameter {number}, which no group lists: is it damaged?")
-    for own, group in zip(groups, given, strict=False):  # torch refuses what does not fit
+    for own, group in zip(groups, given, strict=True):
         update, _ = fused_update(optimizer_class, {**own, **group})
         names = () if update is None else STATES[update.algorithm({**own, **group})]
         for param, number in zip(own["params"], group["params"], strict=False):
