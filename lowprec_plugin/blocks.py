@@ -85,35 +85,35 @@ def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
     codes, low, exponents = blocks
     word_length = format.word_length
     if isinstance(codes, Tensor):
-        shape, device = codes.shape, codes.device
+        shape = codes.shape
         if (
             codes.dtype is (torch.int8 if word_length <= 8 else torch.int16)
             and codes.layout is torch.strided
             and codes.is_contiguous()
-            and (low is None if word_length <= 16 else _fits(low, torch.uint8, shape, device))
+            and (low is None if word_length <= 16 else _fits(low, torch.uint8, shape, codes))
             and (
-                _fits(exponents, torch.int8, _exponents_shape(codes, format), device)
-                if format.fraction_length is None
-                else exponents is None
+                exponents is None
+                if format.fraction_length is not None
+                else _fits(exponents, torch.int8, _exponents_shape(shape, codes, format), codes)
             )
         ):
             return
     raise ValueError(_misfit(blocks, format))
 
 
-def _exponents_shape(codes: Tensor, format: FixedPointFormat) -> tuple[int, int]:
-    rows = codes.shape[0] if codes.dim() else 1
+def _exponents_shape(shape: torch.Size, codes: Tensor, format: FixedPointFormat) -> tuple[int, int]:
+    rows = shape[0] if shape else 1
     # As rows_of would say, three times as fast; where there are no rows, their length is not to be had so.
-    row_length = codes.numel() // rows if rows else rows_of(codes.shape)[1]
+    row_length = codes.numel() // rows if rows else rows_of(shape)[1]
     return rows, -(-row_length // format.block_size)
 
 
-def _fits(plane: object, dtype: torch.dtype, shape: Sequence[int], device: torch.device) -> bool:
+def _fits(plane: object, dtype: torch.dtype, shape: Sequence[int], codes: Tensor) -> bool:
     return (
         isinstance(plane, Tensor)
         and plane.dtype is dtype
         and plane.shape == shape
-        and plane.device == device
+        and (plane.is_cpu if codes.is_cpu else plane.device == codes.device)  # the first is faster
         and plane.layout is torch.strided
         and plane.is_contiguous()
     )
@@ -124,7 +124,7 @@ def _misfit(blocks: Blocks, format: FixedPointFormat) -> str:
     codes, low, exponents = blocks
     if not isinstance(codes, Tensor):
         return f"the codes are {_said(codes)}, and {format} needs a tensor"
-    of_exponents = _exponents_shape(codes, format)
+    of_exponents = _exponents_shape(codes.shape, codes, format)
     for name, plane, dtype, shape in (
         ("codes", codes, torch.int8 if format.container_bytes == 1 else torch.int16, codes.shape),
         ("lower codes", low, torch.uint8 if format.container_bytes == 3 else None, codes.shape),
@@ -132,7 +132,7 @@ def _misfit(blocks: Blocks, format: FixedPointFormat) -> str:
     ):
         if dtype is None and plane is not None:
             return f"the {name} are {_said(plane)}, and {format} has none"
-        if dtype is not None and not _fits(plane, dtype, shape, codes.device):
+        if dtype is not None and not _fits(plane, dtype, shape, codes):
             needed = f"contiguous {_name(dtype)} of shape {tuple(shape)} on {codes.device}"
             return f"the {name} are {_said(plane)}, and {format} needs {needed}"
     raise AssertionError("every plane fits")

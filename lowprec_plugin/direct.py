@@ -39,6 +39,16 @@ class Direct:
         """Replace each stored number by a Python function of it, rounded to nearest."""
         return self.copy_(self.dequantize().apply_(callable))
 
+    def share_memory_(self: FixedPointTensor) -> FixedPointTensor:  # type: ignore[misc]
+        """Move the codes to shared memory, in place."""
+        for plane in self.blocks.planes:
+            plane.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    def is_shared(self: FixedPointTensor) -> bool:  # type: ignore[misc]
+        """Whether the codes are in shared memory."""
+        return bool(self.codes.is_shared())  # type: ignore[no-untyped-call]
+
 
 def refuse_as_data_of_floats(fixed: type[Tensor]) -> None:
     """Refuse tensors of class ``fixed`` as ``.data`` of ordinary ones.

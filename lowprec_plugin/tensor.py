@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.integrity import check_facts, check_read, digest
 from lowprec_plugin.random_bits import key_of, stream_of, substream
+
+_ANY_MODE = nullcontext()
 
 
 class FixedPointTensor(Gathered, Direct, torch.Tensor):
@@ -85,9 +88,9 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
             self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
         return self
 
-    # An explicit __init__, for torch.Tensor's takes no arguments of ours.
+    # An explicit __init__, for torch.Tensor's takes no arguments of ours; it does nothing.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
+        pass
 
     @classmethod
     def quantize(
@@ -205,23 +208,26 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
         """A tensor like this one over other planes."""
+        options = {"dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label} | changes
         if "geometry" not in changes:
-            changes["geometry"] = self._geometry
-        options: dict[str, Any] = {
-            "dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label,
-            "first_row": self.first_row, **changes,
-        }  # fmt: skip
+            options["geometry"] = self._geometry
+        if "first_row" not in changes:
+            options["first_row"] = self._shared.first_row + self._offset
         result = FixedPointTensor(blocks, self.format, **options)
-        result.roundings, result.whole_rows = self.roundings, self.whole_rows
+        result._shared.roundings, result.whole_rows = self._shared.roundings, self.whole_rows
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
-        """Another view of the same codes. Under inference mode a view of an ordinary tensor is an ordinary tensor."""
-        with torch.inference_mode(torch.is_inference_mode_enabled() and self.is_inference()):
+        """Another view of the same codes."""
+        with self._mode():
             return FixedPointTensor(
                 self.blocks, self.format, dtype=self.dtype, rounding=self.rounding, stream=self.stream,
                 label=self.label, geometry=geometry, window_on=self,
             )  # fmt: skip
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        """In which to make a view of this tensor: under inference mode that of an ordinary one is an ordinary one."""
+        return torch.inference_mode(self.is_inference()) if torch.is_inference_mode_enabled() else _ANY_MODE
 
     @property
     def data(self) -> FixedPointTensor:
@@ -236,16 +242,6 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
         from lowprec_plugin import tensor_rules
 
         tensor_rules.assign_(self, value)
-
-    def share_memory_(self) -> FixedPointTensor:
-        """Move the codes to shared memory, in place."""
-        for plane in self.blocks.planes:
-            plane.share_memory_()  # type: ignore[no-untyped-call]
-        return self
-
-    def is_shared(self) -> bool:
-        """Whether the codes are in shared memory."""
-        return bool(self._codes.is_shared())  # type: ignore[no-untyped-call]
 
     def __format__(self, spec: str) -> str:
         return format(self.dequantize(), spec)

@@ -76,7 +76,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(source, FixedPointTensor):
         return _read(func, args, kwargs)
     if func in (aten.view.dtype, aten.view_as_complex.default):  # no view of the codes shows other kinds of numbers
-        with torch.inference_mode(torch.is_inference_mode_enabled() and source.is_inference()):  # as _window does
+        with source._mode():
             return _read(func, args, kwargs)
     # The view's geometry is found on a tensor without data; the codes stay where they are.
     window = torch.empty(source._codes.numel(), dtype=source.dtype, device="meta")
@@ -203,7 +203,7 @@ def _has_rows(source: FixedPointTensor) -> bool:
 def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
     """Some rows of ``source``: a window, and at the same time a tensor of its own, for blocks end with their rows."""
     end = max(start, end)
-    with torch.inference_mode(torch.is_inference_mode_enabled() and source.is_inference()):  # as _window does
+    with source._mode():
         planes = source.blocks.map(lambda plane: plane[start:end])
         part = source._like(planes, geometry=None)
     part._shared, part._offset = source._shared, source._offset + start
@@ -240,9 +240,10 @@ def _new_empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 @rule(aten.clone.default)
 def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     source: FixedPointTensor = args[0]
-    if not source.is_whole:
+    geometry = source._geometry
+    if geometry is not None and not source.is_whole:
         return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
-    return source._like(source.blocks.map(torch.clone))
+    return source._like(source.blocks.map(torch.clone), geometry=geometry)
 
 
 @rule(aten._to_copy.default)
