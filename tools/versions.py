@@ -102,7 +102,11 @@ def _install_torch(folder: Path, version: str) -> str:
 
 
 def run_core(environment: Environment, build: str) -> dict[str, Any]:
-    """Run the core of the tests in ``environment``: what was run, what came out, and how long it took."""
+    """Run the core of the tests in ``environment``: what was run, what came out, and how long it took.
+
+    Raises:
+        SystemExit: if pytest came to no end.
+    """
     folder = FOLDER / environment.name
     report = folder / "report.xml"
     ignored = [f"--ignore={path}" for path in LEFT_OUT]
@@ -114,12 +118,15 @@ def run_core(environment: Environment, build: str) -> dict[str, Any]:
         **os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(extensions),
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
+    report.unlink(missing_ok=True)
     began = time.monotonic()
-    subprocess.run(
+    ended = subprocess.run(
         [folder / "bin" / "python", *command[1:], "-p", "no:cacheprovider", f"--junitxml={report}"],
         cwd=ROOT, env=variables, check=False,
     )  # fmt: skip
     seconds = time.monotonic() - began
+    if not report.exists():
+        raise SystemExit(f"{environment.name}: pytest ended with {ended.returncode} and left no report")
     result = {
         "name": environment.name, "python": _python_of(folder), "build": build,
         "versions": {package: _version_of(folder, package) for package in environment.pins},
