@@ -27,11 +27,12 @@ lint: $(VENV)/dev
 bench: $(VENV)/quickstart
 	$(BIN)/lowprec bench
 
-# An hour: killed trainings, flipped bits in files, hostile tensors. It ends with an error if one of them was not met.
+# An hour: killed trainings, flipped bits in files, hostile tensors, odd arguments and messages. It ends with an error if one of them was not met.
 faults: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py damage --out docs/results/faults
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py hostile --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py fuzz --out docs/results/faults
 
 # The native kernels under GCC's sanitizers, with a record.
 sanitize: $(VENV)/dev

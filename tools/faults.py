@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from faulty import damage, hostile, kills
+sys.path.insert(1, str(Path(__file__).parent.parent))  # for the tables of the tests
 
-SUBCOMMANDS = (kills, damage, hostile)
+from faulty import damage, fuzz, hostile, kills
+
+SUBCOMMANDS = (kills, damage, hostile, fuzz)
 
 
 def main() -> int:

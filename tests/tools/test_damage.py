@@ -1,4 +1,4 @@
-"""``tools/faults.py damage`` and ``hostile`` in short, and that they see what they look for."""
+"""``tools/faults.py damage``, ``hostile`` and ``fuzz`` in short, and that they see what they look for."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def test_hostile_tensors_are_refused_or_read_as_they_are() -> None:
     done = run("hostile", "--cases", "60")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("refused") == 5
+
+
+def test_odd_arguments_and_messages_are_refused_or_taken() -> None:
+    done = run("fuzz", "--cases", "200")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("taken") == 2
 
 
 def ends_its_process(number: int) -> dict[str, Any]:

@@ -12,14 +12,12 @@ import json
 import random
 import shutil
 import tempfile
-import time
-from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .damaged_files import CONTROL, KINDS, Kind
-from .processes import outcomes_of
+from .processes import tried, write_table
 
 
 def add_to(subparsers: Any) -> None:
@@ -35,24 +33,22 @@ def add_to(subparsers: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Do the trials, and return 1 if a flip was accepted or ended a process, or none of the control was accepted."""
-    lines: list[dict[str, Any]] = []
+    results = {}
     for kind in (*given.kinds, CONTROL):
-        began = time.monotonic()
+        bad = {"died"} if kind == CONTROL else {"died", "accepted"}
         with tempfile.TemporaryDirectory() as folder:
-            trials = list(outcomes_of(_trial, (kind, given.seed, folder), given.flips))
-        outcomes = Counter(trial["outcome"] for trial in trials)
-        lines += [{"kind": kind, **trial} for trial in trials]
-        print(f"{kind}: {dict(outcomes)}, {time.monotonic() - began:.0f} s", flush=True)
+            results[kind] = tried(kind, _trial, (kind, given.seed, folder), given.flips, bad)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "damage.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (given.out / "damage.md").write_text(_table(lines, given))
-    noticed = any(line["outcome"] == "accepted" for line in lines if line["kind"] == CONTROL)
-    bad = {"died", "accepted"}
-    failed = [line for line in lines if line["outcome"] in (bad if line["kind"] != CONTROL else {"died"})]
-    for line in failed:
-        print(json.dumps(line))
-    return int(bool(failed) or not noticed)
+        lines = [json.dumps({"kind": kind, **trial}) for kind, trials in results.items() for trial in trials]
+        (given.out / "damage.jsonl").write_text("\n".join([*lines, ""]))
+        command = f"python tools/faults.py damage --flips {given.flips} --seed {given.seed} --out FOLDER"
+        outcomes = ("refused", "harmless", "accepted", "died")
+        named = {KINDS[kind].what: trials for kind, trials in results.items()}
+        write_table(given.out / "damage.md", "Flipped bits", str(__doc__), command, named, outcomes)
+    noticed = any(trial["outcome"] == "accepted" for trial in results.pop(CONTROL))
+    failed = any(trial["outcome"] in ("accepted", "died") for trials in results.values() for trial in trials)
+    return int(failed or not noticed)
 
 
 def _trial(number: int, kind: str, seed: int, folder: str) -> dict[str, Any]:
@@ -89,15 +85,3 @@ def _flip_one(source: Path, target: Path, chance: random.Random) -> dict[str, An
         shutil.copytree(source, target)
         (target / chosen.relative_to(source)).write_bytes(content)
     return {"file": chosen.name, "byte": byte, "bit": bit}
-
-
-def _table(lines: list[dict[str, Any]], given: argparse.Namespace) -> str:
-    outcomes = ("refused", "harmless", "accepted", "died")
-    counts = Counter((line["kind"], line["outcome"]) for line in lines)
-    rows = [
-        " | ".join([f"| {KINDS[kind].what}", *(str(counts[kind, outcome]) for outcome in outcomes)]) + " |"
-        for kind in (*given.kinds, CONTROL)
-    ]
-    command = f"`python tools/faults.py damage --flips {given.flips} --seed {given.seed} --out FOLDER`"
-    header = ["| file | " + " | ".join(outcomes) + " |", "|---|---|---|---|---|"]
-    return "\n".join(["# Flipped bits", "", str(__doc__).strip(), "", command, "", *header, *rows, ""])

@@ -13,7 +13,6 @@ import json
 import math
 import random
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
 from lowprec_plugin.blocks import Blocks, unpack
 from lowprec_plugin.tensor import rebuild
 
-from .processes import outcomes_of
+from .processes import tried, write_table
 
+BAD = {"wrong", "died"}
 FORMATS = [
     "fixed2", "fixed4", "fixed8", "fixed9", "fixed12", "fixed16", "fixed16:16", "fixed17", "fixed20", "fixed24",
     "fixed8^2", "fixed16^2", "fixed24^2", "<4,12>", "<3,5>", "<2,18>",
@@ -46,19 +46,13 @@ def add_to(subparsers: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Try every way in, print a table, and return 1 if a case was taken wrongly or ended a process."""
-    counts: dict[str, Counter[str]] = {}
-    for way in given.ways:
-        results = list(outcomes_of(_case, (way, given.seed), given.cases))
-        counts[way] = Counter(result["outcome"] for result in results)
-        print(f"{way}: {dict(counts[way])}", flush=True)
-        for result in results:
-            if result["outcome"] in ("wrong", "died"):
-                print(json.dumps(result), flush=True)
+    """Try every way in, print counts, and return 1 if a case was taken wrongly or ended a process."""
+    results = {f"`{way}`": tried(way, _case, (way, given.seed), given.cases, BAD) for way in given.ways}
     if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "hostile.md").write_text(_table(counts, given))
-    return int(any(count[bad] for count in counts.values() for bad in ("wrong", "died")))
+        command = f"python tools/faults.py hostile --cases {given.cases} --seed {given.seed} --out FOLDER"
+        outcomes = ("refused", "as written", "wrong", "died")
+        write_table(given.out / "hostile.md", "Hostile tensors", str(__doc__), command, results, outcomes)
+    return int(any(result["outcome"] in BAD for cases in results.values() for result in cases))
 
 
 def _case(number: int, way: str, seed: int) -> dict[str, Any]:
@@ -241,13 +235,3 @@ WAYS: dict[str, Callable[[random.Random], Tensor | None]] = {
     "FixedPointTensor": _by_class,
     "lowprec::dequantize": _by_operator,
 }
-
-
-def _table(counts: dict[str, Counter[str]], given: argparse.Namespace) -> str:
-    outcomes = ("refused", "as written", "wrong", "died")
-    rows = [
-        " | ".join([f"| `{way}`", *(str(count[each]) for each in outcomes)]) + " |" for way, count in counts.items()
-    ]
-    command = f"`python tools/faults.py hostile --cases {given.cases} --seed {given.seed} --out FOLDER`"
-    header = ["| way in | " + " | ".join(outcomes) + " |", "|---|---|---|---|---|"]
-    return "\n".join(["# Hostile tensors", "", str(__doc__).strip(), "", command, "", *header, *rows, ""])

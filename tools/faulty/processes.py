@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+Outcome = dict[str, Any]
 
 
 def outcomes_of(
@@ -38,3 +43,28 @@ def _work(
     for number in range(first, count):
         results.send(trial(number, *arguments))
     results.close()
+
+
+def tried(
+    what: str, trial: Callable[..., Outcome], arguments: tuple[Any, ...], count: int, bad: set[str]
+) -> list[Outcome]:
+    """Do the trials of one kind, and print how often each came to what, and all of those that are ``bad``."""
+    results = list(outcomes_of(trial, arguments, count))
+    print(f"{what}: {dict(Counter(result['outcome'] for result in results))}", flush=True)
+    for result in results:
+        if result["outcome"] in bad:
+            print(json.dumps(result), flush=True)
+    return results
+
+
+def write_table(
+    file: Path, title: str, said: str, command: str, results: Mapping[str, Sequence[Outcome]], outcomes: Sequence[str]
+) -> None:
+    """Write how often each kind came to each outcome, with what it means and the command."""
+    rows = []
+    for what, of_kind in results.items():
+        counts = Counter(result["outcome"] for result in of_kind)
+        rows.append(" | ".join([f"| {what}", *(str(counts[outcome]) for outcome in outcomes)]) + " |")
+    header = ["| what | " + " | ".join(outcomes) + " |", "|---" * (len(outcomes) + 1) + "|"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([f"# {title}", "", said.strip(), "", f"`{command}`", "", *header, *rows, ""]))
