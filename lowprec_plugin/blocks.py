@@ -82,6 +82,8 @@ def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
         ValueError: naming the plane, what it is and what ``format`` needs, unless all planes are dense, contiguous and
             on one device, with the dtypes and shapes that :class:`Blocks` states.
     """
+    if type(format) is not FixedPointFormat:
+        raise ValueError(f"format={format!r} is not a FixedPointFormat")
     codes, low, exponents = blocks
     word_length = format.word_length
     if isinstance(codes, Tensor):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin import native, reference, update_reference
-from lowprec_plugin.blocks import Blocks, empty_blocks
+from lowprec_plugin.blocks import Blocks, check_blocks, empty_blocks
 from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.random_bits import check_bits, random_bits
@@ -123,8 +123,8 @@ def quantize(
         the planes, and how many elements were out of range and saturated.
 
     Raises:
-        ValueError: for a NaN or an infinity, for a negative number in a squared format, and for ``bits`` of another
-            kind. Nothing is written.
+        ValueError: for a NaN or an infinity, for a negative number in a squared format, for ``bits`` of another kind,
+            and for ``out`` that does not fit ``format``. Nothing is written.
     """
     check_rounding(rounding)
     if not x.is_floating_point():
@@ -141,6 +141,8 @@ def quantize(
     backend = backend_for(x.device)
     if out is None:
         out = empty_blocks(x.shape, format, x.device)
+    else:
+        check_blocks(out, format)  # a pickle may set attributes of a tensor after it was made
     assert (out.codes.shape, out.codes.device) == (x.shape, x.device), (out.codes.shape, x.shape, out.codes.device)
     if x.numel() == 0:
         return out, 0
@@ -261,12 +263,14 @@ def update_(
         see :class:`~lowprec_plugin.updates.Updated`. Blocks in which a NaN came up are neither written nor counted.
 
     Raises:
-        ValueError: if a gradient and what it updates are on different devices. Nothing is written.
+        ValueError: if a gradient and what it updates are on different devices, or planes do not fit their format.
+            Nothing is written.
     """
     check_rounding(rounding)
     for grad, tensors in zip(grads, stores, strict=True):
         assert len(tensors) == 1 + algorithm.states, f"{algorithm!r} takes {algorithm.states} tensors of state"
         for blocks, format in tensors:
+            check_blocks(blocks, format)  # a pickle may set attributes of a tensor after it was made
             assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"
             assert format.block_size == tensors[0].format.block_size, "one block size per parameter"
             if blocks.codes.device != grad.device:

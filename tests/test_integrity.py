@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -284,3 +285,43 @@ ARGUMENTS: list[dict[str, Any]] = [
 def test_arguments_of_another_kind(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         FixedPointTensor.quantize(torch.ones(2, 3), "fixed16", **arguments)
+
+
+class _Call:
+    """Pickled as a call."""
+
+    def __init__(self, *call: Any) -> None:
+        self._call = call
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def _as_eight_bits_of_sixteen() -> OrderedDict[str, Any]:
+    format: OrderedDict[str, Any] = OrderedDict()
+    format.__dict__.update(vars(FixedPointFormat(16)), dynamic=True, container_bytes=2)
+    return format
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"_codes": torch.zeros(4, 300, dtype=torch.int8)},
+        {"_exponents": torch.zeros(0, dtype=torch.int8)},
+        {"_low": torch.zeros(4, 300, dtype=torch.uint8)},
+        {"format": _as_eight_bits_of_sixteen()},
+    ],
+    ids=lambda attributes: next(iter(attributes)),
+)
+@pytest.mark.parametrize("written_by", ["fused", "copy_"])
+def test_planes_that_a_pickle_sets_after_the_tensor_was_made_are_not_written(attributes, written_by):
+    whole = FixedPointTensor.quantize(torch.ones(4, 300), "fixed16")
+    file = io.BytesIO()
+    torch.save(_Call(torch._utils._rebuild_parameter_with_state, (whole, True, None, attributes)), file)
+    file.seek(0)
+    read = torch.load(file, weights_only=True)
+    read.grad = torch.ones(4, 300)
+    optimizer = optim.adopt(torch.optim.SGD([read], 0.1))
+    write = optimizer.step if written_by == "fused" else lambda: read.data.copy_(torch.ones(4, 300))
+    with pytest.raises(ValueError, match=r"needs|has none|is not a FixedPointFormat"):
+        write()
