@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lowprec_plugin.markdown import markdown_table
+
 from .damaged_files import CONTROL, KINDS, Kind
 from .processes import outcomes_of
 
@@ -95,9 +97,8 @@ def _table(lines: list[dict[str, Any]], given: argparse.Namespace) -> str:
     outcomes = ("refused", "harmless", "accepted", "died")
     counts = Counter((line["kind"], line["outcome"]) for line in lines)
     rows = [
-        " | ".join([f"| {KINDS[kind].what}", *(str(counts[kind, outcome]) for outcome in outcomes)]) + " |"
-        for kind in (*given.kinds, CONTROL)
+        [KINDS[kind].what, *(str(counts[kind, outcome]) for outcome in outcomes)] for kind in (*given.kinds, CONTROL)
     ]
     command = f"`python tools/faults.py damage --flips {given.flips} --seed {given.seed} --out FOLDER`"
-    header = ["| file | " + " | ".join(outcomes) + " |", "|---|---|---|---|---|"]
-    return "\n".join(["# Flipped bits", "", str(__doc__).strip(), "", command, "", *header, *rows, ""])
+    table = markdown_table([["file", *outcomes], *rows])
+    return "\n".join(["# Flipped bits", "", str(__doc__).strip(), "", command, "", table, ""])
