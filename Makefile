@@ -27,7 +27,7 @@ lint: $(VENV)/dev
 bench: $(VENV)/quickstart
 	$(BIN)/lowprec bench
 
-# An hour: killed trainings, flipped bits in files, hostile tensors, odd arguments and messages. It ends with an error if one of them was not met.
+# An hour: killed trainings, flipped bits, hostile tensors, odd arguments. It ends with an error if the package fails one.
 faults: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
 	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py damage --out docs/results/faults
@@ -55,7 +55,7 @@ $(VENV)/torch: $(TRITON_TABLE)
 	$(BIN)/pip install -q "$(TRITON); sys_platform == 'linux'"
 	touch $@
 
-# Moved only when whole; empty where there is no Triton for the system.
+# Moved into place only when whole; empty where Triton does not exist for the system.
 $(VENV)/tritons/%: | $(VENV)/torch
 	rm -rf $@.part
 	mkdir -p $@.part

@@ -74,9 +74,9 @@ def empty_blocks(shape: torch.Size | tuple[int, ...], format: FixedPointFormat, 
 
 
 def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
-    """Check that planes are what kernels take them for: they are given addresses, and believe the format.
+    """Check that planes are what kernels take them for: kernels get addresses, and believe the format.
 
-    Costs about a microsecond: no number is read (:func:`lowprec_plugin.integrity.check_numbers` does).
+    Costs about two microseconds: no number is read (:func:`lowprec_plugin.integrity.check_numbers` does).
 
     Raises:
         ValueError: naming the plane, what it is and what ``format`` needs, unless all planes are dense, contiguous and

@@ -16,9 +16,11 @@ from typing import IO
 
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+_REMEDY = "copy or save it again, or give another checkpoint"
+
 
 def check_undamaged(path: str | Path, share: int = 0, shares: int = 1) -> None:
-    """Read a checkpoint once and compare every checksum in it.
+    """Read a checkpoint once, and compare every checksum in it.
 
     Args:
         path: a file, or the folder of a distributed checkpoint or of DeepSpeed's. What has no checksums passes: a file
@@ -63,6 +65,3 @@ def _check(file: IO[bytes], name: str) -> None:
         raise ValueError(f"{name} is not whole, its end is missing: {_REMEDY}")
     if record is not None:
         raise ValueError(f"{name} is damaged (record {record!r} is not what was written): {_REMEDY}")
-
-
-_REMEDY = "copy or save it again, or give another checkpoint"

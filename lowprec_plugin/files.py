@@ -33,7 +33,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     the file is on the disk before it takes the name. A kill leaves the other file behind (:func:`remove_partial`).
 
     Raises:
-        ValueError: if ``path`` is none.
+        ValueError: if ``path`` is not the path of a file.
     """
     path = path_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)

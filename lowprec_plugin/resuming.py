@@ -31,13 +31,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``, whole or not at all."""
-        if storage_options is not None or fsspec.utils.get_protocol(str(path)) != "file":
+        local = _local(path)
+        if storage_options is not None or local is None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(str(path).removeprefix("file://"))
-        remove_partial(path)
-        with whole_file(path) as partial, partial.open("wb") as file:
+        remove_partial(local)
+        with whole_file(local) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
+
+
+def _local(path: str | Path) -> Path | None:
+    """``path``, which may begin with ``file://``, on a file system of this machine; ``None`` if it is on another."""
+    text = str(path)
+    return Path(text.removeprefix("file://")) if fsspec.utils.get_protocol(text) == "file" else None
 
 
 def write_whole(module: nn.Module) -> None:
@@ -69,9 +75,9 @@ def check_resumed(module: nn.Module | None) -> None:
     """
     trainer = trainer_of(module)
     given = None if trainer is None else trainer.ckpt_path
-    if not given or fsspec.utils.get_protocol(str(given)) != "file":
+    path = _local(given) if given else None
+    if path is None:
         return
-    path = Path(str(given).removeprefix("file://"))
     if not (path.is_dir() and dist.is_initialized()):
         check_undamaged(path)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,7 +127,9 @@ def wrong_with(call: Call, name: str, odd: Any) -> str | None:
     try:
         answer(call, name, odd)
     except (ValueError, FileNotFoundError) as error:
-        named = any(each in str(error) for each in (name, repr(odd), *ELSE))
+        named = re.search(rf"(?<![a-z]){name}(?![a-z])", str(error)) or any(
+            each in str(error) for each in (repr(odd), *ELSE)
+        )
         return None if named else f"{name}={odd!r}: does not name the argument: {error}"
     except Exception as error:
         return f"{name}={odd!r}: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""``lowprec fit``, ``validate``, ``test`` and ``predict``: LightningCLI, which says in a line why it cannot start."""
+"""``lowprec fit``, ``validate``, ``test`` and ``predict``: LightningCLI, with one line of why it cannot start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowprec_plugin.trainings import cause_of, raised_in
 
 class _CLI(LightningCLI):
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """As LightningCLI's; jsonargparse takes every file for UTF-8, and does not say which is none."""
+        """As LightningCLI's; jsonargparse reads every file as UTF-8, and does not name the one that is not."""
         try:
             super().parse_arguments(parser, args)
         except UnicodeDecodeError as error:
@@ -23,7 +23,7 @@ class _CLI(LightningCLI):
             raise _CannotStartError(f"{_undecodable(given)} cannot be read: {error}") from error
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI's; what the user's own code raises passes as it is."""
+        """As LightningCLI's; an error of the user's own code passes as it is."""
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
@@ -34,14 +34,15 @@ class _CLI(LightningCLI):
 
 
 class _CannotStartError(Exception):
-    """The message is why."""
+    """Its message says why the command cannot start."""
 
 
 def run_lightning(command: str, given: Sequence[str] | None) -> int:
     """Run a command of LightningCLI. Returns the exit status.
 
     Args:
-        given: the command and its arguments; ``None``: those of this process, of which LightningCLI warns of nothing.
+        given: the command and its arguments; ``None``: those of this process (LightningCLI warns where it is given
+            arguments besides).
     """
     try:
         _CLI(args=None if given is None else list(given), save_config_kwargs={"overwrite": True})
@@ -52,7 +53,7 @@ def run_lightning(command: str, given: Sequence[str] | None) -> int:
 
 
 def _undecodable(given: Sequence[str]) -> str:
-    """The file among the arguments that is not UTF-8; of one that another file names, all that is known."""
+    """Which file is not UTF-8: the argument, or, if no argument is it, a file that the configuration names."""
     for argument in given:
         path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
         try:

@@ -4,7 +4,8 @@ Each is called by every rank of the group, like its counterpart in :mod:`torch.d
 done. ``seed``, ``name`` and ``step`` key the random bits: give every tensor a name and every call a step.
 
 Ranks first compare what they were called with (:mod:`lowprec_plugin.comm.handshake`). If they disagree, or one of them
-refuses its arguments, all raise before anything is written.
+refuses its arguments, all raise before anything is written. (What is no tensor or no process group is refused on its
+rank alone: it says neither where to send nor to whom.)
 """
 
 from __future__ import annotations

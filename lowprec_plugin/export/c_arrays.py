@@ -18,7 +18,7 @@ def identifier(path: str | Path) -> str:
     """The prefix of all names in a file: its own name.
 
     Raises:
-        ValueError: if that is no C identifier.
+        ValueError: if that is no C identifier, or ``path`` not the path of a file.
     """
     stem = path_of(path).stem
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", stem):

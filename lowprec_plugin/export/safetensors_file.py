@@ -74,8 +74,8 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     The file holds no random streams: each tensor gets that of its name and seed 0.
 
     Raises:
-        ValueError: if the file is damaged or not of this kind: no safetensors, without formats in its metadata, or with
-            formats that are none or of tensors that are not there.
+        ValueError: if the file is damaged or not of this kind: no safetensors file, without formats in its metadata, or
+            with formats that are invalid or of tensors that it does not hold.
         OSError: if it cannot be read.
     """
     planes, text = _entries(path)
@@ -88,7 +88,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
             state[name] = FixedPointTensor(blocks, format, label=name, stream=stream_of(0, name))
             check_numbers(blocks, format)
         except ValueError as error:
-            raise ValueError(f"{path} holds tensor {name!r} badly: {error}: {_REMEDY}") from error
+            raise ValueError(f"{path} holds a damaged tensor {name!r}: {error}: {_REMEDY}") from error
     return {**state, **planes}
 
 
@@ -105,13 +105,14 @@ def _entries(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if "lowprec" not in metadata:
         raise ValueError(f"{path} has no metadata 'lowprec': it holds no fixed-point tensors of ours")
     text = metadata["lowprec"]
-    if metadata.get("lowprec_digest", written := _digest(planes, text)) != written:
+    found = _digest(planes, text)
+    if metadata.get("lowprec_digest", found) != found:  # earlier versions wrote none
         raise ValueError(f"{path} is damaged, its digest is not that of what it holds: {_REMEDY}")
     return planes, text
 
 
 def _digest(entries: Mapping[str, Tensor], formats: str) -> str:
-    """A checksum of all that a file holds, CRC-32 in eight hexadecimal digits; earlier versions wrote none."""
+    """A checksum of all that a file holds, CRC-32 in eight hexadecimal digits."""
     crc = zlib.crc32(formats.encode())
     for name, entry in sorted(entries.items()):
         crc = zlib.crc32(f"{name} {entry.dtype} {tuple(entry.shape)}".encode(), crc)

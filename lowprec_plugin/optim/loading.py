@@ -16,11 +16,14 @@ from lowprec_plugin.optim.fused import STATES, fused_update
 from lowprec_plugin.sharding import fixed_part
 
 
-def check_whole(optimizer_class: type[Any], groups: Iterable[dict[str, Any]], state_dict: Mapping[str, Any]) -> None:
+def check_state_dict(
+    optimizer_class: type[Any], groups: Iterable[dict[str, Any]], state_dict: Mapping[str, Any]
+) -> None:
     """Check that every state is of one parameter, goes by a name that is its own, and has the parameter's shape.
 
     Args:
-        optimizer_class: of torch.optim's, or another; ``groups``: the optimizer's own.
+        optimizer_class: one of torch.optim's, or another.
+        groups: the optimizer's own parameter groups.
         state_dict: what it is about to load.
 
     Raises:
@@ -37,8 +40,9 @@ def check_whole(optimizer_class: type[Any], groups: Iterable[dict[str, Any]], st
         if isinstance(number, int) and number not in listed:
             raise ValueError(f"the state dict holds state of parameter {number}, which no group lists: is it damaged?")
     for own, group in zip(groups, given, strict=True):
-        update, _ = fused_update(optimizer_class, {**own, **group})
-        names = () if update is None else STATES[update.algorithm({**own, **group})]
+        options = {**own, **group}
+        update, _ = fused_update(optimizer_class, options)
+        names = () if update is None else STATES[update.algorithm(options)]
         for param, number in zip(own["params"], group["params"], strict=False):
             state = states.get(number, {})
             _check_names(number, names, state)

@@ -26,7 +26,7 @@ from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import generic
 from lowprec_plugin.optim.fused import SQUARED_STATES, STATES, FusedUpdate, Group, fused_update
-from lowprec_plugin.optim.loading import check_whole
+from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.random_bits import key_of, substream
 from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part, on_any_rank, placed_part
@@ -260,7 +260,7 @@ class FixedPointStep(torch.optim.Optimizer):
 
         As they were given: torch casts them to the parameter's dtype, which may hold less.
         """
-        check_whole(self.float_class, self.param_groups, state_dict)
+        check_state_dict(self.float_class, self.param_groups, state_dict)
         groups = zip(self.param_groups, state_dict["param_groups"], strict=False)  # torch refuses what does not fit
         pairs = [pair for own, given in groups for pair in zip(own["params"], given["params"], strict=False)]
         return {

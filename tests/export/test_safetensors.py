@@ -143,8 +143,8 @@ def fields(name: str, **changed: Any) -> str:
         (fields("x", word_length=40), "says of 'x' word_length=40 is not supported: choose 2 to 24"),
         (fields("x", fraction_length=[]), "says of 'x' fraction_length=[] is not an integer"),
         (fields("y"), "names a format for 'y', whose codes it does not hold"),
-        (fields("z"), "holds tensor 'z' badly: the exponents are missing, and fixed16 needs"),
-        (fields("z", word_length=20), "holds tensor 'z' badly: the lower codes are missing, and fixed20 needs"),
+        (fields("z"), "holds a damaged tensor 'z': the exponents are missing, and fixed16 needs"),
+        (fields("z", word_length=20), "holds a damaged tensor 'z': the lower codes are missing, and fixed20 needs"),
     ],
 )
 def test_damaged_metadata_is_told_with_the_file(tmp_path: Path, formats: str, message: str) -> None:
