@@ -47,7 +47,10 @@ def _archives(folder: Path) -> Iterator[Path | tuple[Path, int, int]]:
     """What is an archive by itself: whole files, and parts of the files of a distributed checkpoint."""
     parts: set[Path] = set()
     if (folder / ".metadata").exists():
-        stored = FileSystemReader(folder).read_metadata().storage_data or {}
+        try:
+            stored = FileSystemReader(folder).read_metadata().storage_data or {}
+        except Exception as error:  # whatever unpickling makes of damaged bytes
+            raise ValueError(f"{folder / '.metadata'} is damaged ({error}): {_REMEDY}") from error
         places = sorted({(folder / info.relative_path, info.offset, info.length) for info in stored.values()})
         parts = {path for path, _, _ in places}
         yield from places

@@ -37,7 +37,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = path_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{_short(path.name)}.{os.getpid()}.partial")
     partial.touch()
     mode = partial.stat().st_mode  # the user's own; some writers make files that nobody else may read
     try:
@@ -60,8 +60,13 @@ def _to_disk(path: Path) -> None:
 def remove_partial(path: str | Path) -> None:
     """Remove what processes that were killed while they wrote ``path`` left beside it."""
     path = Path(path)
-    for partial in path.parent.glob(f"{escape(path.name)}.*.partial"):
+    for partial in path.parent.glob(f"{escape(_short(path.name))}.*.partial"):
         partial.unlink(missing_ok=True)
+
+
+def _short(name: str) -> str:
+    """``name`` with room for more: file systems take 255 bytes."""
+    return name.encode()[:230].decode(errors="ignore")
 
 
 def whole_text(path: str | Path, text: str) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec.utils
+import fsspec.core
 import torch
 import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -41,9 +42,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _local(path: str | Path) -> Path | None:
-    """``path``, which may begin with ``file://``, on a file system of this machine; ``None`` if it is on another."""
-    text = str(path)
-    return Path(text.removeprefix("file://")) if fsspec.utils.get_protocol(text) == "file" else None
+    """``path``, a URL or not, on a file system of this machine; ``None`` if it is on another."""
+    system, place = fsspec.core.url_to_fs(str(path))
+    return Path(place) if isinstance(system, LocalFileSystem) else None
 
 
 def write_whole(module: nn.Module) -> None:
@@ -85,7 +86,7 @@ def check_resumed(module: nn.Module | None) -> None:
     try:
         check_undamaged(path, dist.get_rank(), len(said))
         dist.all_gather_object(said, None)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the others wait to be told
         dist.all_gather_object(said, str(error))
     for damage in said:
         if damage is not None:
@@ -96,8 +97,9 @@ def check_saved(state: Mapping[str, Any], format: FixedPointFormat) -> None:
     """Check that a plugin whose weights are in ``format`` can go on from what one saved.
 
     Raises:
-        ValueError: for the state of a later version, or weights that ``format`` does not hold.
+        ValueError: for what no plugin saves, the state of a later version, or weights that ``format`` does not hold.
     """
+    _check_kinds(state)
     if state.get("layout", LAYOUT) > LAYOUT:
         raise ValueError(
             f"the checkpoint was written by version {state.get('version')} of this package, in a layout that this one "
@@ -110,3 +112,25 @@ def check_saved(state: Mapping[str, Any], format: FixedPointFormat) -> None:
             f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from its "
             "weights, loaded into the module by its load_state_dict, which rounds them"
         )
+
+
+def _check_kinds(state: object) -> None:
+    """Check that what a plugin is to go on from is of the kinds that it saves."""
+    sound = isinstance(state, Mapping) and isinstance(state.get("format"), str)
+    if sound:
+        assert isinstance(state, Mapping)
+        counts, skipped = state.get("roundings", {}), state.get("skipped_steps", [])
+        sound = (
+            isinstance(counts, Mapping)
+            and isinstance(skipped, list)
+            and all(_is_count(each) for each in [state.get("layout", LAYOUT), *skipped, *counts.values()])
+            and all(isinstance(state.get(name), Mapping | None) for name in ("wire", "ramp", "inside"))
+        )
+    if not sound:
+        raise ValueError(
+            "the state of the precision plugin in the checkpoint is not what a plugin saves: is it damaged?"
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

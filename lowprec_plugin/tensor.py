@@ -328,10 +328,12 @@ def rebuild(
     Raises:
         ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.integrity.check_read`.
     """
-    blocks = Blocks(codes, low, exponents)
+    given = Blocks(codes, low, exponents)
     facts = (format, dtype, rounding, stream, label, first_row, ticks, geometry, parameter, requires_grad, whole_rows)
+    parsed = check_read(given, *facts, written=written)
     result = FixedPointTensor(
-        blocks, check_read(blocks, *facts, written=written), dtype=dtype, rounding=rounding, stream=stream, label=label,
+        given.map(torch.detach), parsed,  # the tensors given may yet be changed by what follows in the pickle
+        dtype=dtype, rounding=rounding, stream=stream, label=label,
         first_row=first_row, geometry=geometry,
     )  # fmt: skip
     result.roundings, result.whole_rows = ticks, whole_rows

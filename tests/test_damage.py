@@ -82,6 +82,11 @@ def test_a_distributed_checkpoint_is_many_archives(tmp_path: Path) -> None:
     flip(data, data.read_bytes().find(numbers.numpy().tobytes()) + 17)
     with pytest.raises(ValueError, match=r"distcp, .* bytes from byte .* is damaged"):
         check_undamaged(folder)
+    metadata = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(metadata[:100])
+    with pytest.raises(ValueError, match=r"\.metadata is damaged"):
+        check_undamaged(folder)
+    (folder / ".metadata").write_bytes(metadata)
     # Shared out, one of two has the damaged one.
     found = 0
     for share in range(2):

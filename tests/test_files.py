@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lowprec_plugin import files
-from lowprec_plugin.files import alone_in, whole_file
+from lowprec_plugin.files import alone_in, remove_partial, whole_file
 
 
 def test_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -27,6 +27,18 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "first"
     assert path.stat().st_mode == mode
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u00e4" * 127, "x" * 3])
+def test_the_longest_names_are_written(tmp_path: Path, name: str) -> None:
+    with whole_file(tmp_path / name) as partial:
+        partial.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with whole_file(tmp_path / name) as partial:
+        left = partial.with_name(partial.name.replace(str(os.getpid()), "1"))
+        left.touch()
+    remove_partial(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_text_is_utf8_whatever_the_machine_speaks(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lowprec_plugin.optim.fused import STATES, fused_update
 from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.updates import Algorithm
+
+_MOST_STEPS = 2**53  # that a float counts one by one
 
 
 def check_state_dict(
@@ -46,18 +49,31 @@ def check_state_dict(
         for param, number in zip(own["params"], group["params"], strict=False):
             state = states.get(number, {})
             _check_names(number, names, state)
+            if "step" in state:
+                _check_step(number, state["step"])
             for name, value in state.items():
                 _check_shape(number, name, value, param, needed=name in names)
 
 
 def _check_names(number: int, names: tuple[str, ...], state: Mapping[str, Any]) -> None:
-    missing = [name for name in names if name not in state]
+    held = [name for name in names if state.get(name) is not None]
+    missing = [name for name in names if name not in held]
     strange = [name for name, value in state.items() if name not in names and isinstance(value, Tensor) and value.dim()]
-    if missing and strange:
+    # A momentum that is turned on begins anew, and torch's own SGD saves None where there is none yet.
+    begins = names == STATES[Algorithm.MOMENTUM] or not state
+    if missing and (held or strange or not begins):
+        others = strange or held or ["a count of steps"]
         raise ValueError(
-            f"the state of parameter {number} has {strange[0]!r} and no {missing[0]!r}, which would begin anew: is the "
+            f"the state of parameter {number} has {others[0]!r} and no {missing[0]!r}, which would begin anew: is the "
             "state dict damaged, or another optimizer's?"
         )
+
+
+def _check_step(number: int, step: Any) -> None:
+    """A count of steps, as a number or a tensor of one."""
+    value = step.item() if isinstance(step, Tensor) and step.numel() == 1 and not step.is_meta else step
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _MOST_STEPS:
+        raise ValueError(f"parameter {number} has made {value!r} steps: is the state dict damaged?")
 
 
 def _check_shape(number: int, name: str, value: Any, param: Tensor, *, needed: bool) -> None:

@@ -39,6 +39,22 @@ def listed_otherwise(state: Any) -> None:
     state["param_groups"][0]["params"] = [0, 5, 2, 3]
 
 
+def without_one(state: Any) -> None:
+    del state["state"][0]["exp_avg_sq"]
+
+
+def with_none(state: Any) -> None:
+    state["state"][0]["exp_avg"] = None
+
+
+def without_any(state: Any) -> None:
+    del state["state"][0]["exp_avg"], state["state"][0]["exp_avg_sq"]
+
+
+def steps_of(step: Any) -> Callable[[Any], None]:
+    return lambda state: state["state"][0].update(step=step)
+
+
 def of_another_shape(state: Any) -> None:
     state["state"][0]["exp_avg"] = FixedPointTensor.quantize(torch.ones(3, 5), "fixed16")
 
@@ -55,6 +71,14 @@ def a_window_of_its_shape(state: Any) -> None:
     ("change", "said"),
     [
         (renamed, "the state of parameter 0 has 'exp_avf' and no 'exp_avg'"),
+        (without_one, "the state of parameter 0 has 'exp_avg' and no 'exp_avg_sq', which would begin anew"),
+        (with_none, "the state of parameter 0 has 'exp_avg_sq' and no 'exp_avg', which would begin anew"),
+        (without_any, "the state of parameter 0 has 'a count of steps' and no 'exp_avg', which would begin anew"),
+        (steps_of(torch.tensor(float("nan"))), "parameter 0 has made nan steps"),
+        (steps_of(torch.tensor(-1.0)), "parameter 0 has made -1.0 steps"),
+        (steps_of(float("inf")), "parameter 0 has made inf steps"),
+        (steps_of("x"), "parameter 0 has made 'x' steps"),
+        (steps_of(torch.ones(2)), r"parameter 0 has made tensor\(\[1., 1.\]\) steps"),
         (of_another_number, "holds state of parameter 64, which no group lists"),
         (listed_twice, "lists parameter 0 2 times"),
         (listed_otherwise, "holds state of parameter 1, which no group lists"),

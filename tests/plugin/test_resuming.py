@@ -53,6 +53,34 @@ def test_a_later_layout_is_refused(tmp_path: Path) -> None:
         trainer_of(2).fit(Regressor(), vectors(), ckpt_path=tmp_path / "later.ckpt", weights_only=False)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"skipped_steps": 3}, {"skipped_steps": [-5]}, {"skipped_steps": ["x"]}, {"roundings": [1]},
+        {"roundings": {"net.0.weight": 1.5}}, {"layout": "x"}, {"wire": 3}, {"ramp": []}, {"format": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_plugin_saves_is_refused(changed: dict[str, Any]) -> None:
+    saved = FixedPointPrecision().state_dict()
+    FixedPointPrecision().load_state_dict(saved)
+    with pytest.raises(ValueError, match="is not what a plugin saves"):
+        FixedPointPrecision().load_state_dict(saved | changed)
+
+
+@pytest.mark.parametrize("prefix", ["", "file://", "local://"])
+def test_a_file_of_this_machine_by_any_name_is_checked(tmp_path: Path, prefix: str) -> None:
+    trainer = trained()
+    path = tmp_path / "x.ckpt"
+    trainer.save_checkpoint(path)
+    content = bytearray(path.read_bytes())
+    module: Any = trainer.lightning_module
+    content[content.find(module.net[2].weight.detach().numpy().tobytes())] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.ckpt is damaged"):
+        trainer_of(2).fit(Regressor(), vectors(), ckpt_path=f"{prefix}{path}", weights_only=False)
+
+
 @pytest.mark.parametrize("what", ["codes", "a float", "a count of steps", "the plugin's own"])
 @pytest.mark.parametrize("use", ["fit", "test"])
 def test_a_flipped_bit_is_refused(tmp_path: Path, what: str, use: str) -> None:

@@ -43,9 +43,9 @@ def test_a_file_that_is_not_checked_fails_the_command(tmp_path: Path, monkeypatc
 
 
 def test_hostile_tensors_are_refused_or_read_as_they_are() -> None:
-    done = run("hostile", "--cases", "60")
+    done = run("hostile", "--cases", "60", "--ways", "torch.load(weights_only=True)", "optimizer.load_state_dict")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("refused") == 5
+    assert done.stdout.count("refused") == 2
 
 
 def test_odd_arguments_and_messages_are_refused_or_taken() -> None:
