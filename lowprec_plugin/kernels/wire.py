@@ -160,7 +160,9 @@ def sum_kernel(
     """Sum the ranks' chunks, ``stride`` bytes apart, at the scale ``2**-headroom``; divide, and round into a chunk."""
     item, block, inside, _, _ = locate(table, count, TILING)
     at = tl.load(item + PLACE) + block
-    total = tl.zeros((TILING.count, TILING.width), tl.float32)
+    COUNT: tl.constexpr = TILING.count  # Triton up to 3.7 does not compile an attribute within a tuple
+    WIDTH: tl.constexpr = TILING.width
+    total = tl.zeros((COUNT, WIDTH), tl.float32)
     finite = inside
     for rank in range(ranks):
         skipped = tl.multiple_of(stride.to(tl.int64) * rank, 16)
