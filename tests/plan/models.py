@@ -60,7 +60,7 @@ class NeedsMemory(nn.Linear):
 
     def __init__(self) -> None:
         super().__init__(4, 4)
-        self.first = float(self.weight[0, 0])
+        self.first = float(self.weight.detach()[0, 0])
 
 
 class LightningNeedsMemory(LightningModule):
