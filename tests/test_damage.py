@@ -71,6 +71,22 @@ def test_whatever_is_flipped_is_refused_or_changes_nothing(weights: Path) -> Non
     assert refused > 100
 
 
+def test_every_bit_of_an_archives_directory_is_refused_or_changes_nothing(weights: Path) -> None:
+    """No checksum covers it. One bit of it makes torch leave a tensor's memory as it was."""
+    written, content = torch.load(weights), weights.read_bytes()
+    begin = content.find(b"PK\x01\x02")
+    for byte in range(begin, len(content)):
+        for bit in range(8):
+            weights.write_bytes(content[:byte] + bytes([content[byte] ^ 1 << bit]) + content[byte + 1 :])
+            read = read_or_refused(weights)
+            same = isinstance(read, str) or all(torch.equal(read[name], value) for name, value in written.items())
+            assert same, (byte - begin, bit)
+    called_folder = content.find(b"PK\x01\x02", content.find(b"data/0", begin) - 60) + 38
+    weights.write_bytes(content[:called_folder] + b"\x10" + content[called_folder + 1 :])
+    with pytest.raises(ValueError, match=r"record 'weights/data/0' is not what was written"):
+        read_file(weights)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_distributed_checkpoint_is_many_archives(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
