@@ -92,7 +92,9 @@ def test_peak_during_a_step_is_one_parameter_as_float(kind: str) -> None:
     for param in module.parameters():
         param.grad = torch.randn(param.shape)
     optimizer.step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         optimizer.step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
