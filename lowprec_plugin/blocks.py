@@ -105,7 +105,7 @@ def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
 
 def _exponents_shape(shape: torch.Size, codes: Tensor, format: FixedPointFormat) -> tuple[int, int]:
     rows = shape[0] if shape else 1
-    # As rows_of would say, three times as fast; where there are no rows, their length is not to be had so.
+    # What rows_of gives, in a third of the time; it cannot be derived from the size where there are no rows.
     row_length = codes.numel() // rows if rows else rows_of(shape)[1]
     return rows, -(-row_length // format.block_size)
 

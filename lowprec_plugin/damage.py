@@ -17,6 +17,7 @@ from typing import IO
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 _REMEDY = "copy or save it again, or give another checkpoint"
+_DOS_FOLDER = 0x10  # of an entry's attributes
 
 
 def check_undamaged(path: str | Path, share: int = 0, shares: int = 1) -> None:
@@ -81,6 +82,3 @@ def _misread(archive: zipfile.ZipFile) -> str | None:
         if called_folder or (info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size):
             return info.filename
     return None
-
-
-_DOS_FOLDER = 0x10
