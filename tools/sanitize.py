@@ -39,11 +39,12 @@ THREAD = ["-fsanitize=thread", "-g1"]
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 TESTS = (
     "tests/test_native.py", "tests/test_wire.py", "tests/test_update_reference.py", "tests/test_counts.py",
-    "tests/test_kept.py", "tests/test_tensor.py", "tests/optim",
+    "tests/test_kept.py", "tests/test_tensor.py", "tests/test_integrity.py", "tests/optim",
 )  # fmt: skip
 # It counts the bytes of glibc's allocator, whose place AddressSanitizer takes.
 LEFT_OUT = "tests/test_kept.py::test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes"
-STEPS = ("controls", "driver", "tests", "threads")
+HOSTILE = 400
+STEPS = ("controls", "driver", "tests", "hostile", "threads")
 # Both runtimes have a function of this name, and each would set the other's path.
 SITE = """import ctypes, os
 ctypes.CDLL({ubsan!r}).__sanitizer_set_report_path(os.environ["LOWPREC_REPORTS"].encode())
@@ -143,6 +144,11 @@ class Sanitized:
         failed = int(suite["failures"]) + int(suite["errors"])
         return row._replace(result=f"{count - skipped - failed} passed, {failed} failed, {skipped} skipped")
 
+    def hostile(self, instruction_set: str) -> Run:
+        """Planes that do not fit their format, by every way in, read and written to by the kernels that load."""
+        status, said = self.run("tools/faults.py", "hostile", "--cases", str(HOSTILE))
+        return checked(instruction_set, f"hostile tensors, {HOSTILE} by each way in", status, said)
+
 
 def ran(command: Sequence[str], logs: Path, cwd: Path, env: dict[str, str]) -> tuple[int, str]:
     """The exit status of ``command``, and all that sanitizers wrote to the folder ``logs``."""
@@ -240,6 +246,8 @@ def main() -> int:
             rows += sanitized.controls(name) if "controls" in given.only else []
             rows += [sanitized.driver(name)] if "driver" in given.only else []
             rows += [sanitized.tests(name, TESTS)] if "tests" in given.only else []
+        # No test option selects the kernels of its processes: those of this machine's best set are read and written.
+        rows += [sanitized.hostile(here()[-1])] if "hostile" in given.only else []
     if "threads" in given.only:
         rows += threads(folder / "thread", sets)
     text = record(rows, "make sanitize" if given.output else "python tools/sanitize.py", time.monotonic() - started)

@@ -45,7 +45,7 @@ ENVIRONMENTS = (
         "oldest", "3.10", {"torch": "2.10.0", "lightning": "2.6.0", "jsonargparse": "4.51.0", "triton": "3.6.0"}
     ),
     Environment(
-        "newest", "3.13", {"torch": "2.14.1", "lightning": "2.6.6", "jsonargparse": "4.53.0", "triton": "3.9.0"}
+        "newest", "3.13", {"torch": "2.15.0", "lightning": "2.6.6", "jsonargparse": "4.53.0", "triton": "3.9.0"}
     ),
 )
 

@@ -18,7 +18,7 @@ class Host(NamedTuple):
     tried: str
 
 
-TORCH = Host("torch", "2.10.0 to 2.14.1")
+TORCH = Host("torch", "2.10.0 to 2.15.0")
 LIGHTNING = Host("lightning", "2.6.0 to 2.6.6")
 DEEPSPEED = Host("deepspeed", "0.19.8")
 

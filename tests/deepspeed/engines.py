@@ -27,7 +27,9 @@ def engine(rank: int, stage: int, dtype: str = "bfloat16", **given: Any) -> Any:
     os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "DEEPSPEED_LOG_LEVEL": "error"}
     warnings.simplefilter("ignore")  # DeepSpeed's, in these processes alone
     import deepspeed
+    import deepspeed.ops
 
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # it would be compiled: a minute at first
     torch.manual_seed(0)
     module = network()
     if given.pop("quantized", stage == 0):

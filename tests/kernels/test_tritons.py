@@ -78,19 +78,20 @@ def test_the_record_counts_what_failed() -> None:
     good = {"kernel": "good", "compiled": True, "faults": []}
     spilled = {"kernel": "spilled", "compiled": True, "faults": ["8 spilled"]}
     failed = {"kernel": "failed", "compiled": False, "faults": ["does not compile: no"]}
-    page = tritons.record({("3.6.0", "sm_90"): [good, spilled, failed], ("3.9.0", "sm_80"): [good]})
+    page = tritons.record({("3.6.0", "sm_90"): [good, spilled, failed], ("3.9.1", "sm_80"): [good]})
     rows = [re.split(r" *\| *", line)[1:-1] for line in page.splitlines() if line.startswith("| 3.")]
     assert rows == [
         ["3.6.0", "2.10, 2.11", "sm_90", "3", "2", "1", "1"],
-        ["3.9.0", "none yet", "sm_80", "1", "1", "0", "0"],
+        ["3.9.1", "none yet", "sm_80", "1", "1", "0", "0"],
         ["3.6.0", "sm_90", "spilled", "8 spilled"],
         ["3.6.0", "sm_90", "failed", "does not compile: no"],
     ]
 
 
 def test_what_torch_requires() -> None:
-    assert tritons.REQUIRED == {"2.10": "3.6.0", "2.11": "3.6.0", "2.12": "3.7.0", "2.13": "3.7.1", "2.14": "3.8.0"}
-    assert set(tritons.REQUIRED.values()) < set(tritons.VERSIONS)
+    required = {"2.10": "3.6.0", "2.11": "3.6.0", "2.12": "3.7.0", "2.13": "3.7.1", "2.14": "3.8.0", "2.15": "3.9.0"}
+    assert required == tritons.REQUIRED
+    assert set(tritons.REQUIRED.values()) <= set(tritons.VERSIONS)
     # Of the torch that is installed its own metadata say it, if it is built for CUDA.
     for requirement in importlib.metadata.requires("torch") or []:
         if pinned := re.match(r"triton[=~]=([\d.]+)", requirement):

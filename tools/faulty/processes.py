@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowprec_plugin.files import whole_text
+from lowprec_plugin.markdown import markdown_table
+
 Outcome = dict[str, Any]
 
 
@@ -61,10 +64,8 @@ def write_table(
     file: Path, title: str, said: str, command: str, results: Mapping[str, Sequence[Outcome]], outcomes: Sequence[str]
 ) -> None:
     """Write how often each kind came to each outcome, with what it means and the command."""
-    rows = []
+    table = [["what", *outcomes]]
     for what, of_kind in results.items():
         counts = Counter(result["outcome"] for result in of_kind)
-        rows.append(" | ".join([f"| {what}", *(str(counts[outcome]) for outcome in outcomes)]) + " |")
-    header = ["| what | " + " | ".join(outcomes) + " |", "|---" * (len(outcomes) + 1) + "|"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join([f"# {title}", "", said.strip(), "", f"`{command}`", "", *header, *rows, ""]))
+        table.append([what, *(str(counts[outcome]) for outcome in outcomes)])
+    whole_text(file, f"# {title}\n\n{said.strip()}\n\n    {command}\n\n{markdown_table(table)}\n")
