@@ -6,12 +6,12 @@ Each trains in float32 as it stands. :data:`HABITS` names them all.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Habit(torch.optim.Optimizer):
@@ -63,7 +63,7 @@ class WeakBuffers(OwnBuffers):
 
     def __init__(self, params: Any) -> None:
         super().__init__(params)
-        self.buffers = weakref.WeakKeyDictionary()
+        self.buffers = WeakTensorKeyDictionary()
 
 
 class BuffersById(Habit):
