@@ -13,12 +13,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.ops import check_rounding
+from lowprec_plugin.optim.apart import check_apart
 from lowprec_plugin.optim.moving import move_in_place
+from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.watch import look_again
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
@@ -66,8 +68,8 @@ def quantize_(
         check_kind(dtype, torch.dtype, "dtype")
     gathered = _put_in_shards(module)
     params = dict(module.named_parameters())
-    kept = kept_of(params, keep_float)
-    _check_apart(params, kept)
+    kept = left_of(module) | kept_of(params, keep_float)
+    check_apart(module, kept)
     stored: dict[str, nn.Parameter] = {}
     refused = None
     try:
@@ -81,19 +83,14 @@ def quantize_(
                         f"parameter {name!r} has been gathered by a forward pass of FSDP2 as it is now: call "
                         "quantize_ before the first batch"
                     )
+                if holder := holder_of(param):
+                    raise ValueError(f"parameter {name!r} is held by {_renormed(module, name) or holder}")
                 stored[name] = _stored(name, param, format, rounding, dtype, seed)
     except ValueError as error:
         refused = error
     if on_any_rank(refused is not None, params.values()):
         raise refused or ValueError("a shard on another rank was refused, so nothing is changed here: see its error")
-    recurrent = [each for each in module.modules() if isinstance(each, nn.RNNBase)]
-    for each in recurrent:  # as RNNBase._apply does: its weak references are in the way
-        each._flat_weight_refs = []
-    try:
-        _swap_all(module, [(params[name], param) for name, param in stored.items()], list(stored))
-    finally:
-        for each in recurrent:
-            each._init_flat_weights()
+    _swap_all(params, stored)
     move_in_place(module)
     reset_shards(module)  # until the first forward pass FSDP2 would keep the float ones beside them
     look_again()
@@ -119,8 +116,6 @@ def _stored(
         raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
     if param.is_meta:
         raise ValueError(f"parameter {name!r} is on the meta device: to_empty() and initialise the module first")
-    if not param.is_floating_point():
-        raise ValueError(f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}")
     values = local_part(param).detach()
     try:
         stored = FixedPointTensor.quantize(
@@ -150,39 +145,16 @@ def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> N
         )
 
 
-def _check_apart(params: dict[str, nn.Parameter], kept: dict[str, str]) -> None:
-    """Refuse parameters that are windows on the same memory: each would get codes of its own, and no longer be tied."""
-    spans = []
-    for name, param in params.items():
-        plain = not isinstance(param, nn.UninitializedParameter) and not is_traceable_wrapper_subclass(param)
-        if plain and param.layout == torch.strided and param.device.type != "meta" and param.numel():
-            steps = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-            start = param.data_ptr()
-            spans.append((str(param.device), start, start + (steps + 1) * param.element_size(), name))
-    furthest = ("", 0, 0, "")
-    for span in sorted(spans):
-        (before, _, end, one), (device, start, _, other) = furthest, span
-        if device == before and start < end and not {one, other} <= kept.keys():
-            raise ValueError(
-                f"parameters {one!r} and {other!r} overlap in memory but are two objects, which fixed-point would "
-                f"untie: make them one Parameter, clone() one if they are not meant to be tied, or leave both with "
-                f"keep_float={[one, other]}"
-            )
-        furthest = max(furthest, span, key=lambda each: (each[0], each[2]))
-
-
-def _swap_all(module: nn.Module, swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) -> None:
-    for done, (param, stored_param) in enumerate(swaps):
+def _swap_all(params: dict[str, nn.Parameter], stored: dict[str, nn.Parameter]) -> None:
+    done: list[str] = []
+    for name, other in stored.items():
         try:
-            _swap(param, stored_param)
+            _swap(params[name], other)
         except RuntimeError as error:
-            for undo, stored_undo in swaps[:done]:
-                _swap(undo, stored_undo)
-            remedy = "drop losses and outputs of earlier forward passes, or compute them under torch.no_grad()"
-            raise ValueError(
-                f"parameter {names[done]!r} is held by an autograd graph or a weak reference that is still alive: "
-                f"{_renormed(module, names[done]) or remedy} ({error})"
-            ) from error
+            for undo in done:
+                _swap(params[undo], stored[undo])
+            raise ValueError(f"parameter {name!r} is held by C++ code as the tensor that it is: {error}") from error
+        done.append(name)
 
 
 def _renormed(module: nn.Module, name: str) -> str:
@@ -196,7 +168,7 @@ def _renormed(module: nn.Module, name: str) -> str:
             norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
             pattern = name.removesuffix(own) + f"{hook.name}_*"
             return (
-                f"torch.nn.utils.{norm} leaves {name.removesuffix(own) + hook.name!r} in its module with its graph. "
+                f"an autograd graph: torch.nn.utils.{norm} leaves {name.removesuffix(own) + hook.name!r} in its module with its graph. "
                 f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with keep_float={[pattern]}"
             )
     return ""
@@ -211,7 +183,7 @@ def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
         setattr(param, name, None)
     hung = {name: value for name, value in param.__dict__.items() if name not in other.__dict__}
     try:
-        torch.utils.swap_tensors(param, other)  # type: ignore[no-untyped-call]
+        exchange(param, other)
         param.__dict__.update(hung)
     finally:
         param.grad = grad
