@@ -14,8 +14,8 @@ from lowprec_plugin.sharding import local_part
 from lowprec_plugin.tensor import FixedPointTensor
 
 _PLAIN = (Tensor, nn.Parameter, FixedPointTensor)
-#: Without numbers yet: these are refused, for in time they would be plain.
-_UNMADE = (nn.UninitializedParameter,)
+#: Others are narrower than codes, complex, or no floats.
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def left_of(module: nn.Module) -> dict[str, str]:
@@ -33,11 +33,11 @@ def left_of(module: nn.Module) -> dict[str, str]:
 def why_left(param: Tensor) -> str:
     """Why ``param`` is left as it is; empty if it can be stored, or will be once it has numbers."""
     part = local_part(param)
-    if type(part) in _UNMADE:
+    if isinstance(part, nn.UninitializedParameter):
         return ""
     if type(part) not in _PLAIN or type(param) not in (*_PLAIN, DTensor):
         return f"its class is {type(part if type(param) is DTensor else param).__name__}"
-    if not part.is_floating_point():
+    if part.dtype not in _FLOATS:
         return f"its dtype is {str(part.dtype).removeprefix('torch.')}"
     if part.is_nested or part.layout != torch.strided:
         return "it is nested" if part.is_nested else f"its layout is {str(part.layout).removeprefix('torch.')}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -129,6 +130,8 @@ def _stored(
         stored.whole_rows = param.shape[0]
     if not format.dynamic:
         _warn_if_saturated(name, values, stored)
+    if local_part(param).is_shared():
+        local_part(stored).share_memory_()
     return nn.Parameter(in_place_of(stored, param), param.requires_grad)
 
 
@@ -158,18 +161,24 @@ def _swap_all(params: dict[str, nn.Parameter], stored: dict[str, nn.Parameter]) 
 
 
 def _renormed(module: nn.Module, name: str) -> str:
-    """What to do if ``name`` is held by the weight that torch's old weight_norm or spectral_norm leaves in its module.
+    """What to do if ``name`` is held by the weight that torch's old norms, or its pruning, leave in its module.
 
     That weight is computed anew before each forward pass and lies there, graph and all, until the next.
     """
     path, _, own = name.rpartition(".")
+    inside = name.removesuffix(own)
     for hook in module.get_submodule(path)._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm)) and own.startswith(f"{hook.name}_"):
             norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
-            pattern = name.removesuffix(own) + f"{hook.name}_*"
             return (
-                f"an autograd graph: torch.nn.utils.{norm} leaves {name.removesuffix(own) + hook.name!r} in its module with its graph. "
-                f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with keep_float={[pattern]}"
+                f"an autograd graph: torch.nn.utils.{norm} leaves {inside + hook.name!r} in its module with its graph. "
+                f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with "
+                f"keep_float={[f'{inside}{hook.name}_*']}"
+            )
+        if isinstance(hook, BasePruningMethod) and own == f"{hook._tensor_name}_orig":
+            return (
+                f"an autograd graph: torch.nn.utils.prune leaves {inside + hook._tensor_name!r} in its module with its "
+                f"graph. Prune under torch.no_grad(), or after this, or leave the parameter with keep_float={[name]}"
             )
     return ""
 
@@ -177,6 +186,8 @@ def _renormed(module: nn.Module, name: str) -> str:
 def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
     """Exchange what two parameters are; what a user has hung on ``param``, hooks of its gradient too, stays on it."""
     grad, param.grad = param.grad, None
+    if param.grad_dtype != param.dtype:
+        other.grad_dtype = param.grad_dtype
     # torch keeps hooks with what is exchanged. The same dictionaries go back, so that a hook's handle still removes it.
     hooks = {name: getattr(param, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
     for name in hooks:
