@@ -43,21 +43,36 @@ def _is_watched(tensor: Tensor, count: int) -> bool:
 
 
 def exchange(one: Tensor, other: Tensor) -> None:
-    """Exchange what two leaves are: class, attributes, numbers. Weak references stay with the object they refer to.
+    """Exchange what two leaves are; what a user has hung on ``one``, hooks of its gradient too, stays on it.
+
+    Its gradient stays as well, on the device and in the dtype that ``one`` has then.
 
     ``torch.utils.swap_tensors`` refuses objects with weak references, for these would see another tensor from then
     on, which is what is wanted of a parameter's.
 
     Raises:
-        RuntimeError: if something has hold of one of them that torch cannot give the other. Nothing is changed then.
+        RuntimeError: if C++ code has a weak reference to one of them. Nothing is changed then.
     """
-    swap = look_up(torch._C, "_swap_tensor_impl", host=TORCH, feature=_FEATURE)
-    swap(one, other)
-    slots = {name for each in (one, other) for kind in type(each).__mro__ for name in _slots(kind)}
-    for name in ("__class__", "__dict__", *slots):
-        kept: Any = getattr(one, name)
-        setattr(one, name, getattr(other, name))
-        setattr(other, name, kept)
+    grad, one.grad = one.grad, None
+    if one.grad_dtype != one.dtype:
+        other.grad_dtype = one.grad_dtype
+    # torch keeps hooks with what is exchanged. The same dictionaries go back, so that a hook's handle still removes it.
+    hooks = {name: getattr(one, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
+    for name in hooks:
+        setattr(one, name, None)
+    hung = {name: value for name, value in one.__dict__.items() if name not in other.__dict__}
+    try:
+        look_up(torch._C, "_swap_tensor_impl", host=TORCH, feature=_FEATURE)(one, other)
+        slots = {name for each in (one, other) for kind in type(each).__mro__ for name in _slots(kind)}
+        for name in ("__class__", "__dict__", *slots):
+            kept: Any = getattr(one, name)
+            setattr(one, name, getattr(other, name))
+            setattr(other, name, kept)
+        one.__dict__.update(hung)
+    finally:
+        one.grad = None if grad is None else grad.to(one.device, one.grad_dtype or grad.dtype)
+        for name, held in hooks.items():
+            setattr(one, name, held)
 
 
 def _slots(kind: type) -> tuple[str, ...]:

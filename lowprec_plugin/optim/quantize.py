@@ -91,7 +91,7 @@ def quantize_(
         refused = error
     if on_any_rank(refused is not None, params.values()):
         raise refused or ValueError("a shard on another rank was refused, so nothing is changed here: see its error")
-    _swap_all(params, stored)
+    _exchange_all(params, stored)
     move_in_place(module)
     reset_shards(module)  # until the first forward pass FSDP2 would keep the float ones beside them
     look_again()
@@ -148,14 +148,14 @@ def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> N
         )
 
 
-def _swap_all(params: dict[str, nn.Parameter], stored: dict[str, nn.Parameter]) -> None:
+def _exchange_all(params: dict[str, nn.Parameter], stored: dict[str, nn.Parameter]) -> None:
     done: list[str] = []
     for name, other in stored.items():
         try:
-            _swap(params[name], other)
+            exchange(params[name], other)
         except RuntimeError as error:
             for undo in done:
-                _swap(params[undo], stored[undo])
+                exchange(params[undo], stored[undo])
             raise ValueError(f"parameter {name!r} is held by C++ code as the tensor that it is: {error}") from error
         done.append(name)
 
@@ -181,25 +181,6 @@ def _renormed(module: nn.Module, name: str) -> str:
                 f"graph. Prune under torch.no_grad(), or after this, or leave the parameter with keep_float={[name]}"
             )
     return ""
-
-
-def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
-    """Exchange what two parameters are; what a user has hung on ``param``, hooks of its gradient too, stays on it."""
-    grad, param.grad = param.grad, None
-    if param.grad_dtype != param.dtype:
-        other.grad_dtype = param.grad_dtype
-    # torch keeps hooks with what is exchanged. The same dictionaries go back, so that a hook's handle still removes it.
-    hooks = {name: getattr(param, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
-    for name in hooks:
-        setattr(param, name, None)
-    hung = {name: value for name, value in param.__dict__.items() if name not in other.__dict__}
-    try:
-        exchange(param, other)
-        param.__dict__.update(hung)
-    finally:
-        param.grad = grad
-        for name, held in hooks.items():
-            setattr(param, name, held)
 
 
 def patterns_of(given: Iterable[str], name: str = "keep_float") -> list[str]:

@@ -245,7 +245,9 @@ def test_a_list_holds_the_parameter_that_was_stored() -> None:
 def test_pruning_that_left_a_graph_is_refused_and_says_what_to_do() -> None:
     module = nn.Sequential(nn.Linear(8, 8))
     nn.utils.prune.l1_unstructured(module[0], "weight", 0.5)
-    message = r"'0\.weight_orig' is held by .*torch\.nn\.utils\.prune leaves '0\.weight'.*keep_float=\['0\.weight_orig'\]"
+    message = (
+        r"'0\.weight_orig' is held by .*torch\.nn\.utils\.prune leaves '0\.weight'.*keep_float=\['0\.weight_orig'\]"
+    )
     with pytest.raises(ValueError, match=message):
         optim.quantize_(module)
     assert not any(isinstance(param, FixedPointTensor) for param in module.parameters())
