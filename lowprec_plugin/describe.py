@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowprec_plugin import ops
 from lowprec_plugin.memory import bytes_of
 from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.optim.plain import why_left
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.tensor import FixedPointTensor
@@ -98,7 +99,8 @@ def group_row(
     if optimizer is None:
         return row
     if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):
-        return row._replace(state="float", update=f"{_name(optimizer)}'s own, in float")
+        how = "as they are" if why_left(first) else "in float"
+        return row._replace(state="float", update=f"{_name(optimizer)}'s own, {how}")
     update, reason = fused_update(optimizer.float_class, group)
     backend = ops.backend_for(parts[0].device)
     if update is None:
