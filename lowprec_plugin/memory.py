@@ -107,7 +107,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Bytes that ``tensor`` holds: of a sparse one, or one of a class that wraps others, those of what it is made of."""
+    """Bytes that ``tensor`` holds: where it is sparse, or of a class that wraps others, those of its parts."""
     if is_traceable_wrapper_subclass(tensor):
         return _bytes(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
     if tensor.layout is torch.sparse_coo:

@@ -101,8 +101,8 @@ def readable(x: Tensor) -> Tensor:
     x = x.contiguous().resolve_neg()
     if not in_memory(x):
         raise ValueError(
-            f"the numbers of this {type(x).__name__} lie in no memory of its own that could be read (it wraps others, or "
-            "is under vmap or traced): give them as a plain torch.Tensor"
+            f"the numbers of this {type(x).__name__} lie in no memory of its own that could be read (it wraps others, "
+            "or is under vmap or traced): give them as a plain torch.Tensor"
         )
     return x if x.data_ptr() % x.element_size() == 0 else x.clone()
 

@@ -23,15 +23,16 @@ def state():
     found = {
         "hooks of optimizers": [len(hooks) for name, hooks in vars(optimizers).items() if name.startswith("_global")],
         "hooks of modules": [
-            (name, len(hooks)) for name, hooks in vars(modules).items() if name.startswith("_global") and hasattr(hooks, "__len__")
+            (name, str(hooks)) for name, hooks in vars(modules).items() if name.startswith("_global")
         ],
         "filters of warnings": [warnings.filters, warnings.showwarning],
         "handlers of logs": [(log.name, log.level, log.handlers) for log in loggers],
         "environment": sorted(os.environ.items()),
         "random numbers": [hash(random.getstate()), torch.get_rng_state().tolist()],
         "defaults": [
-            torch.get_default_dtype(), torch.get_num_threads(), torch.get_num_interop_threads(), torch.is_grad_enabled(),
-            torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(), torch.get_default_device(),
+            torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.get_num_threads(),
+            torch.get_num_interop_threads(), torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
         ],
         "trees": [str(kind) for kind in _pytree.SUPPORTED_NODES],
         "kernels": torch._C._dispatch_dump("aten::_has_compatible_shallow_copy_type"),
@@ -94,8 +95,8 @@ assert len(optimizers._global_optimizer_pre_hooks) == 1
     assert run(STATE.replace("{act}", act)) == ["hooks of optimizers", "kernels"]
 
 
-#: Twenty optimizers of torch on the same network; a digest of the weights and the state of each. Then wrappers that have
-#: less than torch's optimizers do.
+#: Twenty optimizers of torch on the same network; a digest of the weights and the state of each. Then wrappers that
+#: have less than torch's optimizers do.
 FLOAT32 = """
 import hashlib, json, sys
 import torch
@@ -120,18 +121,33 @@ def trained(name, make, *inputs):
     values = [*net.parameters(), *(each for state in optimizer.state.values() for each in state.values())]
     digest = hashlib.sha256()
     for value in values:
-        digest.update(value.detach().contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+        tensor = isinstance(value, torch.Tensor)
+        digest.update(value.detach().contiguous().numpy().tobytes() if tensor else repr(value).encode())
     digests[name] = digest.hexdigest()
 
 t = torch.optim
 made = {
-    "SGD": lambda p: t.SGD(p, 0.1), "momentum": lambda p: t.SGD(p, 0.1, 0.9), "Nesterov": lambda p: t.SGD(p, 0.1, 0.9, nesterov=True),
-    "Adam": lambda p: t.Adam(p), "amsgrad": lambda p: t.Adam(p, amsgrad=True), "foreach": lambda p: t.Adam(p, foreach=True),
-    "fused": lambda p: t.AdamW(p, fused=True), "AdamW": lambda p: t.AdamW(p), "Adamax": lambda p: t.Adamax(p),
-    "NAdam": lambda p: t.NAdam(p), "RAdam": lambda p: t.RAdam(p), "Adagrad": lambda p: t.Adagrad(p),
-    "Adadelta": lambda p: t.Adadelta(p), "Adafactor": lambda p: t.Adafactor(p), "RMSprop": lambda p: t.RMSprop(p),
-    "centered": lambda p: t.RMSprop(p, centered=True, momentum=0.5), "Rprop": lambda p: t.Rprop(p), "ASGD": lambda p: t.ASGD(p),
-    "LBFGS": lambda p: t.LBFGS(p, max_iter=3), "Muon": lambda p: t.Muon(p), "maximize": lambda p: t.Adam(p, maximize=True),
+    "SGD": lambda p: t.SGD(p, 0.1),
+    "momentum": lambda p: t.SGD(p, 0.1, 0.9),
+    "Nesterov": lambda p: t.SGD(p, 0.1, 0.9, nesterov=True),
+    "Adam": lambda p: t.Adam(p),
+    "amsgrad": lambda p: t.Adam(p, amsgrad=True),
+    "foreach": lambda p: t.Adam(p, foreach=True),
+    "fused": lambda p: t.AdamW(p, fused=True),
+    "AdamW": lambda p: t.AdamW(p),
+    "Adamax": lambda p: t.Adamax(p),
+    "NAdam": lambda p: t.NAdam(p),
+    "RAdam": lambda p: t.RAdam(p),
+    "Adagrad": lambda p: t.Adagrad(p),
+    "Adadelta": lambda p: t.Adadelta(p),
+    "Adafactor": lambda p: t.Adafactor(p),
+    "RMSprop": lambda p: t.RMSprop(p),
+    "centered": lambda p: t.RMSprop(p, centered=True, momentum=0.5),
+    "Rprop": lambda p: t.Rprop(p),
+    "ASGD": lambda p: t.ASGD(p),
+    "LBFGS": lambda p: t.LBFGS(p, max_iter=3),
+    "Muon": lambda p: t.Muon(p),
+    "maximize": lambda p: t.Adam(p, maximize=True),
 }
 for name, make in made.items():
     trained(name, make)

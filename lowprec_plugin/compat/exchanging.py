@@ -23,8 +23,8 @@ def holder_of(tensor: Tensor) -> str:
     if _is_watched(tensor, count()):
         return (
             "an autograd graph that is still alive, or by what watches its gradient there: drop losses and outputs of "
-            "earlier forward passes, or compute them under torch.no_grad(); wrap the module in DistributedDataParallel, "
-            "and register hooks on AccumulateGrad nodes, afterwards"
+            "earlier forward passes, or compute them under torch.no_grad(); wrap the module in "
+            "DistributedDataParallel, and register hooks on AccumulateGrad nodes, afterwards"
         )
     return (
         "an autograd graph that is still alive, by a view of it or by TorchScript: drop losses and outputs of earlier "

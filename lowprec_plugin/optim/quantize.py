@@ -39,9 +39,10 @@ def quantize_(
 ) -> dict[str, str]:
     """Store the parameters of ``module`` in ``format``.
 
-    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references;
-    its gradient and the hooks registered on it stay too. The values are rounded to nearest, those of parameters that
-    are in another format already too. Buffers are left alone.
+    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references,
+    weak ones too; its gradient and the hooks registered on it stay. The values are rounded to nearest, those of
+    parameters that are in another format already too. Buffers are left alone, and so are parameters that are no plain
+    tensors of floats: of a class of their own, integer or complex, sparse, or compiled by TorchScript.
 
     Args:
         module: changed in place.
@@ -53,13 +54,13 @@ def quantize_(
         seed: keys the random bits, with each parameter's name.
 
     Returns:
-        the parameters that were kept in float, and why.
+        the parameters that were not stored, and why.
 
     Raises:
-        ValueError: for an argument outside its limits, a complex or integer parameter that is not kept, one that is
-            not finite, that an autograd graph still holds, that lies in the memory of another or that FSDP2 has
-            gathered, or a pattern that matches no parameter; if parameters are sharded, on every rank alike. Nothing
-            is changed then (but torch may refuse to run that graph backward).
+        ValueError: for an argument outside its limits, a parameter without numbers yet, one that is not finite, that
+            an autograd graph, ``DistributedDataParallel`` or TorchScript still holds, that lies in the memory of
+            another or of a buffer or that FSDP2 has gathered, or a pattern that matches no parameter; if parameters
+            are sharded, on every rank alike. Nothing is changed then.
     """
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
@@ -72,12 +73,13 @@ def quantize_(
     kept = left_of(module) | kept_of(params, keep_float)
     check_apart(module, kept)
     stored: dict[str, nn.Parameter] = {}
+    stored_already: dict[str, FixedPointTensor] = {}
     refused = None
     try:
         for name, param in params.items():
             part = fixed_part(param)
             if part is not None and name not in kept and (part.format, part.dtype) == (format, dtype or part.dtype):
-                part.rounding, part.stream = rounding, stream_of(seed, name)
+                stored_already[name] = part
             elif name not in kept:
                 if gathered and isinstance(param, DTensor):
                     raise ValueError(
@@ -92,6 +94,8 @@ def quantize_(
     if on_any_rank(refused is not None, params.values()):
         raise refused or ValueError("a shard on another rank was refused, so nothing is changed here: see its error")
     _exchange_all(params, stored)
+    for name, part in stored_already.items():
+        part.rounding, part.stream = rounding, stream_of(seed, name)
     move_in_place(module)
     reset_shards(module)  # until the first forward pass FSDP2 would keep the float ones beside them
     look_again()
@@ -130,8 +134,8 @@ def _stored(
         stored.whole_rows = param.shape[0]
     if not format.dynamic:
         _warn_if_saturated(name, values, stored)
-    if local_part(param).is_shared():
-        local_part(stored).share_memory_()
+    if local_part(param).is_shared():  # type: ignore[no-untyped-call]
+        stored.share_memory_()
     return nn.Parameter(in_place_of(stored, param), param.requires_grad)
 
 

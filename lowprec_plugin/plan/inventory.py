@@ -98,7 +98,8 @@ def of_module(module: nn.Module, keep_float: Iterable[str] = (), units: Iterable
     return Inventory(
         tuple(
             Parameter(
-                name, (param.numel(),) if param.is_nested else tuple(param.shape), param.element_size(), param.requires_grad, name in kept,
+                name, (param.numel(),) if param.is_nested else tuple(param.shape), param.element_size(),
+                param.requires_grad, name in kept,
                 max((path for path in paths if name.startswith(f"{path}.")), key=len, default=""),
             )
             for name, param in params.items()
