@@ -239,9 +239,9 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        from lowprec_plugin import tensor_rules
+        from lowprec_plugin import copying
 
-        tensor_rules.assign_(self, value)
+        copying.assign_(self, value)
 
     def __format__(self, spec: str) -> str:
         return format(self.dequantize(), spec)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.copying import convert_
 from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import generic
@@ -31,7 +32,6 @@ from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.random_bits import key_of, substream
 from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part, on_any_rank, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.tensor_rules import convert_
 
 
 class NonFiniteGradientError(ValueError):
@@ -145,6 +145,7 @@ class FixedPointStep(torch.optim.Optimizer):
             tensors = [part, *(placed_part(state[name]) for name in names)]
             stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
             keys.append(key_of(part.stream, step))
+            part.roundings += 1  # a copy made after the step draws other random bits than one made before it
             parts.append(part)
         by_device: dict[torch.device, list[int]] = {}
         for index, part in enumerate(parts):

@@ -1,0 +1,94 @@
+"""What is copied or assigned to a fixed-point tensor: exact where it can be, else rounded as the tensor rounds.
+
+The values of a tensor of equal blocks are its codes, and those of its format stay what they are under either way of
+rounding. All others are rounded by the target's ``rounding``, as those of every operation that writes: an average that
+is kept up by copies moves by a small part of a code at a time, which rounding to nearest would lose, and by a code or
+two, of which it would lose up to a half (docs/decisions/0012-copies-round.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.tensor import FixedPointTensor
+
+
+def copy_(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
+    """What ``target.copy_(source)`` does: exact from equal blocks, else the numbers of ``source``, rounded once.
+
+    Raises:
+        ValueError: if they are not finite, or negative and ``target``'s format squared. ``target`` is then as it was.
+    """
+    if isinstance(source, FixedPointTensor):
+        alike = target.format == source.format and target._codes.shape == source._codes.shape
+        if alike and target.is_whole and source.is_whole and target.shape == source.shape:
+            target.blocks.copy_(source.blocks)
+            if not target._shared.placed:  # FSDP fills the room it has made for a shard
+                target.first_row, target._shared.placed = source.first_row, True
+            target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
+            return target
+        source = source._floats(torch.float32)[1]
+    plain = (
+        type(source) in (Tensor, torch.nn.Parameter) and source.is_floating_point() and source.layout == torch.strided
+    )
+    if plain and target.is_whole and (source.shape, source.device) == (target.shape, target.device):
+        target._store(source, target.rounding)  # read where they are
+        return target
+    floats, window = target._floats(torch.float32)
+    window.copy_(source)
+    target._store(floats, target.rounding)
+    return target
+
+
+def assign_(target: FixedPointTensor, value: Tensor) -> None:
+    """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded as it rounds.
+
+    A fixed-point ``value`` brings its own codes and format along.
+
+    Raises:
+        ValueError: if ``value`` is not floating point, or not finite.
+    """
+    source = value if isinstance(value, FixedPointTensor) and value.is_whole else _stored(target, value)
+    # Whatever is put here, the random bits of what was rounded before are not drawn again.
+    roundings = max(target.roundings, source.roundings)
+    try:
+        # torch's own setter: shape, strides and dtype.
+        torch.Tensor.data.__set__(target, source)  # type: ignore[attr-defined]
+    except RuntimeError:  # it does not go from one kind of device to another
+        hung = {name: each for name, each in target.__dict__.items() if name not in source.__dict__}
+        other = torch.nn.Parameter(source, target.requires_grad) if isinstance(target, torch.nn.Parameter) else source
+        torch.utils.swap_tensors(target, other)  # type: ignore[no-untyped-call]
+        target.__dict__.update(hung)
+        return
+    target._codes, target._low, target._exponents = source.blocks
+    target.format, target.roundings = source.format, roundings
+
+
+def _stored(target: FixedPointTensor, value: Tensor) -> FixedPointTensor:
+    """``value`` as ``target`` would hold it; a window on a part of fixed-point codes as the whole of these are held."""
+    if isinstance(value, FixedPointTensor):
+        like, value, fits = value, value.dequantize(torch.float32), False
+    else:
+        like, fits = target, target.is_whole and value.shape == target.shape
+    blocks = empty_blocks(target._codes.shape if fits else value.shape, like.format, value.device)
+    stored = like._like(blocks) if fits else like._like(blocks, geometry=None)
+    stored._store(value, target.rounding)
+    return stored
+
+
+def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
+    """Copy ``source`` into ``target`` of another format, if it holds every value exactly.
+
+    Raises:
+        ValueError: if some value is not exact in ``target``'s format. ``target`` is then as it was.
+    """
+    floats, window = target._floats(torch.float32)
+    window.copy_(source._floats(torch.float32)[1])
+    trial = target._like(empty_blocks(floats.shape, target.format, floats.device), geometry=None)
+    trial._store(floats, "nearest")
+    if not torch.equal(trial._floats(torch.float32)[1], floats):
+        there = "in blocks of other elements" if source.format == target.format else f"as {target.format}"
+        raise ValueError(f"a tensor stored as {source.format} is not exact {there}; dequantize() it to round it")
+    target.blocks.copy_(trial.blocks)
