@@ -1,4 +1,4 @@
-"""Averages of weights go float32's way, by whatever operation they are written (docs/decisions/0012-copies-round.md)."""
+"""Averages of weights go float32's way, by whatever operation they are written: docs/decisions/0012-copies-round.md."""
 
 from __future__ import annotations
 
@@ -267,30 +267,39 @@ def test_values_between_two_codes_are_kept_in_the_mean() -> None:
 
 
 class Pulled(LightningModule):
-    """A weight that is pulled to another place at once, and stays there."""
+    """A weight that is pulled to another place in its second step; the average begins after the first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = modules(None)[0].weight
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return (self.weight - modules(None)[1].weight.detach()).square().sum() / 2
+        pull = float(self.global_step > 0)
+        return pull * (self.weight - modules(None)[1].weight.detach()).square().sum() / 2
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def test_lightnings_average_goes_float32s_way() -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["kept in float", "kept in fixed-point"])
+def test_lightnings_average_goes_float32s_way(before: bool) -> None:
+    """The callback copies the module before a plugin converts it, unless it has been converted before."""
     ends = []
     for plugin in (FixedPointPrecision(), None):
         module, averaging = Pulled(), EMAWeightAveraging(decay=DECAY)
+        if plugin is not None and before:
+            optim.quantize_(module)
         trainer = Trainer(
             accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, callbacks=[averaging],
             enable_checkpointing=False, enable_model_summary=False, plugins=plugin,
         )  # fmt: skip
         trainer.fit(module, DataLoader(TensorDataset(torch.zeros(STEPS, 1)), batch_size=1))
+        kept = averaging._average_model.module.weight
+        assert isinstance(kept, FixedPointTensor) == (plugin is not None and before)
         ends.append(module.weight.detach())  # the callback ends by copying the average into the module
-    check(ends[0], ends[1], modules(None)[1].weight.detach())
+    start, end = (module.weight.detach() for module in modules(None))
+    assert (ends[1] - start).abs().max() > 0.02
+    check(ends[0], ends[1], end)
 
 
 SHARDED: list[Update] = [
