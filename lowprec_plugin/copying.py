@@ -1,9 +1,9 @@
 """What is copied or assigned to a fixed-point tensor: exact where it can be, else rounded as the tensor rounds.
 
-The values of a tensor of equal blocks are its codes, and those of its format stay what they are under either way of
-rounding. All others are rounded by the target's ``rounding``, as those of every operation that writes: an average that
-is kept up by copies moves by a small part of a code at a time, which rounding to nearest would lose, and by a code or
-two, of which it would lose up to a half (docs/decisions/0012-copies-round.md).
+From a tensor of equal blocks the codes are copied, and numbers of the target's format stay what they are under either
+way of rounding. All others are rounded as ``rounding`` says, like what any operation writes: an average kept up by
+copies moves by a part of a code at a time, or by a code and a half, and to nearest would lose the part or the half each
+time (docs/decisions/0012-copies-round.md).
 """
 
 from __future__ import annotations

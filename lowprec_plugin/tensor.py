@@ -32,8 +32,9 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     """A tensor stored as ``code * 2**exponent``.
 
     Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
-    its bytes are ``.nbytes``. In-place arithmetic rounds as ``.rounding`` says, with random bits of the tensor's own
-    stream; ``copy_`` rounds to nearest, and is exact from a tensor of the same format.
+    its bytes are ``.nbytes``. Whatever writes to it, ``copy_`` and ``load_state_dict`` too, rounds as ``.rounding``
+    says, with random bits of the tensor's own stream; what the format holds stays exact, and from a tensor of equal
+    blocks the codes are copied.
 
     Attributes:
         format: the :class:`~lowprec_plugin.formats.FixedPointFormat`.
@@ -154,7 +155,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     @property
     def roundings(self) -> int:
-        """How often this tensor has been rounded in place, which keys the next rounding's random bits."""
+        """How often this tensor has been rounded in place, steps included: it keys the random bits of the next time."""
         return self._shared.roundings
 
     @roundings.setter
@@ -231,7 +232,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     @property
     def data(self) -> FixedPointTensor:
-        """A window on the same codes outside autograd. What is assigned takes their place, rounded to nearest.
+        """A window on the same codes outside autograd. What is assigned takes their place, rounded as this rounds.
 
         A fixed-point tensor that is assigned brings its own format, dtype and device along.
         """
