@@ -32,9 +32,8 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     """A tensor stored as ``code * 2**exponent``.
 
     Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
-    its bytes are ``.nbytes``. Whatever writes to it, ``copy_`` and ``load_state_dict`` too, rounds as ``.rounding``
-    says, with random bits of the tensor's own stream; what the format holds stays exact, and from a tensor of equal
-    blocks the codes are copied.
+    its bytes are ``.nbytes``. Whatever writes to it rounds as ``.rounding`` says, with random bits of the tensor's own
+    stream; what its format holds stays exact, and ``copy_`` from a tensor of equal blocks copies the codes.
 
     Attributes:
         format: the :class:`~lowprec_plugin.formats.FixedPointFormat`.
