@@ -37,7 +37,7 @@ class Direct:
         return self.dequantize().numpy(force=force)
 
     def apply_(self: FixedPointTensor, callable: Callable[[float], float]) -> Tensor:  # type: ignore[misc]
-        """Replace each stored number by a Python function of it, rounded to nearest."""
+        """Replace each stored number by a Python function of it, rounded as ``copy_`` rounds."""
         return self.copy_(self.dequantize().apply_(callable))
 
     def data_ptr(self: FixedPointTensor) -> int:  # type: ignore[misc]

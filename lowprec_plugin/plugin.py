@@ -322,7 +322,7 @@ class FixedPointPrecision(Precision):
             "activation_word_length": self._inside_settings[1],
             "ramp": None if self.ramping is None else self.ramping.state_dict(trainer_of(self._network)),
             "inside": None if self.inside is None else self.inside.state_dict(),
-            # In-place roundings so far: they key the random bits of optimizers without a fused update.
+            # In-place roundings so far: they key the random bits of optimizers without a fused update, and of copies.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
         }
 

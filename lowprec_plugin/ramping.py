@@ -104,7 +104,7 @@ class Ramping:
         rungs = self.ramp.ladder if self.ramp.at is None else self.ramp.at.values()
         lengths = {FixedPointFormat.parse(each).word_length for each in saved} & set(rungs)
         # A fit goes back where ``format`` is of a later step. A test need not, for wider words hold the same, and a
-        # module that was narrowed for it could not take up a later checkpoint.
+        # module that was narrowed for it would round a later checkpoint.
         start = self._first if trainer.state.fn == TrainerFn.FITTING else format
         return widened(start, max(lengths | {start.word_length}))
 
