@@ -1,1 +1,1 @@
-"""Private names of torch and Lightning that are read here and nowhere else: each is there, or an error names it."""
+"""Private names of torch and Lightning that are read here and nowhere else, and the packages that Lightning is found in."""

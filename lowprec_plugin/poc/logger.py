@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lowprec_plugin.compat.bases import CSVLogger, ExperimentWriter
 from lowprec_plugin.trainings.unlogged import Nothing, TakesAnything
 
 
