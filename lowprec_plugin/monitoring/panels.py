@@ -83,7 +83,7 @@ def histograms(loggers: Sequence[Logger], found: Figures, step: int) -> None:
             import wandb
 
             shown = {f"{PREFIX}{name}": wandb.Histogram(np_histogram=each) for name, each in bins.items()}  # type: ignore[arg-type]
-            logger.log_metrics(shown, step)  # type: ignore[arg-type]
+            logger.log_metrics(shown, step)
         elif is_a(logger, "loggers.TensorBoardLogger"):
             for name, (counts, edges) in bins.items():
                 middles = [(low + high) / 2 for low, high in pairwise(edges)]
