@@ -20,14 +20,14 @@ from lowprec_plugin.compat.lightnings import LIGHTNINGS, Lightning, imported, in
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
-    from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+    from lightning.pytorch.loggers.csv_logs import ExperimentWriter
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 
 __all__ = [
-    "Callback", "CSVLogger", "DeepSpeedPrecision", "DummyLogger", "ExperimentWriter", "LightningDataModule",
-    "LightningModule", "Precision", "TorchCheckpointIO", "serve",
+    "Callback", "DeepSpeedPrecision", "DummyLogger", "ExperimentWriter", "LightningDataModule", "LightningModule",
+    "Precision", "TorchCheckpointIO", "serve",
 ]  # fmt: skip
 
 
@@ -56,7 +56,6 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "Callback": _Kind("Callback", _Plain),
-    "CSVLogger": _Kind("loggers.csv_logs.CSVLogger", _Abstract),
     "DeepSpeedPrecision": _Kind("plugins.precision.DeepSpeedPrecision", _Plain, own=True),
     "DummyLogger": _Kind("loggers.logger.DummyLogger", _Abstract),
     "ExperimentWriter": _Kind("loggers.csv_logs.ExperimentWriter", _Plain),

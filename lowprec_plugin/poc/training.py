@@ -136,7 +136,7 @@ def fit(order: Order, told: Told) -> RunRecord:
     start = time.perf_counter()
     measures = Measures(order.interval)
     logger = {"class_path": "lowprec_plugin.poc.logger.RunLogger",
-              "init_args": {"save_dir": str(order.folder), "name": "", "version": ""}}  # fmt: skip
+              "init_args": {"save_dir": str(order.folder)}}  # fmt: skip
     with quietly():
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
