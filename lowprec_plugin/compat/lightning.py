@@ -36,3 +36,10 @@ def to_be_compiled_again(module: nn.Module) -> bool:
         return False
     feature = "to see whether a module is compiled"
     return look_up(module, "_compiler_ctx", host=LIGHTNING, feature=feature) is not None
+
+
+def logs_graph(logger: Any) -> bool:
+    """Whether ``logger`` is a ``TensorBoardLogger``, of Lightning under either name, made with ``log_graph=True``."""
+    if all(each.__name__ != "TensorBoardLogger" for each in type(logger).__mro__):
+        return False
+    return bool(look_up(logger, "_log_graph", host=LIGHTNING, feature="to trace a logged graph in floats"))
