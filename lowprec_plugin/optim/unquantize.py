@@ -38,8 +38,8 @@ def to_float_(
 
     Args:
         module: changed in place. It takes 4 bytes per parameter from here on, in float32.
-        optimizers: one or several that update the module, changed in place. One that is left out keeps its fixed-point
-            state, and goes on from that.
+        optimizers: one or several that update the module, changed in place. Give all that go on: one that is left out
+            keeps its state in fixed-point.
         dtype: of what was fixed-point; ``None``: the one that operations saw, so that the module computes what it did.
             float32 holds every stored number exactly, bfloat16 does not.
 
@@ -48,8 +48,8 @@ def to_float_(
 
     Raises:
         ValueError: for an argument of another kind; an optimizer that updates fixed-point parameters of another module
-            too; a parameter that an autograd graph, a weak reference or DistributedDataParallel holds; or shards that
-            FSDP2 has gathered before. Nothing is changed then (but torch may refuse to run that graph backward).
+            too; a parameter that an autograd graph, a weak reference or DistributedDataParallel holds; or a module that
+            FSDP2 has sharded. Nothing is changed then (but torch may refuse to run that graph backward).
     """
     check_kind(module, nn.Module, "module")
     optimizers = optimizers_of(optimizers, "optimizers")
