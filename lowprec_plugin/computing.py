@@ -8,19 +8,23 @@ from typing import Any, Literal
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowprec_plugin.casting import casts_share_codes
 
-ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
-_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
+ComputeDtype = torch.dtype | Literal["float32", "float64", "bfloat16", "bf16-mixed"]
+_NAMES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
+_PRECISION: dict[torch.dtype, Literal["32-true", "64-true", "bf16-true"]] = {
+    torch.float32: "32-true", torch.float64: "64-true", torch.bfloat16: "bf16-true"
+}  # fmt: skip
 
 
 class Computing:
     """The dtype of parameters, inputs and operations.
 
     Args:
-        compute_dtype: ``torch.float32``, ``torch.bfloat16``, ``"bf16-mixed"`` (autocast), or their names as text.
+        compute_dtype: ``torch.float32``, ``torch.float64``, ``torch.bfloat16``, ``"bf16-mixed"`` (autocast), or their
+            names as text.
 
     Attributes:
         dtype: of parameters and inputs.
@@ -39,12 +43,20 @@ class Computing:
             raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {', '.join(_NAMES)}")
         self.autocast = compute == "bf16-mixed"
         self.dtype: torch.dtype = torch.float32 if self.autocast else compute  # type: ignore[assignment]
-        self.precision: Literal["bf16-mixed", "32-true", "bf16-true"] = (
-            "bf16-mixed" if self.autocast else "32-true" if compute == torch.float32 else "bf16-true"
+        self.precision: Literal["bf16-mixed", "32-true", "64-true", "bf16-true"] = (
+            "bf16-mixed" if self.autocast else _PRECISION[self.dtype]
         )
 
     def __str__(self) -> str:
         return "bf16-mixed" if self.autocast else str(self.dtype).removeprefix("torch.")
+
+    def seen(self, module: nn.Module) -> torch.dtype | None:
+        """The dtype in which operations are to see the parameters of ``module``; ``None``: each in its own.
+
+        In float32 what is float64 stays so, as the buffers and inputs beside it do, and as with Lightning's "32-true".
+        """
+        wide = self.dtype == torch.float32 and any(param.dtype == torch.float64 for param in module.parameters())
+        return None if wide else self.dtype
 
     def creation(self) -> AbstractContextManager[None]:
         """The dtype in which tensors are created."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lowprec_plugin.compat.tracing import recorder
 from lowprec_plugin.gathered import called_by
 from lowprec_plugin.opening import current
 
@@ -35,6 +36,18 @@ class Direct:
     def numpy(self: FixedPointTensor, *, force: bool = False) -> Any:  # type: ignore[misc]
         """The stored numbers as a NumPy array, a copy."""
         return self.dequantize().numpy(force=force)
+
+    def storage(self: FixedPointTensor) -> Any:  # type: ignore[misc]
+        """Refused: safetensors, and who writes by it, would read memory that is not there.
+
+        Raises:
+            ValueError: always, with how to write the numbers.
+        """
+        raise ValueError(
+            "a fixed-point tensor has no memory of floats that safetensors could write: write floats, which are exact "
+            "in float32 (save_file or save_pretrained with optim.float_state_dict(module)), or codes "
+            "(lowprec_plugin.export.to_safetensors(module, path)); with accelerate save_state(safe_serialization=False)"
+        )
 
     def apply_(self: FixedPointTensor, callable: Callable[[float], float]) -> Tensor:  # type: ignore[misc]
         """Replace each stored number by a Python function of it, rounded as ``copy_`` rounds."""
@@ -66,6 +79,24 @@ class Direct:
     def is_shared(self: FixedPointTensor) -> bool:  # type: ignore[misc]
         """Whether the codes are in shared memory."""
         return bool(self.codes.is_shared())  # type: ignore[no-untyped-call]
+
+
+def refuse_recording() -> None:
+    """Refuse an operation that is being recorded with its operands' memory: by ``torch.jit.trace`` or ``torch.onnx``.
+
+    Raises:
+        ValueError: if one is.
+    """
+    if (name := recorder()) is not None:
+        raise ValueError(recorded(name))
+
+
+def recorded(name: str) -> str:
+    """Why ``name`` cannot record a module, and what to do."""
+    return (
+        f"{name} cannot record fixed-point weights, which have no memory of floats: give it a copy in floats, "
+        "optim.to_float_(copy.deepcopy(module)), which computes the same; lowprec_plugin.export.to_onnx writes codes"
+    )
 
 
 def refuse_as_data_of_floats(fixed: type[Tensor]) -> None:

@@ -24,21 +24,22 @@ from lowprec_plugin.compat.lightning import is_fitting
 from lowprec_plugin.computing import ComputeDtype, Computing
 from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.emulation import Emulation
-from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.inside import Inside
+from lowprec_plugin.leaving import leave_float_, log_graphs_in_float
 from lowprec_plugin.nonfinite import Aftermath
 from lowprec_plugin.optim import StepSettings, adopt, widen_
 from lowprec_plugin.optim.quantize import patterns_of, quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.ramping import Ramping, wire_word_length
-from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved, write_whole
+from lowprec_plugin.resuming import check_resumed, go_on, state_of, write_whole
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.strategies import ELSEWHERE, UNDER_FABRIC, check_strategy, trainer_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
 from lowprec_plugin.widening import widened
-from lowprec_plugin.wiring import Wiring, connect_wire, load_wire, say_traffic
+from lowprec_plugin.wiring import Wiring, connect_wire, say_traffic
 
 
 class FixedPointPrecision(Precision):
@@ -65,8 +66,9 @@ class FixedPointPrecision(Precision):
             to the next gradient. For 8 and 4 bits.
         rounding: ``"stochastic"`` or ``"nearest"``.
         block_size: consecutive weights that share a radix point: a power of two, 16 to 1024.
-        compute_dtype: what operations see: ``torch.float32``; ``torch.bfloat16`` (parameters, buffers and inputs appear
-            as bfloat16); or ``"bf16-mixed"`` (autocast). Their names as text do as well.
+        compute_dtype: what operations see: ``torch.float32``, and float64 of what is float64 in the module;
+            ``torch.bfloat16`` or ``torch.float64`` (parameters, buffers and inputs appear so); or ``"bf16-mixed"``
+            (autocast). Their names as text do as well.
         keep_float: parameters to leave alone: names or shell patterns such as ``"head.*"``.
         ramp: widens the words while training: see :class:`WordLengthRamp`. State follows unless ``state_word_length``
             pins it, and gradients between processes do with ``comm_word_length="auto"``.
@@ -74,6 +76,8 @@ class FixedPointPrecision(Precision):
             :class:`Emulation`. Needs ``compute_dtype=torch.float32``.
         activation_word_length: bits of the activations that are kept for the backward pass; ``None``: floats.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
+        leave_float: once the Trainer is done (with a fit, and with a test or the like), turn the module's parameters
+            and its optimizers' state into ordinary floats: see :func:`lowprec_plugin.optim.to_float_`.
         seed: keys the random bits of the rounding.
 
     Raises:
@@ -97,6 +101,7 @@ class FixedPointPrecision(Precision):
         emulation: Emulation | None = None,
         activation_word_length: int | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
+        leave_float: bool = False,
         seed: int = 0,
     ) -> None:
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
@@ -120,7 +125,7 @@ class FixedPointPrecision(Precision):
         # What Lightning and its callbacks read: the arithmetic, which is float, not the storage.
         self.precision = self._computing.precision
         if emulation is not None and self.precision != "32-true":
-            raise ValueError(f"compute_dtype={compute_dtype!r} rounds to bfloat16 too: emulation needs torch.float32")
+            raise ValueError(f"compute_dtype={compute_dtype!r} is other arithmetic: emulation needs torch.float32")
         self._inside_settings = (emulation, activation_word_length)
         #: Emulation and kept activations at work, with what they counted; ``None`` without either.
         self.inside = self._make_inside(0, 0)
@@ -128,6 +133,10 @@ class FixedPointPrecision(Precision):
         self._network: nn.Module | None = None
         self._device_type = "cpu"
         self._optimizers: list[FixedPointStep] = []
+        self._stepping: list[StepSettings] = []  # of the optimizers, which may have left their classes since
+        check_kind(leave_float, bool, "leave_float")
+        self.leave_float = leave_float
+        self._left: dict[str, Any] | None = None  # the state with which floats were left
         self._said_traffic = self._fitting = False
         self._aftermath = Aftermath()
         self._wire_before: DDPState | FSDPState | None = None
@@ -142,7 +151,7 @@ class FixedPointPrecision(Precision):
     @property
     def skipped_steps(self) -> int:
         """Optimizer steps skipped for a NaN or infinite gradient (``nonfinite="skip"``)."""
-        return sum(each.fixed_point.skipped_steps for each in self._optimizers)
+        return sum(each.skipped_steps for each in self._stepping)
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Swap the parameters of ``module`` for fixed-point ones, in place. Under DeepSpeed a ``ValueError``."""
@@ -154,7 +163,7 @@ class FixedPointPrecision(Precision):
             self.format,
             rounding=self.rounding,
             keep_float=self.keep_float,
-            dtype=self._computing.dtype,
+            dtype=self._computing.seen(module),
             seed=self.seed,
         )
         if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
@@ -179,10 +188,12 @@ class FixedPointPrecision(Precision):
         if self._fitting and self.ramping is not None:
             self.ramping.begin(inner)
         write_whole(inner)
+        log_graphs_in_float(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
             adopt(optimizer, replace(self._settings))
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
+        self._stepping, self._left = [each.fixed_point for each in self._optimizers], None
         before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
         wiring = Wiring(self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed)
         between_processes = between_processes and bool(optimizers)
@@ -222,6 +233,9 @@ class FixedPointPrecision(Precision):
     def _widen(self, module: nn.Module, word_length: int) -> None:
         widen_(module, self._optimizers, word_length)
         self.format = widened(self.format, word_length)
+        self._follow_with_wire()
+
+    def _follow_with_wire(self) -> None:
         if isinstance(self.wire, DDPState) and self.comm_word_length == "auto":
             self.wire.word_length = self._auto_wire()
 
@@ -240,6 +254,13 @@ class FixedPointPrecision(Precision):
             say_traffic(self.wire)
         return result
 
+    def teardown(self) -> None:
+        """The Trainer is done with the module: with ``leave_float``, leave it and its optimizers in ordinary floats."""
+        if self.leave_float and self._network is not None and self._left is None:
+            state = self.state_dict()
+            if leave_float_(self._network, self._optimizers):
+                self._optimizers, self._left = [], state
+
     def _params(self) -> list[FixedPointTensor]:
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         parts = (fixed_part(param) for group in groups for param in group["params"])
@@ -248,7 +269,7 @@ class FixedPointPrecision(Precision):
     @property
     def saturated(self) -> int:
         """Numbers that were out of their format's range when updates were rounded, so far."""
-        return sum(optimizer.fixed_point.saturated for optimizer in self._optimizers)
+        return sum(each.saturated for each in self._stepping)
 
     def __repr__(self) -> str:
         state = self._settings.state_word_length or self.format.word_length
@@ -312,20 +333,7 @@ class FixedPointPrecision(Precision):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of the plugin: the wire's step, and the rest for people. Called on every rank."""
-        return {
-            "version": __version__,
-            "layout": LAYOUT,
-            "format": str(self.format),
-            "seed": self.seed,
-            "skipped_steps": [optimizer.fixed_point.skipped_steps for optimizer in self._optimizers],
-            "wire": None if self.wire is None else self.wire.state_dict(),
-            "emulation": str(self._inside_settings[0]),
-            "activation_word_length": self._inside_settings[1],
-            "ramp": None if self.ramping is None else self.ramping.state_dict(trainer_of(self._network)),
-            "inside": None if self.inside is None else self.inside.state_dict(),
-            # In-place roundings so far: they key the random bits of optimizers without a fused update, and of copies.
-            "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
-        }
+        return state_of(self) if self._left is None else self._left
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
@@ -337,13 +345,4 @@ class FixedPointPrecision(Precision):
         Raises:
             ValueError: for weights that this format does not hold, or others' residuals. Nothing is changed then.
         """
-        check_saved(state_dict, self.format)
-        load_wire(self.wire, state_dict.get("wire"), fitting=self._fitting)  # may refuse, too
-        for optimizer, skipped in zip(self._optimizers, state_dict["skipped_steps"], strict=False):
-            optimizer.fixed_point.skipped_steps = skipped
-        for param in self._params():
-            param.roundings = state_dict.get("roundings", {}).get(param.label, param.roundings)
-        if self.ramping is not None and state_dict.get("ramp") is not None:
-            self.ramping.load_state_dict(state_dict["ramp"])
-        if self.inside is not None and state_dict.get("inside") is not None:
-            self.inside.load_state_dict(state_dict["inside"])
+        go_on(self, state_dict)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec.core
 import torch
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lowprec_plugin.compat.bases import TorchCheckpointIO
@@ -19,9 +19,20 @@ from lowprec_plugin.damage import check_undamaged
 from lowprec_plugin.files import remove_folder, remove_partial, whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.strategies import trainer_of
+from lowprec_plugin.version import __version__
+from lowprec_plugin.widening import narrow_
+from lowprec_plugin.wiring import load_wire
+
+if TYPE_CHECKING:
+    from lowprec_plugin.plugin import FixedPointPrecision
 
 #: Of what a plugin's ``state_dict`` holds: raised where an earlier version could no longer read it.
 LAYOUT = 1
+#: Of the plugin's terms, those that change what a resumed run computes. Formats have to hold the saved ones instead.
+_SAID = (
+    "seed", "rounding", "compute_dtype", "keep_float", "comm_word_length", "comm_error_feedback", "emulation",
+    "activation_word_length",
+)  # fmt: skip
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -102,6 +113,79 @@ def check_resumed(module: nn.Module | None) -> None:
             raise ValueError(damage)
 
 
+def state_of(plugin: FixedPointPrecision) -> dict[str, Any]:
+    """What a checkpoint says of ``plugin``, in plain numbers and texts. Called on every rank."""
+    return {
+        "version": __version__,
+        "layout": LAYOUT,
+        "format": str(plugin.format),
+        "seed": plugin.seed,
+        "arguments": _said(plugin),
+        "skipped_steps": [each.skipped_steps for each in plugin._stepping],
+        "wire": None if plugin.wire is None else plugin.wire.state_dict(),
+        "emulation": str(plugin._inside_settings[0]),
+        "activation_word_length": plugin._inside_settings[1],
+        "ramp": None if plugin.ramping is None else plugin.ramping.state_dict(trainer_of(plugin._network)),
+        "inside": None if plugin.inside is None else plugin.inside.state_dict(),
+        # In-place roundings so far: they key the random bits of optimizers without a fused update.
+        "roundings": {param.label: param.roundings for param in plugin._params() if param.roundings},
+    }
+
+
+def _said(plugin: FixedPointPrecision) -> dict[str, str]:
+    terms = plugin.terms()
+    return {name: str(terms[name]) for name in _SAID}
+
+
+def go_on(plugin: FixedPointPrecision, state: Mapping[str, Any]) -> None:
+    """Have ``plugin`` go on counting where ``state`` stopped; the module has the checkpoint's weights by now.
+
+    Words that a ramp has widened since the checkpoint, as while Lightning's finders try learning rates or batch sizes,
+    are narrowed to the checkpoint's: its weights are exact in them. Other arguments than the checkpoint's are said.
+
+    Raises:
+        ValueError: for weights that the plugin's format does not hold, or others' residuals. Nothing is changed then.
+    """
+    check_saved(state, plugin.format)
+    load_wire(plugin.wire, state.get("wire"), fitting=plugin._fitting)  # may refuse, too
+    if plugin._fitting:
+        say_changed({**state, **(state.get("arguments") or {})}, _said(plugin))
+    for settings, skipped in zip(plugin._stepping, state["skipped_steps"], strict=False):
+        settings.skipped_steps = skipped
+    if plugin._fitting and plugin.ramping is not None and plugin._network is not None:
+        _narrow(plugin, plugin.ramping.format_to_resume(plugin._network, plugin.format))
+    for param in plugin._params():
+        # None are saved where there were none; earlier versions saved no counts at all.
+        param.roundings = state["roundings"].get(param.label, 0) if "roundings" in state else param.roundings
+    if plugin.ramping is not None and state.get("ramp") is not None:
+        plugin.ramping.load_state_dict(state["ramp"])
+    if plugin.inside is not None and state.get("inside") is not None:
+        plugin.inside.load_state_dict(state["inside"])
+
+
+def _narrow(plugin: FixedPointPrecision, format: FixedPointFormat) -> None:
+    """Narrow the weights of ``plugin`` to ``format`` if that is narrower; state follows when it is loaded."""
+    if format.word_length < plugin.format.word_length:
+        for param in plugin._params():
+            narrow_(param, format.word_length)
+        plugin.format = format
+        plugin._follow_with_wire()
+
+
+def say_changed(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Warn of arguments that a checkpoint's plugin had otherwise: the run goes on, and not as it would have."""
+    changed = [
+        f"{name}={value} (there {saved[name]})"
+        for name, value in own.items()
+        if name in saved and str(saved[name]) != str(value)
+    ]
+    if changed:
+        rank_zero_warn(
+            f"this plugin has other arguments than the one that wrote the checkpoint: {', '.join(changed)}. The run "
+            "goes on with its own; give it the checkpoint's to go on bit for bit"
+        )
+
+
 def check_saved(state: Mapping[str, Any], format: FixedPointFormat) -> None:
     """Check that a plugin whose weights are in ``format`` can go on from what one saved.
 
@@ -133,7 +217,7 @@ def _check_kinds(state: object) -> None:
             isinstance(counts, Mapping)
             and isinstance(skipped, list)
             and all(_is_count(each) for each in [state.get("layout", LAYOUT), *skipped, *counts.values()])
-            and all(isinstance(state.get(name), Mapping | None) for name in ("wire", "ramp", "inside"))
+            and all(isinstance(state.get(name), Mapping | None) for name in ("wire", "ramp", "inside", "arguments"))
         )
     if not sound:
         raise ValueError(

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.casting import casts_share
 from lowprec_plugin.copying import copy_
+from lowprec_plugin.direct import refuse_recording
 from lowprec_plugin.gathered import called_by
 from lowprec_plugin.opening import current, open_floats
 from lowprec_plugin.tensor import FixedPointTensor
@@ -33,6 +34,7 @@ RULES: dict[Any, Rule] = {}
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run ``func``, at least one of whose arguments is a :class:`FixedPointTensor`."""
+    refuse_recording()
     rule = RULES.get(func) or _rule_of(func)
     return rule(func, args, kwargs)
 

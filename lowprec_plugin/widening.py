@@ -50,6 +50,31 @@ def widen_(tensor: FixedPointTensor, word_length: int) -> None:
     tensor.format = format
 
 
+@torch.no_grad()
+def narrow_(tensor: FixedPointTensor, word_length: int) -> None:
+    """Undo :func:`widen_`, in place: store ``tensor`` in words of ``word_length`` bits, which hold its values exactly.
+
+    Windows on the tensor made before keep its former codes.
+
+    Raises:
+        ValueError: if they do not hold them, or ``tensor`` is a window on a part of another. Nothing is changed then.
+    """
+    if not tensor.is_whole:
+        raise ValueError("a window on a tensor cannot be narrowed by itself: narrow the tensor")
+    less, fraction_length = tensor.format.word_length - word_length, tensor.format.fraction_length
+    format = replace(
+        tensor.format,
+        word_length=word_length,
+        fraction_length=None if fraction_length is None else fraction_length - less,
+    )
+    floats = tensor.dequantize(torch.float32).view(tensor.codes.shape)
+    blocks, _ = ops.quantize(floats, format)
+    if not torch.equal(ops.dequantize(blocks, format), floats):
+        raise ValueError(f"tensor {tensor.label!r} in {tensor.format} is not exact in {word_length} bits: words stay")
+    tensor._codes, tensor._low, tensor._exponents = blocks
+    tensor.format = format
+
+
 def _shifted(blocks: Blocks, format: FixedPointFormat, wider: FixedPointFormat) -> Blocks:
     """Codes with zeros behind them, and radix points as much further back."""
     more = wider.word_length - format.word_length

@@ -92,6 +92,7 @@ CALLS: dict[str, Call] = {
     "emulate": Call(emulate, lambda: {"module": net(), "emulation": Emulation()}),
     "keep_activations": Call(keep_activations, lambda: {"module": net(), "word_length": 8}),
     "optim.quantize_": Call(optim.quantize_, lambda: {"module": net()}),
+    "optim.to_float_": Call(optim.to_float_, lambda: {"module": fixed()}),
     "optim.widen_": Call(optim.widen_, lambda: {"module": fixed(), "optimizers": (), "word_length": 20}),
     "optim.adopt": Call(optim.adopt, lambda: {"optimizer": adopted()}),
     "optim.StepSettings": Call(optim.StepSettings),
@@ -146,7 +147,8 @@ def test_what_is_not_taken_is_refused_by_name(function: str, tmp_path: Path, mon
 
 
 TAKEN_FOR_TRUE = [
-    ("FixedPointPrecision", "comm_error_feedback"), ("FixedPointMonitor", "layers"), ("FixedPointFormat", "squared"),
+    ("FixedPointPrecision", "comm_error_feedback"), ("FixedPointPrecision", "leave_float"),
+    ("FixedPointMonitor", "layers"), ("FixedPointFormat", "squared"),
     ("emulate", "training"), ("comm.DDPState", "error_feedback"), ("plan", "bucket_view"),
     ("plan", "comm_error_feedback"), ("export.estimate", "training"),
 ]  # fmt: skip

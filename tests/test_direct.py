@@ -45,3 +45,10 @@ def test_a_python_function_is_applied() -> None:
     assert x.tolist() == [[0, -1, -2], [3, -4, -5]]
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         nn.Parameter(x).apply_(abs)
+
+
+def test_a_storage_of_floats_is_refused() -> None:
+    """By which safetensors, accelerate and save_pretrained find the memory to write: tests/foreign."""
+    for tensor in (stored(), nn.Parameter(stored())):
+        with pytest.raises(ValueError, match=r"no memory of floats.*float_state_dict.*to_safetensors"):
+            tensor.storage()

@@ -22,7 +22,7 @@ LAYERS = {
     "optim": 4, "memory": 4, "describe": 4, "running": 4, "emulation": 4, "kept": 4, "inside": 4,
     "computing": 4, "plan": 4, "telemetry": 4,
     "plugin": 5, "ramping": 5, "resuming": 5, "wiring": 5, "strategies": 5, "nonfinite": 5, "deepspeed": 5,
-    "monitoring": 5,
+    "monitoring": 5, "leaving": 5,
     "tasks": 6, "poc": 6, "bench": 6, "tune": 6, "cli": 6, "export": 6,
     "inspection": 6, "sources": 6, "unread": 6,
     "trainings": 6,

@@ -20,7 +20,7 @@ from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.nonfinite import Aftermath
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved
+from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved, say_changed
 from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.version import __version__
 
@@ -166,7 +166,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         check_resumed(self._module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that the checkpoint's weights and state are exact as this plugin stores them.
+        """Check that the checkpoint's weights and state are exact as this plugin stores them; say what else changed.
 
         Raises:
             ValueError: if they are not.
@@ -180,6 +180,8 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
                 f"the checkpoint's optimizer state has {bits} bits, which {own} do not hold exactly: resume with "
                 f"state_word_length={bits}"
             )
+        names = ("comm_word_length", "rounding", "seed")
+        say_changed(state_dict, {name: self._options[name] for name in names})
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())

@@ -15,6 +15,7 @@ from lowprec_plugin.optim.interchange import float_state_dict, plain_optimizer_s
 from lowprec_plugin.optim.optimizers import SGD, Adam, AdamW, Lion
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.unquantize import to_float_
 from lowprec_plugin.optim.widen import widen_
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "float_state_dict",
     "plain_optimizer_state",
     "quantize_",
+    "to_float_",
     "widen_",
 ]

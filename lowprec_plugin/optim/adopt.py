@@ -106,7 +106,7 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
         raise
     torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
     if patched is not None:
-        _count_steps(optimizer, patched)
+        count_steps(optimizer, patched)
     scale_before_the_step(optimizer)
 
 
@@ -159,7 +159,7 @@ def _blank(float_class: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     return object.__new__(_fixed_point_class(float_class))
 
 
-def _count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:
+def count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:
     """Do for the new step what a scheduler's patch did for the old: note that it was called.
 
     Schedulers replace ``optimizer.step`` by a wrapper of the class's function, so that they can warn of a wrong order

@@ -1,8 +1,11 @@
-"""Moving a module with fixed-point parameters to another device or dtype.
+"""What a module with fixed-point parameters does otherwise: moving to another device or dtype, and TorchScript.
 
 ``torch.nn.Module`` would exchange each parameter's tensor for a moved one, which it cannot while an autograd graph
 holds the parameter: a module could not be moved, even to where it is, after a forward pass whose outputs live on. So
 a module that holds fixed-point parameters gets an ``_apply`` of its own, which moves the codes inside each parameter.
+
+TorchScript would take the parameters for the memory that they have not, and end the process when it is saved: the hook
+that ``torch.jit.script`` asks a module by refuses it.
 """
 
 from __future__ import annotations
@@ -15,15 +18,33 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.direct import recorded
 from lowprec_plugin.tensor import FixedPointTensor
 
 
 def move_in_place(module: nn.Module) -> None:
-    """Give ``module`` and its parts the ``_apply`` that leaves fixed-point parameters the tensors they are."""
+    """Give ``module`` and its parts the ``_apply`` that leaves fixed-point parameters the tensors they are.
+
+    And what refuses ``torch.jit.script``.
+    """
     for part in module.modules():
         if any(isinstance(param, FixedPointTensor) for param in part._parameters.values()):
             look_up(part, "_apply", host=TORCH, feature="to move codes with their module")
             part.__dict__["_apply"] = partial(_apply, part)  # a module may refuse attributes that it does not know
+            part.__dict__["__prepare_scriptable__"] = _refuse_script
+
+
+def move_plainly(module: nn.Module) -> None:
+    """Undo :func:`move_in_place`: ``module`` and its parts have what their classes say again."""
+    for part in module.modules():
+        own = part.__dict__.get("_apply")
+        if isinstance(own, partial) and own.func is _apply:
+            del part.__dict__["_apply"]
+            part.__dict__.pop("__prepare_scriptable__", None)  # what earlier versions pickled has none
+
+
+def _refuse_script() -> nn.Module:
+    raise ValueError(recorded("torch.jit.script"))
 
 
 def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

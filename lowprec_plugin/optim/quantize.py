@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -93,7 +93,7 @@ def quantize_(
         refused = error
     if on_any_rank(refused is not None, params.values()):
         raise refused or ValueError("a shard on another rank was refused, so nothing is changed here: see its error")
-    _exchange_all(params, stored)
+    exchange_all(params, stored)
     for name, part in stored_already.items():
         part.rounding, part.stream = rounding, stream_of(seed, name)
     move_in_place(module)
@@ -152,7 +152,12 @@ def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> N
         )
 
 
-def _exchange_all(params: dict[str, nn.Parameter], stored: dict[str, nn.Parameter]) -> None:
+def exchange_all(params: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Exchange what the tensors of the same names are, all of them or none.
+
+    Raises:
+        ValueError: naming one that stays what it is.
+    """
     done: list[str] = []
     for name, other in stored.items():
         try:

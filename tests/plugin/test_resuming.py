@@ -203,3 +203,33 @@ def test_a_folder_that_is_being_removed_has_lost_its_name(tmp_path: Path, monkey
     assert len(list(tmp_path.glob("*.removed"))) == 1
     WholeCheckpointIO().remove_checkpoint(str(tmp_path / "step=2.ckpt"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": 7}, r"seed=7 \(there 0\)"),
+        ({"rounding": "nearest"}, r"rounding=nearest \(there stochastic\)"),
+        ({"compute_dtype": "bfloat16"}, r"compute_dtype=bfloat16 \(there float32\)"),
+        ({"activation_word_length": 8, "keep_float": []}, r"keep_float=\[\] \(there \['net.2.\*'\]\), activation.*=8"),
+    ],
+    ids=str,
+)
+def test_other_arguments_than_the_checkpoints_are_said(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """And the run goes on with its own; given the same, nothing is said."""
+    trained().save_checkpoint(tmp_path / "x.ckpt")
+    plugin = FixedPointPrecision(**{"keep_float": "net.2.*", **options})
+    with pytest.warns(UserWarning, match=f"other arguments than the one that wrote the checkpoint: {said}"):
+        trainer_of(2, plugin).fit(Regressor(), vectors(), ckpt_path=tmp_path / "x.ckpt", weights_only=False)
+    trainer_of(2).fit(Regressor(), vectors(), ckpt_path=tmp_path / "x.ckpt", weights_only=False)
+    trainer_of(2, plugin).test(Regressor(), vectors(), ckpt_path=tmp_path / "x.ckpt", weights_only=False, verbose=False)
+
+
+def test_of_earlier_checkpoints_the_seed_is_said(tmp_path: Path) -> None:
+    trained().save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=False)
+    del saved["FixedPointPrecision"]["arguments"]
+    torch.save(saved, tmp_path / "earlier.ckpt")
+    plugin = FixedPointPrecision(seed=3, rounding="nearest", keep_float="net.2.*")
+    with pytest.warns(UserWarning, match=r"wrote the checkpoint: seed=3 \(there 0\)\. The run"):
+        trainer_of(2, plugin).fit(Regressor(), vectors(), ckpt_path=tmp_path / "earlier.ckpt", weights_only=False)
