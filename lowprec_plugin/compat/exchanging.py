@@ -12,15 +12,18 @@ from lowprec_plugin.compat.lookup import TORCH, look_up
 _FEATURE = "to put codes in the place of a parameter's floats"
 
 
-def holder_of(tensor: Tensor) -> str:
+def holder_of(tensor: Tensor, *, beside_its_node: bool = False) -> str:
     """Who besides Python has hold of a leaf, and what to do about it, in words; empty if nobody has.
 
-    To whoever has, it stays what it was when the object has become another tensor.
+    To whoever has, it stays what it was when the object has become another tensor. With ``beside_its_node`` the node of
+    a graph that accumulates its gradient does not count, which a loss keeps that nobody will run backward again.
     """
     count = look_up(tensor, "_use_count", host=TORCH, feature=_FEATURE)
     if count() == 1:
         return ""
     if _is_watched(tensor, count()):
+        if beside_its_node and count() == 2:
+            return ""
         return (
             "an autograd graph that is still alive, or by what watches its gradient there: drop losses and outputs of "
             "earlier forward passes, or compute them under torch.no_grad(); wrap the module in "

@@ -26,7 +26,7 @@ class _Ours(FixedPointStep):
         **kwargs: Any,
     ) -> None:
         settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
-        super().__init__(params, *args, **kwargs)
+        self.float_class.__init__(self, params, *args, **kwargs)
         self.fixed_point = settings
         scale_before_the_step(self)
 

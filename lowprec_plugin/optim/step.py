@@ -35,15 +35,13 @@ from lowprec_plugin.sharding import as_floats, fixed_part, placed_part
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer as _Base
-else:  # last among the bases of an adopted optimizer's class, where it must bring no memory layout of its own
+else:  # of the layout of any optimizer, so that an object may become one of such a class, and be as it was again
     _Base = object
 
 
 class FixedPointStep(_Base):
     """Replaces methods of an optimizer's class, ``float_class``, and calls them."""
 
-    if not TYPE_CHECKING:
-        __slots__ = ()
     fixed_point: StepSettings
     float_class: type[torch.optim.Optimizer]
 

@@ -113,7 +113,7 @@ def _check_updated(optimizers: list[Optimizer], held: set[int]) -> None:
 def _exchange(held: dict[str, Tensor], floats: dict[str, Tensor]) -> None:
     """Put ``floats`` into the objects of the same names."""
     for name, tensor in held.items():
-        if holder := holder_of(tensor):
+        if holder := holder_of(tensor, beside_its_node=True):
             raise ValueError(f"parameter {name!r} is held by {holder}")
     exchange_all(held, floats)
     for tensor in held.values():
@@ -149,7 +149,7 @@ def _become_plain(optimizer: Optimizer, state: dict[Any, dict[str, Any]]) -> Non
     float_class = getattr(optimizer, "float_class", None)
     if float_class is None:
         return
-    del optimizer.fixed_point
+    delattr(optimizer, "fixed_point")
     optimizer.__class__ = float_class
     Optimizer.__setstate__(optimizer, {})  # torch's way to hook the class's step for profiling
     patched = optimizer.__dict__.get("step")
