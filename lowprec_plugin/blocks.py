@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -46,20 +45,6 @@ class Blocks(NamedTuple):
         """``function`` of every plane that exists."""
         low = None if self.low is None else function(self.low)
         return Blocks(function(self.codes), low, None if self.exponents is None else function(self.exponents))
-
-
-@dataclass
-class Shared:
-    """What all windows on the same codes have in common.
-
-    Attributes:
-        first_row: where they start in the whole tensor; not known yet if not ``placed``.
-        roundings: in place so far, which key the random bits of the next.
-    """
-
-    first_row: int
-    roundings: int = 0
-    placed: bool = True
 
 
 def empty_blocks(shape: torch.Size | tuple[int, ...], format: FixedPointFormat, device: torch.device | None) -> Blocks:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lowprec_plugin import ops
 from lowprec_plugin.optim.fused import STATES, fused_update
-from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.optim.state import state_format
+from lowprec_plugin.optim.step import FixedPointStep, steps_each_by_itself
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.tensor import FixedPointTensor
 
@@ -94,10 +95,11 @@ def group_row(
     update, reason = fused_update(optimizer.float_class, group)
     backend = ops.backend_for(parts[0].device)
     if update is None:
-        format = optimizer.state_format(first, "")
-        return row._replace(state=str(format), update=f"one parameter at a time ({reason}), {backend} rounding")
+        how = "one parameter at a time" if steps_each_by_itself(optimizer.float_class) else "its own step, on floats"
+        format = state_format(optimizer, first, "")
+        return row._replace(state=str(format), update=f"{how} ({reason}), {backend} rounding")
     names = STATES[update.algorithm(group)]
-    formats = [optimizer.state_format(first, name) for name in names]
+    formats = [state_format(optimizer, first, name) for name in names]
     shapes = [part.codes.shape for part in parts if isinstance(part, FixedPointTensor)]
     state = sum(format.nbytes(shape) for format in formats for shape in shapes)
     return row._replace(

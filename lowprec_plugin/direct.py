@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.gathered import called_by
+from lowprec_plugin.opening import current
 
 if TYPE_CHECKING:
     from lowprec_plugin.tensor import FixedPointTensor
@@ -38,6 +39,19 @@ class Direct:
     def apply_(self: FixedPointTensor, callable: Callable[[float], float]) -> Tensor:  # type: ignore[misc]
         """Replace each stored number by a Python function of it, rounded to nearest."""
         return self.copy_(self.dequantize().apply_(callable))
+
+    def data_ptr(self: FixedPointTensor) -> int:  # type: ignore[misc]
+        """0: there are no floats in memory. In an optimizer's step, which would write there or tell tensors by it:
+
+        Raises:
+            ValueError: always.
+        """
+        if (opening := current()) is not None:
+            raise ValueError(
+                f"{opening.name} asks for the address of fixed-point tensor {self.label!r}, for a kernel of its own or "
+                "to tell tensors apart, and there are no floats in memory: use another optimizer, or keep_float"
+            )
+        return super().data_ptr()
 
     def share_memory_(self: FixedPointTensor) -> FixedPointTensor:  # type: ignore[misc]
         """Move the codes to shared memory, in place."""

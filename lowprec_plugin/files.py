@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -12,6 +13,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+_REMOVED = ".removed"
 
 
 def path_of(path: str | Path) -> Path:
@@ -62,6 +66,16 @@ def remove_partial(path: str | Path) -> None:
     path = Path(path)
     for partial in path.parent.glob(f"{escape(_short(path.name))}.*.partial"):
         partial.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, and what processes that were killed while they removed others beside it have left.
+
+    It loses its name first: a kill meanwhile leaves no folder of that name that lacks a part.
+    """
+    os.replace(path, path.with_name(f"{_short(path.name)}.{os.getpid()}{_REMOVED}"))
+    for removed in path.parent.glob(f"*{_REMOVED}"):
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _short(name: str) -> str:

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.files import whole_text
-from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.sharding import local_part
 
 #: Steps whose loss and learning rate are remembered.

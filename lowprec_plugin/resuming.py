@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lowprec_plugin.damage import check_undamaged
-from lowprec_plugin.files import remove_partial, whole_file
+from lowprec_plugin.files import remove_folder, remove_partial, whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.strategies import trainer_of
 
@@ -24,7 +24,7 @@ LAYOUT = 1
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's own, but for files of this machine: a checkpoint appears under its name when it is whole.
+    """Lightning's own, but for files of this machine: a checkpoint has its name while it is whole, and only then.
 
     Lightning writes to the temporary folder (``TMPDIR``) and moves the file, which is a copy where that lies on another
     file system: a kill meanwhile leaves a part of a file under the checkpoint's name.
@@ -39,6 +39,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
         remove_partial(local)
         with whole_file(local) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the file or folder at ``path``: of a folder all at once."""
+        local = _local(path)
+        if local is None or not local.is_dir():
+            super().remove_checkpoint(path)
+        else:
+            remove_folder(local)
 
 
 def _local(path: str | Path) -> Path | None:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin import ops
-from lowprec_plugin.blocks import Blocks, Shared, check_blocks, check_window
+from lowprec_plugin.blocks import Blocks, check_blocks, check_window
 from lowprec_plugin.dequantizing import dequantize
 from lowprec_plugin.direct import Direct, refuse_as_data_of_floats
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.integrity import check_facts, check_read, digest
+from lowprec_plugin.opening import Shared, open_floats, refuse_compiled, rows_in, settle
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
 _ANY_MODE = nullcontext()
@@ -83,7 +84,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
         if window_on is None:
-            self._shared, self._offset, self.whole_rows = Shared(first_row), 0, None
+            self._shared, self._offset, self.whole_rows = Shared(first_row, rows_in(codes)), 0, None
         else:
             self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
         return self
@@ -135,22 +136,28 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     @property
     def codes(self) -> Tensor:
         """The integer codes (the upper plane of them above 16 bits), not a copy: see :class:`Blocks`."""
-        return self._codes
+        return self.blocks.codes
 
     @property
     def exponents(self) -> Tensor | None:
         """One int8 per block, not a copy; ``None`` in a static format."""
-        return self._exponents
+        return self.blocks.exponents
 
     @property
     def blocks(self) -> Blocks:
         """Codes and exponents, not a copy."""
+        settle(self)
+        return self._planes
+
+    @property
+    def _planes(self) -> Blocks:
+        """Codes and exponents as they are, though the tensor may be open (:mod:`lowprec_plugin.opening`)."""
         return Blocks(self._codes, self._low, self._exponents)
 
     @property
     def nbytes(self) -> int:  # type: ignore[override]
         """Bytes held: codes and exponents."""
-        return self.blocks.nbytes
+        return self._planes.nbytes
 
     @property
     def roundings(self) -> int:
@@ -184,17 +191,22 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The stored numbers as an ordinary tensor: exact in float32; in this tensor's own dtype if ``None``."""
         with torch.no_grad():
-            return self._floats(dtype)[1]
+            floats = self._floats(dtype)[1]
+            return floats if self._shared.open is None else floats.clone()
 
     def _floats(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """All floats behind this tensor, and the window on them that it is."""
-        dtype = dtype or self.dtype
-        floats = dequantize(self.blocks, self.format, dtype)
+        dtype, floats = dtype or self.dtype, open_floats(self)
+        floats = dequantize(self._planes, self.format, dtype) if floats is None else floats.to(dtype)
         geometry = self._geometry
         return floats, floats if geometry is None else floats.as_strided(*geometry)
 
     def _store(self, floats: Tensor, rounding: str) -> int:
         """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
+        if (opened := open_floats(self)) is not None:  # to be rounded when it is closed
+            if opened.data_ptr() != floats.data_ptr():
+                opened.copy_(floats.reshape(opened.shape))
+            return 0
         key, floats = key_of(substream(self.stream, "in place"), self.roundings), floats.reshape(self._codes.shape)
         self.roundings += 1
         try:
@@ -221,7 +233,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
         """Another view of the same codes."""
         with self._mode():
             return FixedPointTensor(
-                self.blocks, self.format, dtype=self.dtype, rounding=self.rounding, stream=self.stream,
+                self._planes, self.format, dtype=self.dtype, rounding=self.rounding, stream=self.stream,
                 label=self.label, geometry=geometry, window_on=self,
             )  # fmt: skip
 
@@ -270,6 +282,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
         return rebuild, (*self.blocks, *facts, digest(self.blocks, *facts))
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        refuse_compiled()
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
         context = (
             self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.whole_rows,

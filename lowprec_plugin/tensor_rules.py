@@ -23,6 +23,7 @@ from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.casting import casts_share
 from lowprec_plugin.gathered import called_by
+from lowprec_plugin.opening import current, open_floats, renew
 from lowprec_plugin.tensor import FixedPointTensor
 
 aten = torch.ops.aten
@@ -46,7 +47,8 @@ def _rule_of(func: Any) -> Rule:
     if func._can_decompose():
         return _decompose
     if schema.is_mutable:
-        return _write
+        written = [index for index, argument in enumerate(schema.arguments) if _is_written(argument)]
+        return _write_one if written == [0] and str(schema.arguments[0].type) == "Tensor" else _write
     first = schema.arguments[0].alias_info if schema.arguments else None
     if first is not None and any(result.alias_info is not None for result in schema.returns):
         return _view
@@ -63,7 +65,15 @@ def _floats(value: Any) -> Any:
 
 
 def _read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if current() is not None:  # an optimizer computes in float32 at least, whatever the dtype of its parameters
+        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
     return func(*_floats(args), **{name: _floats(value) for name, value in kwargs.items()})
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    if tensor.dtype not in (torch.bfloat16, torch.float16):
+        return tensor
+    return tensor._floats(torch.float32)[1] if isinstance(tensor, FixedPointTensor) else tensor.float()
 
 
 def _decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -77,11 +87,39 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _read(func, args, kwargs)
     if func in (aten.view.dtype, aten.view_as_complex.default):  # no view of the codes shows other kinds of numbers
         with source._mode():
-            return _read(func, args, kwargs)
+            return _read(func, (source.dequantize(), *args[1:]), kwargs)
     # The view's geometry is found on a tensor without data; the codes stay where they are.
     window = torch.empty(source._codes.numel(), dtype=source.dtype, device="meta")
     result = func(window.as_strided(source.shape, source.stride(), source.storage_offset()), *args[1:], **kwargs)
     return tree_map_only(Tensor, lambda one: source._window((one.shape, one.stride(), one.storage_offset())), result)
+
+
+def _write_one(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation that writes to its first argument alone, as most do: :func:`_write` without its search."""
+    target = args[0]
+    if not isinstance(target, FixedPointTensor) or any(isinstance(arg, (list, tuple)) for arg in args):
+        return _write(func, args, kwargs)
+    if (opening := current()) is not None:
+        opening.write([target])
+    floats, window = target._floats(torch.float32)
+    before = window.shape, window.stride()
+
+    def operand(value: Any) -> Any:
+        return window if value is target else _in_float32(value) if isinstance(value, Tensor) else value
+
+    func(window, *map(operand, args[1:]), **{name: operand(value) for name, value in kwargs.items()})
+    _check_geometry(func, target, before, window)
+    target._store(floats, target.rounding)
+    return target
+
+
+def _check_geometry(func: Any, target: FixedPointTensor, before: tuple[Any, Any], window: Tensor) -> None:
+    if (window.shape, window.stride()) != before:
+        raise ValueError(
+            f"{func._schema.name.removeprefix('aten::')} would change the shape of fixed-point tensor "
+            f"{target.label!r}, {tuple(target.shape)}, in place, which its codes cannot follow: use what returns "
+            "a new tensor, and assign that to .data"
+        )
 
 
 def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -92,6 +130,8 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, FixedPointTensor)]
     if not targets:  # batch norm writes to its statistics, and reads its weights in their own dtype
         return _read(func, args, kwargs)
+    if (opening := current()) is not None:
+        opening.write(targets)
     replaced: dict[int, tuple[FixedPointTensor, Tensor, Tensor]] = {}
     for target in targets:
         replaced.setdefault(id(target), (target, *target._floats(torch.float32)))
@@ -105,12 +145,7 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     before = [(window.shape, window.stride()) for *_, window in replaced.values()]
     result = func(*tree_map_only(Tensor, operand, args), **tree_map_only(Tensor, operand, kwargs))
     for (target, _, window), geometry in zip(replaced.values(), before, strict=True):
-        if (window.shape, window.stride()) != geometry:
-            raise ValueError(
-                f"{func._schema.name.removeprefix('aten::')} would change the shape of fixed-point tensor "
-                f"{target.label!r}, {tuple(target.shape)}, in place, which its codes cannot follow: use what returns "
-                "a new tensor, and assign that to .data"
-            )
+        _check_geometry(func, target, geometry, window)
     for target, floats, _ in replaced.values():
         target._store(floats, target.rounding)
     originals = {id(window): target for target, _, window in replaced.values()}
@@ -118,8 +153,10 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A ``_foreach`` operation, one tensor at a time: never floats for a whole list of parameters at once."""
+    """A ``_foreach`` operation, one tensor at a time: floats for a whole list of parameters only if it stays open."""
     length = len(args[0])
+    if (opening := current()) is not None:
+        opening.write([target for target in args[0] if isinstance(target, FixedPointTensor)])
 
     def pick(tree: Any, index: int) -> Any:
         return [tree[index]] if isinstance(tree, (list, tuple)) and len(tree) == length else tree
@@ -204,7 +241,7 @@ def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
     """Some rows of ``source``: a window, and at the same time a tensor of its own, for blocks end with their rows."""
     end = max(start, end)
     with source._mode():
-        planes = source.blocks.map(lambda plane: plane[start:end])
+        planes = source._planes.map(lambda plane: plane[start:end])
         part = source._like(planes, geometry=None)
     part._shared, part._offset = source._shared, source._offset + start
     return part
@@ -243,7 +280,11 @@ def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     geometry = source._geometry
     if geometry is not None and not source.is_whole:
         return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
-    return source._like(source.blocks.map(torch.clone), geometry=geometry)
+    if (opening := current()) is None:
+        return source._like(source.blocks.map(torch.clone), geometry=geometry)
+    copied, floats = source._like(source._planes.map(torch.clone), geometry=geometry), open_floats(source)
+    opening.copy(source, copied, None if floats is None else floats.clone())
+    return copied
 
 
 @rule(aten._to_copy.default)
@@ -251,7 +292,8 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
     source: FixedPointTensor = args[0]
     dtype = kwargs.get("dtype") or source.dtype
     device = kwargs.get("device") or source.device
-    if not dtype.is_floating_point or (not source.is_whole and device != source.device):
+    moved_part = not source.is_whole and device != source.device
+    if not dtype.is_floating_point or moved_part or current() is not None:
         return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
     if casts_share.get() and device == source.device:
         return source._like(source.blocks, dtype=dtype)
@@ -273,6 +315,8 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if not isinstance(target, FixedPointTensor):
         # Read exactly, so that the numbers are rounded once, to the target's dtype.
         return func(target, source._floats(torch.float32)[1], *args[2:], **kwargs)  # type: ignore[no-any-return]
+    if current() is not None or target._shared.open is not None:
+        return _copy_into_open(target, source)
     if not isinstance(source, FixedPointTensor):
         if target.is_whole:
             floats = window = torch.empty(target.shape, device=target.device)
@@ -281,8 +325,7 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         window.copy_(source)
         target._store(floats, "nearest")
         return target
-    alike = target.format == source.format and target._codes.shape == source._codes.shape
-    if alike and target.is_whole and source.is_whole and target.shape == source.shape:
+    if _alike(target, source):
         target.blocks.copy_(source.blocks)
         if not target._shared.placed:  # FSDP fills the room it has made for a shard
             target.first_row, target._shared.placed = source.first_row, True
@@ -292,12 +335,37 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return target
 
 
+def _copy_into_open(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
+    """``target.copy_(source)`` during an optimizer's step; exact if both are closed and alike."""
+    if isinstance(source, FixedPointTensor):
+        if source._shared.open is None and _alike(target, source):
+            target._shared.open = None
+            target._planes.copy_(source._planes)
+            return target
+        source = source._floats(torch.float32)[1]
+    if (opening := current()) is not None:
+        opening.write([target])
+    floats, window = target._floats(torch.float32)
+    window.copy_(source)
+    target._store(floats, target.rounding)
+    return target
+
+
+def _alike(target: FixedPointTensor, source: FixedPointTensor) -> bool:
+    """Whether the codes of one can be copied to those of the other."""
+    whole = target.is_whole and source.is_whole and target.shape == source.shape
+    return whole and target.format == source.format and target._codes.shape == source._codes.shape
+
+
 def assign_(target: FixedPointTensor, value: Tensor) -> None:
     """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded to nearest from floats.
 
     Raises:
         ValueError: if ``value`` is not floating point, or not finite.
     """
+    if current() is not None and not isinstance(value, FixedPointTensor) and value.shape == target.shape:
+        _copy_into_open(target, value)
+        return
     if isinstance(value, FixedPointTensor):
         source = (
             value
@@ -319,6 +387,7 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
         return
     target._codes, target._low, target._exponents = source.blocks
     target.format = source.format
+    renew(target)
 
 
 def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
@@ -341,7 +410,7 @@ def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Only the rows that are looked up are read."""
     weight, indices = args[0], args[1]
-    if not isinstance(weight, FixedPointTensor) or weight._geometry is not None:
+    if not isinstance(weight, FixedPointTensor) or weight._geometry is not None or weight._shared.open is not None:
         return _read(func, args, kwargs)  # type: ignore[no-any-return]
     flat = indices.reshape(-1)
     rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import memory, optim
 from lowprec_plugin.counts import UpdateCounts, total
-from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
 from lowprec_plugin.sources import read_file
 from lowprec_plugin.tensor import FixedPointTensor

@@ -1,9 +1,12 @@
-"""How torch marks a module that it has compiled."""
+"""How torch marks a module that it has compiled, and how what is compiled is run as it was written."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from lowprec_plugin.compat.lookup import TORCH, look_up
@@ -21,3 +24,13 @@ def is_compiled(module: nn.Module) -> bool:
         return True
     dynamo = sys.modules.get("torch._dynamo")  # imported by the first compilation
     return dynamo is not None and isinstance(module, look_up(dynamo, "OptimizedModule", host=TORCH, feature=_FEATURE))
+
+
+@contextmanager
+def eagerly(eager: bool = True) -> Iterator[None]:
+    """Run functions that ``torch.compile`` has compiled as they were written; with ``False`` as compiled again."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager" if eager else "default"):
+        yield

@@ -1,4 +1,4 @@
-"""The wrapper in which torch runs an optimizer's step, with hooks and profiling around it."""
+"""The wrapper in which torch runs a step, with hooks and profiling, and what gradient scalers ask of an optimizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from lowprec_plugin.compat.lookup import TORCH, look_up
 
+_SCALES = "_step_supports_amp_scaling"
 _FEATURE = "to run the hooks of a step once"
 
 
@@ -33,3 +34,12 @@ def without_hooks(twin: torch.optim.Optimizer) -> None:
     for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
         look_up(twin, name, host=TORCH, feature=_FEATURE)
         setattr(twin, name, OrderedDict())
+
+
+def scale_before_the_step(optimizer: torch.optim.Optimizer) -> None:
+    """Have a ``GradScaler`` divide the gradients by its scale, and look for infinities, before the step.
+
+    torch's own steps do both themselves with ``fused=True``, and say so by an attribute that only these have.
+    """
+    if hasattr(optimizer, _SCALES):
+        setattr(optimizer, _SCALES, False)

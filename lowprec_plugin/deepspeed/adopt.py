@@ -16,9 +16,9 @@ from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
 from lowprec_plugin.deepspeed.internals import Inside, open_engine
 from lowprec_plugin.describe import Row, as_text, describe, group_row
 from lowprec_plugin.formats import FixedPointFormat, check_integer
-from lowprec_plugin.optim.generic import is_elementwise
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.optim.step import FixedPointStep, format_of_state
+from lowprec_plugin.optim.state import format_of_state, is_elementwise
+from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
@@ -69,7 +69,7 @@ def adopt_engine(
     before ``deepspeed.initialize``, and this function does the rest.
 
     A NaN or infinite gradient makes DeepSpeed skip the step, on every process alike (``engine.skipped_steps``); in
-    stage 0 it is refused with :class:`~lowprec_plugin.optim.step.NonFiniteGradientError`.
+    stage 0 it is refused with :class:`~lowprec_plugin.optim.finite.NonFiniteGradientError`.
 
     Args:
         engine: from ``deepspeed.initialize``, with a ``torch.optim`` optimizer. Changed in place. May have made steps

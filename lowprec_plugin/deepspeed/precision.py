@@ -17,8 +17,8 @@ from lowprec_plugin import wire
 from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.nonfinite import Aftermath
+from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.optim.step import NonFiniteGradientError
 from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved
 from lowprec_plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.version import __version__

@@ -1,38 +1,47 @@
-"""Turn a user's own torch.optim optimizer into one that updates fixed-point parameters."""
+"""Turn a user's own optimizer into one that updates fixed-point parameters."""
 
 from __future__ import annotations
 
-import warnings
+import sys
 import weakref
+from collections.abc import Iterator
 from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.formats import check_kind
-from lowprec_plugin.optim.fused import FUSED
+from lowprec_plugin.optim.fused import fused_update
+from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.optim.step import FixedPointStep, label_of
-from lowprec_plugin.sharding import as_floats, fixed_part
+from lowprec_plugin.optim.state import store_states
+from lowprec_plugin.optim.step import REPLACED, FixedPointStep
+from lowprec_plugin.sharding import fixed_part
 
-_UNFIT: dict[type[torch.optim.Optimizer], str] = {
-    torch.optim.LBFGS: "its step searches along all parameters at once; use an optimizer that updates each by itself",
-    torch.optim.SparseAdam: "it takes sparse gradients; use torch.optim.Adam and embeddings with sparse=False",
+#: By the module and name of their class, which need not have been imported.
+_UNFIT = {
+    ("torch.optim", "LBFGS"): "its step searches along all parameters at once; use an optimizer that updates each by "
+    "itself",
+    ("torch.optim", "SparseAdam"): "it takes sparse gradients; use torch.optim.Adam and embeddings with sparse=False",
+    ("torch.distributed.optim", "ZeroRedundancyOptimizer"): "it sends parameters between processes itself; use "
+    "FSDP2 (strategy ModelParallelStrategy), or DeepSpeed's ZeRO, which share out codes",
 }
 
 
 def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None) -> torch.optim.Optimizer:
     """Make ``optimizer`` update fixed-point parameters, in place: the same object, whose schedulers stay bound.
 
-    Its class becomes a subclass of what it was. SGD, Adam and AdamW get a fused update; any other goes through the
-    generic path, one parameter at a time, and a step that is not torch's own gets a warning: what it computes across
-    parameters is then computed of each. State the optimizer already has is rounded to nearest; so is that of one which
-    is adopted already, if ``settings`` want another format, and its counts go on in them. An LBFGS or SparseAdam all of
-    whose parameters are in float is left as it is.
+    Its class becomes a subclass of what it was, of the same name. SGD, Adam and AdamW get a fused update. Any other
+    runs its own step on the same parameter objects (see docs/decisions/0013-own-steps.md), and so do the optimizers
+    that it holds. State the optimizer already has is rounded to nearest; so is that of one which is adopted already, if
+    ``settings`` want another format, and its counts go on in them. An LBFGS or SparseAdam all of whose parameters are
+    in float is left as it is. A ``GradScaler`` divides by its scale before the step, also of one made with
+    ``fused=True``.
 
     Args:
-        optimizer: any optimizer of ``torch.optim`` or derived from ``torch.optim.Optimizer`` that updates every
-            parameter by itself. Changed in place.
+        optimizer: any optimizer of ``torch.optim`` or derived from ``torch.optim.Optimizer``. Changed in place.
         settings: see :class:`StepSettings`.
 
     Returns:
@@ -45,25 +54,30 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     check_kind(optimizer, torch.optim.Optimizer, "optimizer")
     if settings is not None:
         check_kind(settings, StepSettings, "settings")
-    if isinstance(optimizer, FixedPointStep):
-        if settings is not None:
-            before, optimizer.fixed_point = optimizer.fixed_point, settings
-            try:
-                _store_states(optimizer)
-            except ValueError:
-                optimizer.fixed_point = before
-                raise
-            settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
-        return optimizer
+    if not isinstance(optimizer, FixedPointStep):
+        _adopt(optimizer, settings or StepSettings())
+    elif settings is not None:
+        before, optimizer.fixed_point = optimizer.fixed_point, settings
+        try:
+            _check_radix_points(optimizer, optimizer.float_class, settings)
+            store_states(optimizer)
+        except ValueError:
+            optimizer.fixed_point = before
+            raise
+        settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
+    return optimizer
+
+
+def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
     float_class = type(optimizer)
-    params = (param for group in optimizer.param_groups for param in group["params"])
-    fixed = next((param for param in params if fixed_part(param) is not None), None)
-    for unfit, reason in _UNFIT.items():
-        if isinstance(optimizer, unfit):
+    fixed = next((param for param in _params(optimizer) if fixed_part(param) is not None), None)
+    for (module, name), reason in _UNFIT.items():
+        unfit = getattr(sys.modules.get(module), name, None)
+        if unfit is not None and isinstance(optimizer, unfit):
             if fixed is None:
-                return optimizer
+                return
             raise ValueError(
-                f"torch.optim.{unfit.__name__} cannot update fixed-point parameters, such as {label_of(fixed)}: "
+                f"{module}.{name} cannot update fixed-point parameters, such as {label_of(fixed)}: "
                 f"{reason}, or keep_float for all that it updates"
             )
     patched = optimizer.__dict__.get("step")
@@ -71,42 +85,55 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         raise ValueError(
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
-    optimizer.__class__ = _fixed_point_class(float_class)
-    assert isinstance(optimizer, FixedPointStep)
-    optimizer.fixed_point = settings or StepSettings()
+    _check_radix_points(optimizer, float_class, settings)
+    held = [each for each in _held_by(optimizer) if not isinstance(each, FixedPointStep)]
+    done: list[torch.optim.Optimizer] = []
     try:
-        _store_states(optimizer)
+        for each in held:
+            _adopt(each, settings)
+            done.append(each)
+        optimizer.__class__ = _fixed_point_class(float_class)
+        assert isinstance(optimizer, FixedPointStep)
+        optimizer.fixed_point = settings
+        done.append(optimizer)
+        store_states(optimizer)
     except ValueError:
-        del optimizer.fixed_point
-        optimizer.__class__ = float_class  # type: ignore[assignment]
+        for each in done:
+            if isinstance(each, FixedPointStep):
+                each.__class__ = each.float_class  # type: ignore[assignment]
+                del each.fixed_point
         raise
     torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
     if patched is not None:
         _count_steps(optimizer, patched)
-    # A class of the user's may well inherit its step from torch.optim, where each parameter is updated by itself.
-    if fixed is not None and float_class not in FUSED and not float_class.step.__module__.startswith("torch.optim."):
-        warnings.warn(
-            f"{float_class.__name__} steps fixed-point parameters one at a time: what its step computes across "
-            "parameters, such as a norm of all their gradients, is then of each by itself. If it computes none, "
-            "nothing is amiss; if it does, use an optimizer of torch.optim, or keep_float for its parameters",
-            stacklevel=2,
-        )
-    return optimizer
+    scale_before_the_step(optimizer)
 
 
-def _store_states(optimizer: FixedPointStep) -> None:
-    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none."""
-    stored: list[tuple[dict[str, Any], str, Any]] = []
-    for param, state in optimizer.state.items():
-        if fixed_part(param) is not None:
-            for name, value in state.items():
-                part = fixed_part(value)
-                if part is not None and part.format != optimizer.state_format(param, name):
-                    # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
-                    value = as_floats(value)
-                stored.append((state, name, optimizer.store_state(param, name, value)))
-    for state, name, value in stored:
-        state[name] = value
+def _params(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (param for group in optimizer.param_groups for param in group["params"])
+
+
+def _held_by(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that ``optimizer`` holds, and steps in its own step."""
+    found: list[torch.optim.Optimizer] = []
+    for value in optimizer.__dict__.values():
+        several = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        found += [each for each in several if isinstance(each, torch.optim.Optimizer) and each is not optimizer]
+    return found
+
+
+def _check_radix_points(
+    optimizer: torch.optim.Optimizer, float_class: type[torch.optim.Optimizer], settings: StepSettings
+) -> None:
+    if settings.state_fraction_length is None:
+        return
+    for group in optimizer.param_groups:
+        update, reason = fused_update(float_class, group)
+        if update is None and any(fixed_part(param) is not None for param in group["params"]):
+            raise ValueError(
+                f"state_fraction_length={settings.state_fraction_length}: {reason}, and its state may be one of "
+                "squares, which has to have a radix point in every block: leave it None, or use SGD or Lion"
+            )
 
 
 _classes: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}
@@ -114,9 +141,20 @@ _classes: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}
 
 def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     if float_class not in _classes:
-        name = f"FixedPoint{float_class.__name__}"
-        members = {"float_class": float_class, "__module__": __name__, "__reduce__": _reduce}
-        _classes[float_class] = type(name, (FixedPointStep, float_class), members)
+        members = {
+            **{name: FixedPointStep.__dict__[name] for name in REPLACED},
+            "float_class": float_class, "__reduce__": _reduce, "__doc__": float_class.__doc__,
+            "__module__": float_class.__module__, "__qualname__": float_class.__qualname__,
+        }  # fmt: skip
+        # The mixin is last: with another base in front Python would not let an object change its class.
+        kind: Any = type(float_class)
+        try:
+            _classes[float_class] = kind(float_class.__name__, (float_class, FixedPointStep), members)
+        except Exception as error:  # the class's own, of whatever kind
+            raise ValueError(
+                f"{float_class.__name__} lets no class be derived from it ({type(error).__name__}: {error}), which is "
+                "what gets the step on fixed-point parameters; use another optimizer, or keep_float for its parameters"
+            ) from error
     return _classes[float_class]
 
 

@@ -1,158 +1,269 @@
-"""The step of an optimizer that has no fused update: its own, on floats, one parameter at a time."""
+"""The step of an optimizer that has no fused update: its own, on the parameters that it has.
+
+The parameters are the same objects, in fixed-point. Inside an :class:`~lowprec_plugin.opening.Opening` what the step
+writes to stays open as floats, one parameter with its state at a time, and is rounded once when the step goes on to the
+next. A step that writes to many at once has them open at once.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin import ops
+from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import unhooked_step, without_hooks
-from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
+from lowprec_plugin.opening import Open, Opening, Shared, suspended
+from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
+from lowprec_plugin.optim.naming import names_in
+from lowprec_plugin.optim.state import float_bytes, is_elementwise, is_held_elsewhere, name_copies, places, round_state
+from lowprec_plugin.random_bits import key_of, substream
+from lowprec_plugin.sharding import as_floats, fixed_part, local_part
 from lowprec_plugin.update_reference import counted
 
 if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-#: Attributes that the optimizer of a float step has to itself.
-_OF_THE_TWIN = {"state", "param_groups", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"}
 
 
-class Before(NamedTuple):
-    """An optimizer's attributes and one of its groups as they were before its step, which is many float steps here.
+class _SkippedStepError(Exception):
+    """Gradients are not finite, and such steps are left out."""
 
-    Each of them begins with these, set :func:`apart`: a count of steps kept in either goes on by one, not by one per
-    parameter.
-    """
-
-    attributes: dict[str, Any]
-    group: dict[str, Any]
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
 
 
-def step_one(optimizer: FixedPointStep, before: Before, group: dict[str, Any], param: Tensor) -> None:
-    """Dequantise ``param`` and its state, let the optimizer's own step update the floats, and round them back.
+class OwnStep:
+    """An optimizer's own step, under way."""
 
-    Of a sharded parameter the optimizer sees a sharded float tensor: what it computes over rows or columns is the
-    whole tensor's. What overflows float32 saturates.
+    def __init__(self, optimizer: FixedPointStep) -> None:
+        self.optimizer = optimizer
+        self.rounded = False
+        self._params: dict[Hashable, tuple[dict[str, Any], Tensor]] = {}
+        self._roundings: dict[tuple[int, str], int] = {}
+        owners: list[tuple[Shared, Hashable]] = []
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                part = fixed_part(param)
+                if part is not None:
+                    self._params[id(param)] = group, param
+                    owners.append((part._shared, id(param)))
+        for _, param in self._params.values():
+            for holder, key, name in places(optimizer.state.get(param)):
+                part = fixed_part(holder[key])
+                if part is not None:
+                    owners.append((part._shared, id(param)))
+                    self._roundings[id(param), name] = part.roundings
+        self.opening = Opening(owners, self._close, optimizer.float_class.__name__)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        step = unhooked_step(self.optimizer, self.optimizer.float_class)
+        with self.opening.entered(), eagerly():
+            result = step(self.optimizer, *args, **kwargs)
+        for _, param in self._params.values():  # of what the step held itself until now
+            self._store_new(param)
+        return result
+
+    def _close(self, owner: Hashable | None, members: list[tuple[Shared, Open]]) -> None:
+        """Round what is open of one parameter, and store state that has come up; all of it, or none."""
+        group, param = self._params.get(owner, ({}, None))
+        new = [] if param is None else self._new(param)
+        for floats in (*(opened.floats for _, opened in members), *(local_part(h[k]) for h, k, _ in new)):
+            if bool(floats.isnan().any()):
+                raise came_to_nan(
+                    group, param, "it and its state were not written; or did rounding make a difference negative whose"
+                    " root is taken? Then choose more bits of state",
+                )  # fmt: skip
+        for _, opened in members:
+            opened.floats.clamp_(-_FLOAT32_MAX, _FLOAT32_MAX)
+        self.rounded = True
+        own = None if param is None else fixed_part(param)
+        for shared, opened in members:
+            if own is not None and shared is own._shared:
+                self._round_param(param, shared, opened)
+            else:
+                self._round(shared, self._signed(param, shared, opened))
+        if param is not None:
+            self._store_new(param)
+
+    def _round(self, shared: Shared, opened: Open) -> int:
+        settings = self.optimizer.fixed_point
+        key = key_of(substream(opened.stream, "in place"), shared.roundings)
+        shared.roundings += 1
+        _, saturated = ops.quantize(
+            opened.floats, opened.format, rounding=settings.rounding, key=key, first_row=shared.first_row,
+            out=opened.blocks,
+        )  # fmt: skip
+        settings.saturated += saturated
+        return saturated
+
+    def _round_param(self, param: Any, shared: Shared, opened: Open) -> None:
+        settings = self.optimizer.fixed_point
+        measured = settings.counting or settings.tally is not None
+        before = ops.dequantize(opened.blocks, opened.format) if measured else None
+        if before is not None and settings.tally is not None:
+            settings.tally.add(before, opened.floats, opened.blocks, opened.format)
+        saturated = self._round(shared, opened)
+        if before is not None and settings.counting:
+            counts = counted(before, opened.floats, opened.blocks, opened.format)
+            settings.note(names_in(self.optimizer)[id(param)], counts._replace(saturated=saturated))
+
+    def _signed(self, param: Any, shared: Shared, opened: Open) -> Open:
+        """``opened``, in a format that has negative numbers if it has: of such a state no root can be stored."""
+        if not opened.format.squared or not bool((opened.floats < 0).any()):
+            return opened
+        signed = replace(opened.format, squared=False)
+        for holder, key, _ in places(self.optimizer.state.get(param)):
+            part = fixed_part(holder[key])
+            if part is not None and part._shared is shared:
+                part.format = signed
+        return replace(opened, format=signed)
+
+    def _new(self, param: Tensor) -> list[Any]:
+        """Where the state of ``param`` holds floats that nothing else does, for which codes could stand."""
+        if param.numel() <= 1:
+            return []
+        found = []
+        for place in places(self.optimizer.state.get(param)):
+            holder, key, name = place
+            if name != "step" and is_elementwise(holder[key], param) and fixed_part(holder[key]) is None:
+                found += [] if is_held_elsewhere(place) else [place]
+        return found
+
+    def _store_new(self, param: Tensor) -> None:
+        name_copies(param, self.optimizer.state.get(param))
+        for holder, key, name in self._new(param):
+            roundings = self._roundings.get((id(param), name), 0)
+            holder[key] = round_state(self.optimizer, param, name, holder[key], roundings)
+            self._roundings[id(param), name] = roundings + 1
+
+
+def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, args: Any, kwargs: Any) -> Any:
+    """Run the optimizer's own step, once. It may call its closure as often as it likes.
 
     Raises:
-        NonFiniteGradientError: if a NaN came up. Nothing of ``param`` is written then.
+        NonFiniteGradientError: if a gradient is NaN or infinite, or the step comes to NaN. In a step that skips, too,
+            if the closure is called again after the step has written: there is no going back.
     """
-    settings, part = optimizer.fixed_point, placed_part(param)
-    held = optimizer.state[param]
-    start = ops.dequantize(part.blocks, part.format) if settings.counting else None
-    leaf, floats = _as_leaf(optimizer, before.group, param)
-    twin = _step_as_float(optimizer, before, [leaf], {leaf: floats})
-    computed = local_part(leaf.detach())
-    for value in (computed, *(local_part(floats[name]) for name in floats if is_elementwise(floats[name], param))):
-        if bool(value.isnan().any()):
-            raise optimizer.came_to_nan(
-                group, param, "it and its state were not written; or did rounding make a difference negative whose root"
-                " is taken? Then choose more bits of state",
-            )  # fmt: skip
-        value.clamp_(-_FLOAT32_MAX, _FLOAT32_MAX)
-    saturated = 0
-    for name, value in floats.items():
-        if fixed_part(held.get(name)) is not None:
-            saturated += placed_part(held[name])._store(local_part(value), settings.rounding)
+    settings, own = optimizer.fixed_point, OwnStep(optimizer)
+
+    def looked_at(loss: Any) -> Any:
+        if gradients_are_finite(optimizer):
+            return loss
+        if own.rounded:
+            raise NonFiniteGradientError(
+                f"a gradient of a further call of {optimizer.float_class.__name__}'s closure is NaN or infinite; the "
+                "step has written to parameters before that call: go back to a checkpoint"
+            )
+        raise _SkippedStepError(loss)
+
+    try:
+        if closure is None:
+            looked_at(None)
+            result = own.run(*args, **kwargs)
         else:
-            held[name] = optimizer.store_state(param, name, value)
-    saturated += part._store(computed, settings.rounding)  # last, for state may be refused
-    settings.saturated += saturated
-    _note_of_itself(optimizer, before, group, twin)
-    if start is not None:
-        counts = counted(start, computed.reshape(start.shape), part.blocks, part.format)
-        optimizer.note(param, counts._replace(saturated=saturated))
+
+            @wraps(closure)
+            def looking_closure(*given: Any, **named: Any) -> Any:
+                with suspended(), eagerly(False):
+                    loss = closure(*given, **named)
+                return looked_at(loss)
+
+            result = own.run(looking_closure, *args, **kwargs)
+    except _SkippedStepError as skipped:
+        settings.skipped_steps += 1
+        return skipped.loss
+    _say_once(optimizer, own.opening)
+    return result
 
 
-def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> Tensor:
-    """What the optimizer's own step would make of ``param`` in float32. Nothing is changed."""
-    leaf, floats = _as_leaf(optimizer, group, param)
-    _step_as_float(optimizer, Before(optimizer.__dict__, group), [leaf], {leaf: floats})
-    return leaf.detach()
+def step_alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> None:
+    """Run the optimizer's own step over ``params`` of ``group`` alone: one of torch's, which treats each by itself.
+
+    Raises:
+        NonFiniteGradientError: if it comes to NaN. Nothing of ``params``, and of their state, is changed then.
+    """
+    before = {param: _kept(optimizer.state[param]) for param in params if param in optimizer.state}
+    try:
+        with _alone(optimizer, group, params):
+            OwnStep(optimizer).run()
+    except NonFiniteGradientError:
+        for param in params:
+            if param in before:
+                optimizer.state[param] = before[param]
+            else:
+                optimizer.state.pop(param, None)
+        raise
 
 
-def step_floats(optimizer: FixedPointStep, before: Before, group: dict[str, Any], params: list[Tensor]) -> None:
-    """The optimizer's own step on parameters that are kept in float."""
-    _note_of_itself(optimizer, before, group, _step_as_float(optimizer, before, params, optimizer.state))
-
-
-def _as_leaf(
-    optimizer: FixedPointStep, group: dict[str, Any], param: Tensor
-) -> tuple[torch.nn.Parameter, dict[str, Any]]:
-    """``param`` with its gradient, and its state, in float32: copies."""
-    # differentiable=True steps with autograd on, which refuses to write to a leaf that requires gradients.
-    leaf = torch.nn.Parameter(as_floats(param), requires_grad=not group.get("differentiable"))
-    assert param.grad is not None
-    leaf.grad = param.grad.to(torch.float32)
-    state = {name: (value, as_floats(value)) for name, value in optimizer.state.get(param, {}).items()}
-    return leaf, {
-        name: floats.clone() if floats is value and isinstance(value, Tensor) else floats
-        for name, (value, floats) in state.items()
+def _kept(state: dict[str, Any]) -> dict[str, Any]:
+    """``state`` as it is: fixed-point tensors keep their codes until a step is whole, floats are copied."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) and fixed_part(value) is None else value
+        for name, value in state.items()
     }
 
 
-def is_elementwise(value: Any, param: Tensor) -> bool:
-    """Whether ``value`` of an optimizer's state has a number for every element of ``param``."""
-    return isinstance(value, Tensor) and value.shape == param.shape and value.is_floating_point()
+@contextmanager
+def _alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> Iterator[None]:
+    # Its step would run with autograd on, which refuses to write to codes that require gradients.
+    changed = {"differentiable": False} if any(fixed_part(param) is not None for param in params) else {}
+    groups, defaults = optimizer.param_groups, optimizer.defaults
+    alone = group | changed | {"params": params}
+    optimizer.param_groups, optimizer.defaults = [alone], defaults | changed
+    try:
+        yield
+    finally:
+        optimizer.param_groups, optimizer.defaults = groups, defaults
+        group.update({name: value for name, value in alone.items() if name not in ("params", *changed)})
 
 
-def _step_as_float(
-    optimizer: FixedPointStep, before: Before, params: list[Any], state: dict[Tensor, dict[str, Any]]
-) -> torch.optim.Optimizer:
-    """Run the float class's step over ``params`` alone. ``state`` is changed in place, the optimizer is not.
-
-    Returns:
-        the optimizer of the float class that made the step.
-    """
+def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> Tensor:
+    """What one of torch's own steps would make of ``param`` in float32. Nothing is changed."""
+    leaf = torch.nn.Parameter(as_floats(param), requires_grad=False)
+    assert param.grad is not None
+    leaf.grad = param.grad.to(torch.float32)
     twin = object.__new__(optimizer.float_class)
-    twin.__dict__.update({name: value for name, value in apart(before.attributes).items() if name != "step"})
-    # The hooks have run, or will, around the step of the optimizer itself: its own, and those of every optimizer,
-    # which torch wraps the step of a class in.
+    twin.__dict__.update({name: value for name, value in optimizer.__dict__.items() if name != "step"})
     without_hooks(twin)
-    step = unhooked_step(optimizer, optimizer.float_class)
-    twin.state = state if isinstance(state, defaultdict) else defaultdict(dict, state)
-    twin.param_groups = [apart(before.group) | {"params": params}]
-    step(twin)
-    state.update(twin.state)
-    return twin
+    state = {name: _float_copy(value) for name, value in optimizer.state.get(param, {}).items()}
+    twin.state = defaultdict(dict, {leaf: state})
+    twin.defaults = optimizer.defaults | {"differentiable": False}
+    twin.param_groups = [group | {"params": [leaf], "differentiable": False}]
+    unhooked_step(optimizer, optimizer.float_class)(twin)
+    return leaf.detach()
 
 
-def _note_of_itself(
-    optimizer: FixedPointStep, before: Before, group: dict[str, Any], twin: torch.optim.Optimizer
-) -> None:
-    """Keep what a step has noted in its group or in attributes of the optimizer."""
-    for name, value in twin.param_groups[0].items():
-        if name != "params":
-            _note(group, name, value, before.group.get(name))
-    for name, value in twin.__dict__.items():
-        if name not in _OF_THE_TWIN:
-            _note(optimizer.__dict__, name, value, before.attributes.get(name))
+def _float_copy(value: Any) -> Any:
+    floats = as_floats(value)
+    return floats.clone() if floats is value and isinstance(value, Tensor) else floats
 
 
-def _note(noted: dict[str, Any], name: str, value: Any, before: Any) -> None:
-    if value is before or (_are_alike(value, before) and torch.equal(value, before)):
-        return  # what another parameter's part of this step may have noted stays
-    held: Any = noted.get(name)
-    if _are_alike(value, held):
-        held.copy_(value)  # a tensor of the user's, such as a learning rate, stays the one it is
-    else:
-        noted[name] = value
-
-
-def _are_alike(one: Any, other: Any) -> bool:
-    kinds = [(each.shape, each.dtype, each.device) for each in (one, other) if _is_number(each)]
-    return len(kinds) == 2 and kinds[0] == kinds[1]
-
-
-def apart(noted: dict[str, Any]) -> dict[str, Any]:
-    """``noted`` with copies of the tensors of one number: a step may count in place."""
-    return {name: value.clone() if _is_number(value) else value for name, value in noted.items()}
-
-
-def _is_number(value: Any) -> bool:
-    """Whether ``value`` may be counted in; what gradients are wanted of, as of a learning rate, is not."""
-    return isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad
+def _say_once(optimizer: FixedPointStep, opening: Opening) -> None:
+    """Say, after the first step, what it holds in floats beyond one parameter at a time."""
+    settings = optimizer.fixed_point
+    if settings.said:
+        return
+    settings.said = True
+    name, said = optimizer.float_class.__name__, []
+    if opening.together > 1:
+        said.append(
+            f"writes to {opening.together} parameters at once, and has {opening.most:,} bytes of floats open meanwhile"
+        )
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    held = float_bytes(optimizer)
+    fixed = sum(4 * local_part(param).numel() for param in params if fixed_part(param) is not None)
+    if fixed and held > fixed // 8:
+        said.append(f"holds {held:,} bytes of its own in floats, where the parameters would take {fixed:,}")
+    if said:
+        warnings.warn(f"{name} {', and '.join(said)}: these bytes are not saved", stacklevel=4)

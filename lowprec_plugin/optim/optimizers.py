@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.optim.float_lion import FloatLion
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
@@ -27,6 +28,7 @@ class _Ours(FixedPointStep):
         settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
         super().__init__(params, *args, **kwargs)
         self.fixed_point = settings
+        scale_before_the_step(self)
 
 
 class SGD(_Ours, torch.optim.SGD):

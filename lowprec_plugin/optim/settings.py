@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lowprec_plugin import ops
-from lowprec_plugin.counts import UpdateCounts
+from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.formats import FixedPointFormat, check_word_length
+from lowprec_plugin.optim.tally import Tally
 
 NONFINITE = ("raise", "skip")
 
@@ -30,6 +31,8 @@ class StepSettings:
         counts: what the last counted step did to each fixed-point parameter, of a sharded one to this rank's rows.
             Named by its label; where it has none or not alone, by its place in the optimizer, as "parameter 3".
             Empty if that step was skipped or refused, or none was counted.
+        tally: adds up what the coming step does, while an optimizer's own step is to be measured.
+        said: whether it has been said what an optimizer's own step holds in floats.
     """
 
     state_word_length: int | None = None
@@ -40,6 +43,8 @@ class StepSettings:
     saturated: int = field(default=0, init=False)
     counting: bool = field(default=False, init=False)
     counts: dict[str, UpdateCounts] = field(default_factory=dict, init=False)
+    tally: Tally | None = field(default=None, init=False)
+    said: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         ops.check_rounding(self.rounding)
@@ -52,6 +57,10 @@ class StepSettings:
             FixedPointFormat(self.state_word_length, self.state_fraction_length)  # refuses bad values
         if self.nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")
+
+    def note(self, name: str, counts: UpdateCounts) -> None:
+        """Keep what a counted step did to the parameter ``name``, perhaps in several parts."""
+        self.counts[name] = total([self.counts[name], counts]) if name in self.counts else counts
 
     def given(self) -> dict[str, Any]:
         """The arguments, by name."""

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lowprec_plugin.opening import current
 from lowprec_plugin.sharding import fixed_part
 
 #: By id: one that defines equality has no hash.
@@ -31,8 +32,8 @@ def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
 
     Such a step works, in several operations that each round.
     """
-    # An adopted one, or the float one that steps for it, which is made anew at every step.
-    if hasattr(optimizer, "fixed_point") or _known.get(id(optimizer)) is optimizer:
+    # An adopted one, or another that it steps in its own step.
+    if hasattr(optimizer, "fixed_point") or current() is not None or _known.get(id(optimizer)) is optimizer:
         return
     _known[id(optimizer)] = optimizer
     if _hooked.get(id(optimizer)) is not optimizer:

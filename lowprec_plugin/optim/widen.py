@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from lowprec_plugin.formats import check_kind, check_word_length
 from lowprec_plugin.memory import optimizers_of
-from lowprec_plugin.optim.step import FixedPointStep, label_of
+from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.state import is_copy, places
+from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.widening import widen_ as widen_tensor_
@@ -40,10 +42,12 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
             raise ValueError(
                 f"{type(optimizer).__name__} is not of this package, and its state stays as it is: optim.adopt it first"
             )
-        if optimizer.fixed_point.state_word_length is None:
-            tensors += [
-                value for state in optimizer.state.values() for value in state.values() if fixed_part(value) is not None
-            ]
+        bits = optimizer.fixed_point.state_word_length
+        for state in optimizer.state.values():
+            for holder, key, _ in places(state):
+                part = fixed_part(holder[key])
+                if part is not None and (bits is None or is_copy(part)):
+                    tensors.append(holder[key])
     for tensor in tensors:
         if isinstance(tensor, DTensor):
             raise ValueError(f"{label_of(tensor)} is sharded, and what gathers it expects the words it has: use DDP")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import STATES
-from lowprec_plugin.optim.step import format_of_state
+from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
 from lowprec_plugin.plan.inventory import Parameter
 from lowprec_plugin.updates import Algorithm

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lowprec_plugin import memory
 from lowprec_plugin.kept import is_weight
 from lowprec_plugin.monitoring.watched import watched
-from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.telemetry import held
 
 

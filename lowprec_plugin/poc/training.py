@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from lowprec_plugin.monitoring import FixedPointMonitor
 from lowprec_plugin.monitoring.figures import PREFIX
 from lowprec_plugin.monitoring.watched import watched
-from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.poc.environment import device_name, versions
 from lowprec_plugin.poc.measures import Measures, logged

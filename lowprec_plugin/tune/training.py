@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from lowprec_plugin.optim.step import NonFiniteGradientError
+from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.trainings import Config
 from lowprec_plugin.trainings.making import LastBit, instantiate, quietly, rehearse
 from lowprec_plugin.tune.records import Judge, Run

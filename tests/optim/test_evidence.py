@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.optim.evidence import code_size, evidence_of
+from lowprec_plugin import FixedPointTensor, optim, reference
+from lowprec_plugin.optim.evidence import evidence_of
+
+
+def code_size(tensor: FixedPointTensor) -> Tensor:
+    return reference.code_size(tensor.blocks, tensor.format).reshape(tensor.shape)
 
 
 def param(format: str = "<4,8>", rows: int = 64) -> nn.Parameter:

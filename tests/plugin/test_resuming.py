@@ -167,3 +167,17 @@ def test_other_file_systems_are_lightnings() -> None:
         assert torch.equal(torch.load(file)["weight"], torch.ones(3))
     with pytest.raises(TypeError, match="storage_options"):
         WholeCheckpointIO().save_checkpoint({}, "x.ckpt", {"key": 1})
+
+
+def test_a_folder_that_is_being_removed_has_lost_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill meanwhile leaves none that looks whole; what it leaves is removed with the next."""
+    for step in (1, 2):
+        (tmp_path / f"step={step}.ckpt").mkdir()
+        (tmp_path / f"step={step}.ckpt" / ".metadata").touch()
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)
+        WholeCheckpointIO().remove_checkpoint(tmp_path / "step=1.ckpt")
+    assert not (tmp_path / "step=1.ckpt").exists()
+    assert len(list(tmp_path.glob("*.removed"))) == 1
+    WholeCheckpointIO().remove_checkpoint(str(tmp_path / "step=2.ckpt"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,74 @@
+"""Whether gradients, and what a step makes of them, are finite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin import ops
+from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.sharding import fixed_part, local_part, on_any_rank
+from lowprec_plugin.tensor import FixedPointTensor
+
+if TYPE_CHECKING:
+    from lowprec_plugin.optim.step import FixedPointStep
+
+
+class NonFiniteGradientError(ValueError):
+    """A gradient is NaN or infinite: the step was refused and nothing was written."""
+
+
+def gradients_are_finite(optimizer: FixedPointStep) -> bool:
+    """Look at every gradient, before anything is written; of sharded parameters at those of all ranks.
+
+    Raises:
+        NonFiniteGradientError: if one is not and ``nonfinite="raise"``.
+        ValueError: for a sparse gradient of a fixed-point parameter.
+    """
+    every: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
+    params = [param for param in every if param.grad is not None]
+    for param in params:
+        if param.grad.is_sparse and fixed_part(param) is not None:
+            raise ValueError(
+                f"the gradient of {label_of(param)} is sparse, which fixed-point updates do not support: "
+                "use sparse=False in its embedding, or keep_float for the parameter"
+            )
+    by_device: dict[torch.device, list[Any]] = {}
+    for param in params:
+        if not param.grad.is_sparse:
+            by_device.setdefault(local_part(param).device, []).append(param)
+    found = None
+    for some in by_device.values():
+        index = ops.first_nonfinite([gradient_of(param) for param in some])
+        found = label_of(some[index]) if found is None and index is not None else found
+    if not on_any_rank(found is not None, every):
+        return True
+    if optimizer.fixed_point.nonfinite == "skip":
+        return False
+    raise NonFiniteGradientError(
+        f"the gradient of {found or 'a parameter, in the shard of another rank,'} holds a NaN or an infinity: the "
+        'step was refused and nothing was written. Lower the learning rate or clip gradients; nonfinite="skip" '
+        "skips such steps"
+    )
+
+
+def gradient_of(param: Tensor) -> Tensor:
+    """The gradient of what this rank holds of ``param``; of a fixed-point one in a dtype that updates take."""
+    assert param.grad is not None
+    grad = local_part(param.grad)
+    if fixed_part(param) is None:
+        return grad
+    if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy
+        return grad.dequantize(torch.float32)
+    return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()
+
+
+def came_to_nan(group: dict[str, Any], param: Tensor | None, said: str) -> NonFiniteGradientError:
+    """The error of a step that came to NaN; ``said``: what was not written."""
+    what = "a tensor of the optimizer's" if param is None else label_of(param)
+    return NonFiniteGradientError(
+        f"the update of {what} came to NaN although its gradient is finite (is the learning rate, "
+        f"{group.get('lr')}, finite?); {said}"
+    )

@@ -1,0 +1,255 @@
+"""How an optimizer's state of fixed-point parameters is stored: in which format, and where it lies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin import ops
+from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
+from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.random_bits import key_of, substream
+from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part, placed_part
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor_rules import convert_
+
+if TYPE_CHECKING:
+    from lowprec_plugin.optim.step import FixedPointStep
+
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+Place = tuple[Any, Any, str]
+#: Ends the label of state that is a copy of its parameter, and has the parameter's format whatever others have.
+_COPY = " (a copy)"
+
+
+def format_of_state(
+    weights: FixedPointFormat, word_length: int | None, name: str, fraction_length: int | None = None
+) -> FixedPointFormat:
+    """The format of state ``name`` of a parameter in format ``weights``; ``word_length=None``: as the weights'.
+
+    Raises:
+        ValueError: if ``fraction_length`` is given and the state is one of squares.
+    """
+    squared = name in SQUARED_STATES
+    if squared and fraction_length is not None:
+        raise ValueError(
+            f"state_fraction_length={fraction_length}: {name} is a mean of squares, which has to have a radix point in "
+            "every block: leave it None, or use an optimizer without squares"
+        )
+    return FixedPointFormat(word_length or weights.word_length, fraction_length, weights.block_size, squared)
+
+
+def state_format(optimizer: FixedPointStep, param: Tensor, name: str) -> FixedPointFormat:
+    """The format in which ``optimizer`` stores state ``name`` of ``param``, by the name that a fused update knows."""
+    settings = optimizer.fixed_point
+    weights = placed_part(param).format
+    return format_of_state(weights, settings.state_word_length, name, settings.state_fraction_length)
+
+
+def is_elementwise(value: Any, param: Tensor) -> bool:
+    """Whether ``value`` of an optimizer's state has a number for every element of ``param``."""
+    return isinstance(value, Tensor) and value.shape == param.shape and value.is_floating_point()
+
+
+def places(state: Any, name: str = "") -> list[Place]:
+    """Where the tensors of one parameter's ``state`` lie: what holds each, under which key, and its name.
+
+    Dictionaries and lists may nest; what is in a tuple cannot be replaced, and is left out.
+    """
+    items: Iterable[tuple[Any, Any]] = (
+        list(state.items()) if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    )
+    found: list[Place] = []
+    for key, value in items:
+        called = f"{name}.{key}" if name else str(key)
+        found += [(state, key, called)] if isinstance(value, Tensor) else places(value, called)
+    return found
+
+
+def new_state(optimizer: FixedPointStep, param: Tensor, name: str) -> Tensor:
+    """State ``name`` of ``param``, all zeros."""
+    format, part = state_format(optimizer, param, name), placed_part(param)
+    empty = FixedPointTensor(empty_blocks(part.codes.shape, format, part.device), format)
+    return _own(optimizer, empty, param, name, part.dtype)
+
+
+def store_state(optimizer: FixedPointStep, param: Tensor, name: str, value: Any) -> Any:
+    """``value`` of state ``name`` as ``optimizer`` holds it: fixed-point if it has an element per parameter's.
+
+    Floats are rounded to nearest.
+
+    Raises:
+        ValueError: if it is fixed-point in another format and not exact in this one, or not finite.
+    """
+    if not _is_stored(optimizer, param, name, value):
+        return value
+    local = local_part(value)
+    if not isinstance(local, FixedPointTensor):
+        return round_state(optimizer, param, name, value)
+    format = _wanted(optimizer, param, name, local)
+    if local.format == format:
+        return _own(optimizer, local, param, name, local.dtype)
+    converted = _own(
+        optimizer, FixedPointTensor(empty_blocks(placed_part(param).codes.shape, format, local.device), format),
+        param, name, local.dtype,
+    )  # fmt: skip
+    try:
+        convert_(placed_part(converted), local)
+    except ValueError as error:
+        raise ValueError(
+            f"state {name!r} of {label_of(param)}: {error}. Resume with state_word_length="
+            f"{local.format.word_length}, or load optim.plain_optimizer_state(state_dict), which is rounded"
+        ) from None
+    return converted
+
+
+def round_state(
+    optimizer: FixedPointStep, param: Tensor, name: str, value: Tensor, roundings: int | None = None
+) -> Tensor:
+    """Floats that are state ``name`` of ``param``, stored: rounded to nearest, or as the optimizer rounds in its step.
+
+    The format of what a fused update knows goes by its name. Otherwise values tell: what equals the parameter is a
+    copy of it and is stored as it is; of what has no negative number the root is stored, as of a mean of squares.
+
+    Args:
+        roundings: how often the step has rounded this state before; what overflows float32 saturates in it.
+            ``None``: not in a step.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
+    part, local = placed_part(param), local_part(value).detach()
+    floats, rounding = local.reshape(part.codes.shape).float(), "nearest"
+    if roundings is not None:
+        floats, rounding = floats.clamp(-_FLOAT32_MAX, _FLOAT32_MAX), optimizer.fixed_point.rounding
+    format, copied = _by_name(optimizer, param, name), False
+    if format is None:
+        copied = bool(floats.any()) and torch.equal(floats, ops.dequantize(part.blocks, part.format))
+        squared = not bool((floats < 0).any())
+        format = part.format if copied else replace(_of_state(optimizer, part), squared=squared)
+    key = key_of(substream(substream(part.stream, name), "in place"), roundings or 0)
+    try:
+        blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)
+    except ValueError as error:
+        raise ValueError(f"state {name!r} of {label_of(param)}: {error}") from None
+    optimizer.fixed_point.saturated += saturated
+    stored = _own(optimizer, FixedPointTensor(blocks, format), param, name, local.dtype, copied)
+    placed_part(stored).roundings = (roundings or 0) + 1
+    return stored
+
+
+def name_copies(param: Tensor, state: Any) -> None:
+    """Give what the optimizer has cloned into ``state`` of ``param`` a name and a random stream of its own."""
+    part = placed_part(param)
+    for holder, key, name in places(state):
+        value, stream = fixed_part(holder[key]), substream(part.stream, name)
+        if value is not None and value.stream != stream:
+            copied = value.stream == part.stream or is_copy(value)
+            value.stream, value.label = stream, f"{label_of(param)}.{name}{_COPY if copied else ''}"
+
+
+def is_copy(state: FixedPointTensor) -> bool:
+    """Whether ``state`` is a copy of its parameter."""
+    return state.label.endswith(_COPY)
+
+
+def _is_stored(optimizer: FixedPointStep, param: Tensor, name: str, value: Any) -> bool:
+    if name == "step" or not is_elementwise(value, param):
+        return False
+    # One number may be a count, unless an update is known to take it for a moment.
+    return param.numel() > 1 or optimizer.float_class in FUSED
+
+
+def _by_name(optimizer: FixedPointStep, param: Tensor, name: str) -> FixedPointFormat | None:
+    return state_format(optimizer, param, name) if optimizer.float_class in FUSED else None
+
+
+def _of_state(optimizer: FixedPointStep, part: FixedPointTensor) -> FixedPointFormat:
+    bits = optimizer.fixed_point.state_word_length or part.format.word_length
+    return FixedPointFormat(bits, None, part.format.block_size)
+
+
+def _wanted(optimizer: FixedPointStep, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
+    """The format that fixed-point ``value`` of a state is to have."""
+    named, part = _by_name(optimizer, param, name), placed_part(param)
+    if named is not None:
+        return named
+    return part.format if is_copy(value) else replace(_of_state(optimizer, part), squared=value.format.squared)
+
+
+def _own(
+    optimizer: FixedPointStep,
+    tensor: FixedPointTensor,
+    param: Tensor,
+    name: str,
+    dtype: torch.dtype,
+    copied: bool = False,
+) -> Tensor:
+    """Give state ``tensor`` the place, sharding and random stream of state ``name`` of ``param``."""
+    part, ending = placed_part(param), _COPY if copied or is_copy(tensor) else ""
+    owned = tensor._like(
+        tensor.blocks, dtype=dtype, rounding=optimizer.fixed_point.rounding, first_row=part.first_row,
+        stream=substream(part.stream, name), label=f"{label_of(param)}.{name}{ending}", geometry=part._geometry,
+    )  # fmt: skip
+    owned.whole_rows = part.whole_rows
+    return in_place_of(owned, param)
+
+
+def is_held_elsewhere(place: Place) -> bool:
+    """Whether more than ``place`` refers to the tensor there, or to its memory: it would not see what replaces it."""
+    holder, key, _ = place
+    if sys.getrefcount(holder[key]) > 2:  # the holder, and the argument
+        return True
+    value = local_part(holder[key])
+    uses = look_up(value, "_use_count", host=TORCH, feature="to see what else holds an optimizer's state")
+    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    return bool(uses() > 1 or value._is_view() or not whole)
+
+
+def float_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the float tensors that ``optimizer`` holds, in state of fixed-point parameters or elsewhere in it."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    in_float = [param for param in params if fixed_part(param) is None]
+    seen = {id(known): 0 for param in in_float for known in (param, optimizer.state.get(param), param.grad)}
+    seen |= {id(known): 0 for param in params for known in (param, param.grad)}
+    _float_bytes(optimizer, seen)
+    return sum(seen.values())
+
+
+def _float_bytes(value: Any, seen: dict[int, int]) -> None:
+    if id(value) in seen:
+        return
+    if isinstance(value, Tensor):
+        local = local_part(value)
+        counts = local.is_floating_point() and fixed_part(value) is None and local.numel() > 1
+        seen[id(value)] = local.nbytes if counts else 0
+    elif isinstance(value, torch.optim.Optimizer):
+        _float_bytes(value.__dict__, seen)
+    elif isinstance(value, (dict, list, tuple, set)):
+        seen[id(value)] = 0
+        for each in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            _float_bytes(each, seen)
+
+
+def store_states(optimizer: FixedPointStep) -> None:
+    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none."""
+    stored: list[tuple[Any, Any, Any]] = []
+    for param, state in optimizer.state.items():
+        if not isinstance(param, Tensor) or fixed_part(param) is None:
+            continue
+        for holder, key, name in places(state):
+            value, part = holder[key], fixed_part(holder[key])
+            if part is not None and part.format != _wanted(optimizer, param, name, part):
+                # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
+                value = as_floats(value)
+            stored.append((holder, key, store_state(optimizer, param, name, value)))
+    for holder, key, value in stored:
+        holder[key] = value
