@@ -5,7 +5,8 @@ The noise is made here, in a few lines of its own, and not by the package: it is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ class Way:
 class Training:
     """A new network, always the same, with its optimizer; :meth:`run` goes on for so many steps.
 
-    ``noise``: in float32, round the weights stochastically to so many bits after every step, from such a seed.
+    ``noise``: in float32, round weights and state stochastically to so many bits after every step, from such a seed.
     """
 
     def __init__(
@@ -113,10 +114,12 @@ class Training:
         self.net, self.data, self.way = Net(), Data(), way
         self.steps = 0
         self.losses: list[float] = []
-        self.bits, self.random = (None, None) if noise is None else (noise[0], torch.Generator().manual_seed(noise[1]))
+        self.bits, self.random = (0, None) if noise is None else (noise[0], torch.Generator().manual_seed(noise[1]))
         if format is not None:
             optim.quantize_(self.net, format)
         self.start = weights_of(self.net)
+        if self.random is not None:
+            add_noise(self.net, {}, self.bits, self.random)
         self.optimizer = make(self.net)
         if format is not None:
             self.optimizer = optim.adopt(self.optimizer)
@@ -126,9 +129,8 @@ class Training:
         for _ in range(steps):
             self.losses.append(float(self.way.step(self.optimizer, self._closure)))
             self.steps += 1
-            if self.bits is not None and self.random is not None:
-                for param in self.net.parameters():
-                    param.data.copy_(rounded(param.data, self.bits, self.random))
+            if self.random is not None:
+                add_noise(self.net, self.optimizer.state, self.bits, self.random)
 
     def _closure(self) -> Tensor:
         self.optimizer.zero_grad()
@@ -155,6 +157,28 @@ class End:
 
 def weights_of(net: nn.Module) -> Tensor:
     return torch.cat([(param.detach() + 0).flatten() for param in net.parameters()])
+
+
+def add_noise(net: nn.Module, states: Any, bits: int, random: torch.Generator) -> None:
+    """Round the weights, and the state that has a number for each, as they would be if they were stored so."""
+    for param in net.parameters():
+        param.data.copy_(rounded(param.data, bits, random))
+        for value in _tensors(states.get(param, {})):
+            if value.shape == param.shape and value.is_floating_point():
+                some = value.detach().float()
+                squared = bool((some >= 0).all())  # of a mean of squares the root is stored
+                new = rounded(some.sqrt(), bits, random).square() if squared else rounded(some, bits, random)
+                if value.dtype in (torch.bfloat16, torch.float16):  # what it rounds itself may round the other way
+                    new = new * (1 + torch.finfo(value.dtype).eps * (torch.rand(new.shape, generator=random) - 0.5))
+                value.detach().copy_(new)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple | deque):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
 
 
 def rounded(x: Tensor, bits: int, random: torch.Generator) -> Tensor:
