@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adashift": {"lr": 0.01},
     "adatam": {"lr": 1e-4},
     "alig": {"max_lr": 0.1},
-    "alice": {"rank": 16, "leading_basis": 8},
+    "alice": {"rank": 4, "leading_basis": 4, "lr": 0.005},
     "ano": {"lr": 0.002},
     "asgd": {"lr": 0.1},
     "bsam": {"num_data": 64, "lr": 0.01},
@@ -166,7 +166,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sgdw": {"lr": 0.05},
     "shampoo": {"lr": 0.05},
     "simplifiedademamix": {"lr": 1e-3},
-    "spectralsphere": {"lr": 0.01},
+    "spectralsphere": {"lr": 0.01, "solver_max_iterations": 8, "power_iteration_steps": 3},
     "tam": {"lr": 0.02},
     "vsgd": {"lr": 0.02},
 }

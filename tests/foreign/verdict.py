@@ -9,18 +9,19 @@ are in no case right further off than that allows.
 from __future__ import annotations
 
 import gc
+import re
 import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 import lowprec_plugin
 from lowprec_plugin import memory
 from tests.foreign.optimizers import Row
-from tests.foreign.training import STEPS, End, Training, weights_of
+from tests.foreign.peak import parameters_at_once
+from tests.foreign.training import STEPS, End, Training, Way, plainly, weights_of
 
 PACKAGE = Path(lowprec_plugin.__file__).parent
 #: Share of the way that is right at so many bits, and that of the fall of the loss.
@@ -35,12 +36,23 @@ EARLY = 12
 
 @dataclass
 class Verdict:
-    """``outcome``: right, refused, wrong, or "not in float32" if it does not train there either; ``said``: why."""
+    """What came of one optimizer.
+
+    Attributes:
+        outcome: right, refused, wrong, or "not in float32" if it does not train there either.
+        said: why.
+        distance: at 16 bits, as a share of float32's way.
+        noise: that of float32 with the noise of rounding, if it had to be measured.
+        held: bytes of floats that live after training at 16 bits and did not before, by those of the weights.
+        at_once: float copies of one of eight parameters that a step takes, in fixed-point and in float32.
+    """
 
     outcome: str
     said: str = ""
-    distance: float | None = None  # at 16 bits, of float32's way
-    noise: float | None = None  # float32's own, of the same noise, where it had to be measured
+    distance: float | None = None
+    noise: float | None = None
+    held: float | None = None
+    at_once: tuple[float, float] | None = None
 
 
 class NotRightError(Exception):
@@ -48,80 +60,113 @@ class NotRightError(Exception):
 
 
 def judge(row: Row) -> Verdict:
+    freeze()
     with warnings.catch_warnings(), row.within():
         warnings.simplefilter("ignore")
         try:
-            begun = Training(row.make, row.way)
-            begun.run(STEPS)
-            start, floats, first = begun.start, begun.end(), begun.losses[0]
+            floats = _trained(row, None)
         except Exception as error:
-            return Verdict("not in float32", f"{type(error).__name__}: {error}")
+            return Verdict("not in float32", _line(error))
+        verdict = Verdict("right")
         try:
-            far = noise = 0.0
             for bits in (24, 16):
-                found = _train(row, bits)
-                if isinstance(found, Verdict):
-                    return found
-                far, noise = _hold(row, bits, found, floats, start, first)
+                refused = _hold(row, bits, floats, verdict)
+                if refused is not None:
+                    return Verdict("refused", refused)
+            if row.way.step is plainly and row.way.backward is Way.backward:
+                verdict.at_once = parameters_at_once(row.make, "fixed16"), parameters_at_once(row.make, None)
         except NotRightError as error:
-            return Verdict("wrong", str(error))
-        return Verdict("right", "", far, noise or None)
+            return Verdict("wrong", _line(error))
+        return verdict
 
 
-def _train(row: Row, bits: int) -> End | Verdict:
-    """The end in fixed-point, or that it is refused."""
+@dataclass
+class _Trained:
+    start: Tensor
+    first: float
+    end: End
+    grown: int
+    held: int
+
+
+def _trained(row: Row, format: str | None) -> _Trained:
+    """A whole training.
+
+    Raises:
+        Exception: whatever the optimizer raises; of ours if it is refused.
+        NotRightError: if it is refused late, or with weights changed.
+    """
+    before = float_bytes()
     training: Training | None = None
-    before: Tensor | None = None
     try:
-        training = Training(row.make, row.way, f"fixed{bits}")
-        before = training.start
+        training = Training(row.make, row.way, format)
         training.run(EARLY)
         early = float_bytes()
         training.run(STEPS - EARLY)
-        late = float_bytes()
         end = training.end()
-    except Exception as error:
-        if not _is_ours(error):
-            raise NotRightError(f"{type(error).__name__} at {bits} bits: {error}") from error
-        if training is not None and training.steps:
-            raise NotRightError(f"refused after {training.steps} steps at {bits} bits: {error}") from error
-        if training is not None and (weights_of(training.net) != before).any():
-            raise NotRightError(f"refused with weights changed: {error}") from error
-        return Verdict("refused", str(error))
-    if late > early:
-        raise NotRightError(f"{late - early:,} bytes of floats more after {STEPS} steps than after {EARLY}")
-    return end
+    except ValueError as error:
+        if _is_ours(error) and training is not None:
+            if training.steps:
+                raise NotRightError(f"refused after {training.steps} steps in {format}: {_line(error)}") from error
+            if (weights_of(training.net) != training.start).any():
+                raise NotRightError(f"refused with weights changed: {_line(error)}") from error
+        raise
+    late = float_bytes()
+    held = late - before - training.start.nbytes - end.weights.nbytes
+    return _Trained(training.start, training.losses[0], end, late - end.weights.nbytes - early, held)
 
 
-def _is_ours(error: Exception) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError) and PACKAGE in Path(frames[-1].filename).parents
+def _hold(row: Row, bits: int, floats: _Trained, verdict: Verdict) -> str | None:
+    """Hold what comes of training at so many bits against float32, and note it in ``verdict``.
 
-
-def _hold(row: Row, bits: int, found: End, floats: End, start: Tensor, first: float) -> tuple[float, float]:
-    """The distance from float32, and that of its noise if it was needed.
+    Returns:
+        why it is refused, if it is.
 
     Raises:
-        NotRightError: if the former is too far.
+        NotRightError: if it is neither right nor refused.
     """
-    way = float((floats.weights - start).norm())
-    far, fall = float((found.weights - floats.weights).norm()) / way, abs(first - floats.loss)
-    loss = abs(found.loss - floats.loss) / fall
+    try:
+        found = _trained(row, f"fixed{bits}")
+    except NotRightError:
+        raise
+    except Exception as error:
+        if _is_ours(error):
+            return _line(error)
+        raise NotRightError(f"{type(error).__name__} at {bits} bits: {_line(error)}") from error
+    if found.grown > max(floats.grown, 0):
+        raise NotRightError(f"{found.grown:,} bytes of floats more after {STEPS} steps than after {EARLY}")
+    way, fall = float((floats.end.weights - floats.start).norm()), abs(floats.first - floats.end.loss)
+
+    def off(end: End) -> tuple[float, float]:
+        return float((end.weights - floats.end.weights).norm()) / way, abs(end.loss - floats.end.loss) / fall
+
+    far, loss = off(found.end)
+    verdict.distance, verdict.noise, verdict.held = far, None, found.held / floats.start.nbytes
     if far < NEAR[bits] and loss < LOSS[bits]:
-        return far, 0.0
-    noise = loss_noise = 0.0
+        return None
+    noises = []
     for seed in SEEDS:
         noisy = Training(row.make, row.way, noise=(bits, seed))
         noisy.run(STEPS)
-        end = noisy.end()
-        noise = max(noise, float((end.weights - floats.weights).norm()) / way)
-        loss_noise = max(loss_noise, abs(end.loss - floats.loss) / fall)
+        noises.append(off(noisy.end()))
+    noise, loss_noise = (max(column) for column in zip(*noises, strict=True))
+    verdict.noise = noise
     said = f"at {bits} bits {far:.2g} of the way off and {loss:.2g} of the loss's fall, where the noise of rounding is "
     if bits == 24 and not noise < VOID:
         raise NotRightError(f"{said}{noise:.2g}: nothing can be told; try another learning rate")
     if not (far < max(NEAR[bits], AMPLIFIED * noise) and loss < max(LOSS[bits], AMPLIFIED * loss_noise)):
         raise NotRightError(f"{said}{noise:.2g} and {loss_noise:.2g}")
-    return far, noise
+    return None
+
+
+def _line(error: Exception) -> str:
+    said = f"{error}" if isinstance(error, ValueError | NotRightError) else f"{type(error).__name__}: {error}"
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(said.split()))
+
+
+def _is_ours(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ValueError) and PACKAGE in Path(frames[-1].filename).parents
 
 
 def float_bytes() -> int:
@@ -133,8 +178,3 @@ def freeze() -> None:
     """Leave what lives now out of :func:`float_bytes`, which is then quick."""
     gc.collect()
     gc.freeze()
-
-
-def as_cells(verdict: Verdict) -> list[Any]:
-    far = "" if verdict.distance is None else f"{verdict.distance:.0e}"
-    return [verdict.outcome, far, verdict.said]
