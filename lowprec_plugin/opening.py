@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class Opening:
         close: Callable[[Hashable | None, list[tuple[Shared, Open]]], None],
         name: str,
     ) -> None:
-        self._owners = {id(shared): (shared, owner) for shared, owner in owners}
+        self._owners: WeakKeyDictionary[Shared, Hashable] = WeakKeyDictionary(dict(owners))
         self._close, self.name = close, name
         self._open: dict[int, ref[Shared]] = {}
         self.most = self.together = 0
@@ -104,8 +104,7 @@ class Opening:
 
     def owner_of(self, shared: Shared) -> Hashable | None:
         """What the tensor of ``shared`` belongs to, if that is known."""
-        found = self._owners.get(id(shared))
-        return None if found is None else found[1]
+        return self._owners.get(shared)
 
     def write(self, tensors: list[FixedPointTensor]) -> None:
         """Open ``tensors``, which an operation is about to write to, and close what belongs to others.
@@ -129,7 +128,7 @@ class Opening:
         """Let the tensor of ``after`` belong to what that of ``before`` does."""
         owner = self.owner_of(before)
         if owner is not None:
-            self._owners[id(after)] = after, owner
+            self._owners[after] = owner
 
     def _put(self, tensor: FixedPointTensor, floats: Tensor) -> None:
         shared = tensor._shared

@@ -87,7 +87,7 @@ def test_every_bit_of_an_archives_directory_is_refused_or_changes_nothing(weight
         read_file(weights)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:TypedStorage is deprecated")
 def test_a_distributed_checkpoint_is_many_archives(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     numbers = torch.arange(1000.0)

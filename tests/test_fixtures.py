@@ -30,6 +30,7 @@ def test_tensors_are_what_they_were(folder: Path) -> None:
     assert (read["window"].shape, read["window"].stride()) == ((2, 20), (40, 2))
 
 
+@pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_run_goes_on(folder: Path, name: str) -> None:

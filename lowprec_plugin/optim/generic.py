@@ -259,6 +259,7 @@ def _say_once(optimizer: FixedPointStep, opening: Opening) -> None:
     if opening.together > 1:
         said.append(
             f"writes to {opening.together} parameters at once, and has {opening.most:,} bytes of floats open meanwhile"
+            + (" (foreach=False may have one at a time)" if "foreach" in optimizer.defaults else "")
         )
     params = [param for group in optimizer.param_groups for param in group["params"]]
     held = float_bytes(optimizer)

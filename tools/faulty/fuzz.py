@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _arguments(number: int, seed: int, folder: str) -> dict[str, Any]:
     chance = random.Random(f"{seed} {number}")
-    os.chdir(folder)  # some write files
+    os.chdir(tempfile.mkdtemp(dir=folder))  # some write files, which another case would read
     warnings.simplefilter("ignore")
     name = chance.choice(list(CALLS))
     call = CALLS[name]
