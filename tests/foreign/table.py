@@ -19,17 +19,18 @@ _BEFORE = """# Other people's optimizers
 Every optimizer below trained a small network in float32 and in fixed-point, {steps} steps of the same batches. `make
 foreign` does so again, and `python -m tests.foreign.table docs/foreign.md` writes this page. An optimizer is
 
-- **right**: at 24 bits of weights and state it ends within {near24:g} of float32's way from the start, at 16 bits within
-  {near16:g}, or within {amplified} times what the same noise of rounding does in float32; so does the loss; and no more
-  floats are held with every step than in float32;
+- **right**: at 24 bits of weights and state it ends within {near24:g} of float32's way from the start, at 16 bits
+  within {near16:g}, or within {amplified} times what the same noise of rounding does in float32; so does the loss; and
+  no more floats are held with every step than in float32;
 - or **refused**: a `ValueError` at adoption or in the first step, with what to use instead, and no weight is changed.
 
 Anything else fails the test.
 
-*Off* is the distance from float32's weights at 16 bits, as a share of its way. In brackets: the distance of float32 with
-the noise of 16-bit rounding, where it had to be measured. Where that is large too, the optimizer goes elsewhere with every
-seed. *At once* is the most that a step takes above what it finds, in float copies of one of eight equal parameters, and in
-brackets what it takes in float32. *Held* is what the optimizer keeps in floats, as a share of the weights in float32.
+*Off* is the distance from float32's weights at 16 bits, as a share of its way. In brackets: the distance of float32
+with the noise of 16-bit rounding, where it had to be measured. Where that is large too, the optimizer goes elsewhere
+with every seed. *At once* is the most that a step takes above what it finds, in float copies of one of eight equal
+parameters, and in brackets what it takes in float32. *Held* is what the optimizer keeps in floats, as a share of the
+weights in float32.
 
 """
 
