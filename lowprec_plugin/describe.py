@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import ops
+from lowprec_plugin.memory import bytes_of
 from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.optim.plain import why_left
 from lowprec_plugin.optim.state import state_format
 from lowprec_plugin.optim.step import FixedPointStep, steps_each_by_itself
 from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.tensor import FixedPointTensor
+
+#: So many parameters that are kept for one reason are named one by one.
+_FEW = 8
 
 
 class Row(NamedTuple):
@@ -49,7 +54,7 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()
     rows += [group_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if buffers:
-        nbytes = sum(buffer.nbytes for buffer in buffers)
+        nbytes = sum(map(bytes_of, buffers))
         dtypes = ", ".join(sorted({_dtype(buffer) for buffer in buffers}))
         rows.append(Row("buffers", dtypes, "-", sum(b.numel() for b in buffers), nbytes, nbytes, "kept in float"))
     return rows
@@ -63,9 +68,13 @@ def _kinds(params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
 
 
 def storage_of(tensor: Tensor) -> str:
-    """The format of ``tensor`` as text; of a float its dtype."""
+    """The format of ``tensor`` as text; of a float its dtype; of what a class of its own stores, that class."""
     part = fixed_part(tensor)
-    return _dtype(tensor) if part is None else str(part.format)
+    if part is not None:
+        return str(part.format)
+    kind = type(local_part(tensor))
+    as_torch_does = kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    return _dtype(tensor) if as_torch_does else kind.__name__
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -85,13 +94,14 @@ def group_row(
     """What ``params``, all stored alike, and their state are stored as, and how ``optimizer`` updates them."""
     parts = [local_part(param) for param in params]
     elements = sum(part.numel() for part in parts)
-    nbytes = sum(part.nbytes for part in parts)
+    nbytes = sum(map(bytes_of, parts))
     first = params[0]
     row = Row(group_name, storage_of(first), "-", elements, nbytes, 4 * elements, "none")
     if optimizer is None:
         return row
     if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):
-        return row._replace(state="float", update=f"{_name(optimizer)}'s own, in float")
+        how = "as they are" if why_left(first) else "in float"
+        return row._replace(state="float", update=f"{_name(optimizer)}'s own, {how}")
     update, reason = fused_update(optimizer.float_class, group)
     backend = ops.backend_for(parts[0].device)
     if update is None:
@@ -111,7 +121,7 @@ def group_row(
 
 
 def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -> str:
-    """The table as text, with the parameters that were kept in float and why."""
+    """The table as text, with the parameters that were not stored in fixed-point and why."""
     header = ("group", "weights", "state", "parameters", "bytes", "float32", "update")
     cells = [
         (
@@ -129,10 +139,24 @@ def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
     ]
-    lines += [f"kept in float: {name} ({reason})" for name, reason in kept.items()]
+    lines += _not_stored(kept)
     if wire:
         lines.append(f"gradients between processes: {wire}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _not_stored(kept: Mapping[str, str]) -> list[str]:
+    """A line for each, or for many of one reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in kept.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        what = "kept in float" if reason.startswith("keep_float") else "left as it is"
+        few = len(names) <= _FEW
+        said = names if few else [f"{len(names):,} parameters from {names[0]} to {names[-1]}"]
+        lines += [f"{what}: {each} ({reason})" for each in said]
+    return lines
 
 
 def _size(nbytes: int) -> str:

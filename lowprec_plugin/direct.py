@@ -17,7 +17,7 @@ from lowprec_plugin.opening import current
 if TYPE_CHECKING:
     from lowprec_plugin.tensor import FixedPointTensor
 
-_library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+_libraries: list[Any] = []  # what they implement lasts as long as they do
 _KEY = torch._C.DispatchKey.PythonTLSSnapshot  # of tensors with a __torch_dispatch__ alone
 
 
@@ -82,4 +82,6 @@ def refuse_as_data_of_floats(fixed: type[Tensor]) -> None:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
             return bool(torch._has_compatible_shallow_copy_type(tensor, source))
 
-    _library.impl("_has_compatible_shallow_copy_type", go_together, _KEY.name)
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    library.impl("_has_compatible_shallow_copy_type", go_together, _KEY.name)
+    _libraries.append(library)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.formats import check_kind
@@ -102,12 +103,20 @@ def gradients(module: nn.Module) -> tuple[int, int]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(part.nbytes for tensor in tensors for part in _parts(tensor))
+    return sum(bytes_of(tensor) for tensor in tensors)
 
 
-def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """A sparse gradient is its indices and values, and has no bytes of its own."""
-    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes that ``tensor`` holds: where it is sparse, or of a class that wraps others, those of its parts."""
+    if is_traceable_wrapper_subclass(tensor):
+        return _bytes(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    if tensor.layout is torch.sparse_coo:
+        return _bytes((tensor._indices(), tensor._values()))
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return _bytes((tensor.crow_indices(), tensor.col_indices(), tensor.values()))
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return _bytes((tensor.ccol_indices(), tensor.row_indices(), tensor.values()))
+    return tensor.nbytes
 
 
 def live_storages() -> dict[int, tuple[int, tuple[Any, ...]]]:

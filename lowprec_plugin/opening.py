@@ -223,6 +223,12 @@ def renew(tensor: FixedPointTensor) -> None:
         opening.follow(before, tensor._shared)
 
 
+def part_from_padding(tensor: FixedPointTensor) -> None:
+    """Part a parameter from the larger tensor whose first rows it is: FSDP2 pads shards to one size."""
+    if tensor._shared.rows != rows_in(tensor._codes):
+        renew(tensor)
+
+
 def rows_in(codes: Tensor) -> int:
     """How many rows ``codes`` have."""
     return codes.shape[0] if codes.dim() else 1

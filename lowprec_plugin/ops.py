@@ -94,9 +94,29 @@ def readable(x: Tensor) -> Tensor:
 
     torch has tensors whose memory holds other numbers than they do (``is_neg()``, as imaginary parts of a conjugate),
     and ones between the bytes of a file.
+
+    Raises:
+        ValueError: for a tensor whose numbers lie in no memory of its own, as those of a class that computes them.
     """
     x = x.contiguous().resolve_neg()
+    if not in_memory(x):
+        raise ValueError(
+            f"the numbers of this {type(x).__name__} lie in no memory of its own that could be read (it wraps others, "
+            "or is under vmap or traced): give them as a plain torch.Tensor"
+        )
     return x if x.data_ptr() % x.element_size() == 0 else x.clone()
+
+
+def in_memory(x: Tensor) -> bool:
+    """Whether the numbers of ``x`` lie where its address says, or nowhere because there are none to read."""
+    if x.layout is not torch.strided:
+        return False
+    if x.is_meta or x.numel() == 0:
+        return True
+    try:
+        return x.data_ptr() != 0
+    except RuntimeError:  # under vmap, or while tracing
+        return False
 
 
 def quantize(
@@ -305,10 +325,9 @@ def update_(
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
-    tensors = [readable(tensor) for tensor in tensors]
-    known = all(tensor.dtype in native.FLOAT_TYPES for tensor in tensors)
+    known = all(tensor.dtype in native.FLOAT_TYPES and in_memory(tensor) for tensor in tensors)
     if tensors and known and backend_for(tensors[0].device) == "native":
-        return native.first_nonfinite(tensors)
+        return native.first_nonfinite([readable(tensor) for tensor in tensors])
     for index, tensor in enumerate(tensors):
         if not bool(torch.isfinite(tensor).all()):
             return index

@@ -125,7 +125,7 @@ class FixedPointPrecision(Precision):
         self._inside_settings = (emulation, activation_word_length)
         #: Emulation and kept activations at work, with what they counted; ``None`` without either.
         self.inside = self._make_inside(0, 0)
-        self.kept_in_float: dict[str, str] = {}  #: parameters that were left in float, and why
+        self.kept_in_float: dict[str, str] = {}  #: parameters that were kept in float or left as they are, and why
         self._network: nn.Module | None = None
         self._device_type = "cpu"
         self._optimizers: list[FixedPointStep] = []

@@ -83,10 +83,15 @@ def share_of(rows: int, ranks: int, rank: int) -> tuple[int, int]:
 
 def on_any_rank(here: bool, tensors: Iterable[Tensor]) -> bool:
     """Whether ``here`` holds on any of the ranks that ``tensors`` are shared out over. Called by all of them alike."""
+    return each_on_any_rank([here], tensors)[0]
+
+
+def each_on_any_rank(here: list[bool], tensors: Iterable[Tensor]) -> list[bool]:
+    """:func:`on_any_rank` of several at once."""
     for mesh in {tensor.device_mesh: None for tensor in tensors if isinstance(tensor, DTensor)}:
         # Not where the tensors are: that may be the meta device, or a CPU to which FSDP2 offloads them from a GPU.
-        flag = torch.tensor(float(here), device=mesh.device_type)
+        flags = torch.tensor(here, dtype=torch.float32, device=mesh.device_type)
         for dim in range(mesh.ndim):
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=mesh.get_group(dim))
-        here = bool(flag)
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=mesh.get_group(dim))
+        here = flags.bool().tolist()
     return here

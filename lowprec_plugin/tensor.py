@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
+from lowprec_plugin import first_tensor, ops
 from lowprec_plugin.blocks import Blocks, check_blocks, check_window
 from lowprec_plugin.dequantizing import dequantize
 from lowprec_plugin.direct import Direct, refuse_as_data_of_floats
@@ -72,6 +73,8 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
     ) -> FixedPointTensor:
         if window_on is None:
             check_blocks(blocks, format)
+            if first_tensor.waiting:
+                first_tensor.come()
         codes = blocks.codes
         if geometry is None:
             size, stride, offset = codes.shape, codes.stride(), 0
@@ -354,4 +357,4 @@ def rebuild(
 
 
 torch.serialization.add_safe_globals([rebuild])
-refuse_as_data_of_floats(FixedPointTensor)
+first_tensor.waiting.append(partial(refuse_as_data_of_floats, FixedPointTensor))

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.casting import casts_share
+from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.gathered import called_by
 from lowprec_plugin.opening import current, open_floats, renew
 from lowprec_plugin.tensor import FixedPointTensor
@@ -361,7 +362,8 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
     """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded to nearest from floats.
 
     Raises:
-        ValueError: if ``value`` is not floating point, or not finite.
+        ValueError: if ``value`` is not floating point, or not finite, or on another kind of device while an autograd
+            graph has hold of ``target``.
     """
     if current() is not None and not isinstance(value, FixedPointTensor) and value.shape == target.shape:
         _copy_into_open(target, value)
@@ -380,10 +382,10 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
         # torch's own setter: shape, strides and dtype.
         torch.Tensor.data.__set__(target, source)  # type: ignore[attr-defined]
     except RuntimeError:  # it does not go from one kind of device to another
-        hung = {name: each for name, each in target.__dict__.items() if name not in source.__dict__}
+        if holder := holder_of(target):
+            raise ValueError(f"tensor {target.label!r} stays on {target.device}: it is held by {holder}") from None
         other = torch.nn.Parameter(source, target.requires_grad) if isinstance(target, torch.nn.Parameter) else source
-        torch.utils.swap_tensors(target, other)  # type: ignore[no-untyped-call]
-        target.__dict__.update(hung)
+        exchange(target, other)
         return
     target._codes, target._low, target._exponents = source.blocks
     target.format = source.format

@@ -16,7 +16,7 @@ LAYERS = {
     "update_reference": 1, "wire_reference": 1, "native_wire": 1, "compat": 1,
     "ops": 2, "wire": 2,
     "tensor": 3, "tensor_rules": 3, "tensor_comm": 3, "gathered": 3, "casting": 3, "sharding": 3, "widening": 3,
-    "comm": 3, "opening": 3, "direct": 3, "dequantizing": 3, "integrity": 3, "damage": 3,
+    "comm": 3, "opening": 3, "direct": 3, "dequantizing": 3, "integrity": 3, "damage": 3, "first_tensor": 3,
     "optim": 4, "memory": 4, "describe": 4, "running": 4, "emulation": 4, "kept": 4, "inside": 4,
     "computing": 4, "plan": 4, "telemetry": 4,
     "plugin": 5, "ramping": 5, "resuming": 5, "wiring": 5, "strategies": 5, "nonfinite": 5, "deepspeed": 5,

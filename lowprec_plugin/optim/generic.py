@@ -21,12 +21,22 @@ from torch import Tensor
 from lowprec_plugin import ops
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import unhooked_step, without_hooks
-from lowprec_plugin.opening import Open, Opening, Shared, suspended
+from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding, suspended
 from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
 from lowprec_plugin.optim.naming import names_in
-from lowprec_plugin.optim.state import float_bytes, is_elementwise, is_held_elsewhere, name_copies, places, round_state
+from lowprec_plugin.optim.state import (
+    Looks,
+    Place,
+    float_bytes,
+    is_elementwise,
+    is_held_elsewhere,
+    looks_of,
+    name_copies,
+    places,
+    round_state,
+)
 from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, fixed_part, local_part
+from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
 from lowprec_plugin.update_reference import counted
 
 if TYPE_CHECKING:
@@ -53,14 +63,14 @@ class OwnStep:
         owners: list[tuple[Shared, Hashable]] = []
         for group in optimizer.param_groups:
             for param in group["params"]:
-                part = fixed_part(param)
-                if part is not None:
+                if fixed_part(param) is not None:
                     self._params[id(param)] = group, param
-                    owners.append((part._shared, id(param)))
+                    part_from_padding(placed_part(param))
+                    owners.append((placed_part(param)._shared, id(param)))
         for _, param in self._params.values():
             for holder, key, name in places(optimizer.state.get(param)):
-                part = fixed_part(holder[key])
-                if part is not None:
+                if fixed_part(holder[key]) is not None:
+                    part = placed_part(holder[key])
                     owners.append((part._shared, id(param)))
                     self._roundings[id(param), name] = part.roundings
         self.opening = Opening(owners, self._close, optimizer.float_class.__name__)
@@ -77,27 +87,26 @@ class OwnStep:
     def _close(self, owner: Hashable | None, members: list[tuple[Shared, Open]]) -> None:
         """Round what is open of one parameter, and store state that has come up; all of it, or none."""
         group, param = self._params.get(owner, ({}, None))
-        new = [] if param is None else self._new(param)
-        for floats in (*(opened.floats for _, opened in members), *(local_part(h[k]) for h, k, _ in new)):
-            if bool(floats.isnan().any()):
-                raise came_to_nan(
-                    group, param, "it and its state were not written; or did rounding make a difference negative whose"
-                    " root is taken? Then choose more bits of state",
-                )  # fmt: skip
-        for _, opened in members:
-            opened.floats.clamp_(-_FLOAT32_MAX, _FLOAT32_MAX)
         self.rounded = True
-        own = None if param is None else fixed_part(param)
-        for shared, opened in members:
-            if own is not None and shared is own._shared:
+        if param is None:
+            for shared, opened in members:
+                _check_not_nan(bool(opened.floats.isnan().any()), group, None)
+                self._round(shared, opened)
+            return
+        new = self._new(param)
+        looks = looks_of(param, [*(opened.floats for _, opened in members), *(local_part(h[k]) for h, k, _ in new)])
+        _check_not_nan(any(each.nan for each in looks), group, param)
+        own = placed_part(param)
+        for (shared, opened), look in zip(members, looks, strict=False):
+            if shared is own._shared:
                 self._round_param(param, shared, opened)
             else:
-                self._round(shared, self._signed(param, shared, opened))
-        if param is not None:
-            self._store_new(param)
+                self._round(shared, self._signed(param, shared, opened) if look.negative else opened)
+        self._store(param, new, looks[len(members) :])
 
     def _round(self, shared: Shared, opened: Open) -> int:
         settings = self.optimizer.fixed_point
+        opened.floats.clamp_(-_FLOAT32_MAX, _FLOAT32_MAX)
         key = key_of(substream(opened.stream, "in place"), shared.roundings)
         shared.roundings += 1
         _, saturated = ops.quantize(
@@ -118,10 +127,8 @@ class OwnStep:
             counts = counted(before, opened.floats, opened.blocks, opened.format)
             settings.note(names_in(self.optimizer)[id(param)], counts._replace(saturated=saturated))
 
-    def _signed(self, param: Any, shared: Shared, opened: Open) -> Open:
-        """``opened``, in a format that has negative numbers if it has: of such a state no root can be stored."""
-        if not opened.format.squared or not bool((opened.floats < 0).any()):
-            return opened
+    def _signed(self, param: Tensor, shared: Shared, opened: Open) -> Open:
+        """``opened``, in a format that has negative numbers: no root of such a state can be stored."""
         signed = replace(opened.format, squared=False)
         for holder, key, _ in places(self.optimizer.state.get(param)):
             part = fixed_part(holder[key])
@@ -129,7 +136,7 @@ class OwnStep:
                 part.format = signed
         return replace(opened, format=signed)
 
-    def _new(self, param: Tensor) -> list[Any]:
+    def _new(self, param: Tensor) -> list[Place]:
         """Where the state of ``param`` holds floats that nothing else does, for which codes could stand."""
         if param.numel() <= 1:
             return []
@@ -141,11 +148,25 @@ class OwnStep:
         return found
 
     def _store_new(self, param: Tensor) -> None:
+        new = self._new(param)
+        looks = looks_of(param, [local_part(holder[key]) for holder, key, _ in new])
+        _check_not_nan(any(each.nan for each in looks), {}, param)
+        self._store(param, new, looks)
+
+    def _store(self, param: Tensor, new: list[Place], looks: list[Looks]) -> None:
         name_copies(param, self.optimizer.state.get(param))
-        for holder, key, name in self._new(param):
+        for (holder, key, name), look in zip(new, looks, strict=True):
             roundings = self._roundings.get((id(param), name), 0)
-            holder[key] = round_state(self.optimizer, param, name, holder[key], roundings)
+            holder[key] = round_state(self.optimizer, param, name, holder[key], look, roundings)
             self._roundings[id(param), name] = roundings + 1
+
+
+def _check_not_nan(nan: bool, group: dict[str, Any], param: Tensor | None) -> None:
+    if nan:
+        raise came_to_nan(
+            group, param, "it and its state were not written; or did rounding make a difference negative whose"
+            " root is taken? Then choose more bits of state",
+        )  # fmt: skip
 
 
 def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, args: Any, kwargs: Any) -> Any:

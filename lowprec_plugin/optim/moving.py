@@ -23,7 +23,7 @@ def move_in_place(module: nn.Module) -> None:
     for part in module.modules():
         if any(isinstance(param, FixedPointTensor) for param in part._parameters.values()):
             look_up(part, "_apply", host=TORCH, feature="to move codes with their module")
-            part._apply = partial(_apply, part)  # type: ignore[method-assign]
+            part.__dict__["_apply"] = partial(_apply, part)  # a module may refuse attributes that it does not know
 
 
 def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.ops import check_rounding
+from lowprec_plugin.optim.apart import check_apart
 from lowprec_plugin.optim.moving import move_in_place
+from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.watch import look_again
 from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
@@ -36,9 +39,10 @@ def quantize_(
 ) -> dict[str, str]:
     """Store the parameters of ``module`` in ``format``.
 
-    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references;
-    its gradient and the hooks registered on it stay too. The values are rounded to nearest, those of parameters that
-    are in another format already too. Buffers are left alone.
+    Every parameter object stays the one it was, so tied parameters stay tied and an optimizer keeps its references,
+    weak ones too; its gradient and the hooks registered on it stay. The values are rounded to nearest, those of
+    parameters that are in another format already too. Buffers are left alone, and so are parameters that are no plain
+    tensors of floats: of a class of their own, integer or complex, sparse, or compiled by TorchScript.
 
     Args:
         module: changed in place.
@@ -50,13 +54,13 @@ def quantize_(
         seed: keys the random bits, with each parameter's name.
 
     Returns:
-        the parameters that were kept in float, and why.
+        the parameters that were not stored, and why.
 
     Raises:
-        ValueError: for an argument outside its limits, a complex or integer parameter that is not kept, one that is
-            not finite, that an autograd graph still holds, that lies in the memory of another or that FSDP2 has
-            gathered, or a pattern that matches no parameter; if parameters are sharded, on every rank alike. Nothing
-            is changed then (but torch may refuse to run that graph backward).
+        ValueError: for an argument outside its limits, a parameter without numbers yet, one that is not finite, that
+            an autograd graph, ``DistributedDataParallel`` or TorchScript still holds, that lies in the memory of
+            another or of a buffer or that FSDP2 has gathered, or a pattern that matches no parameter; if parameters
+            are sharded, on every rank alike. Nothing is changed then.
     """
     format = FixedPointFormat.parse(format)
     check_rounding(rounding)
@@ -66,34 +70,32 @@ def quantize_(
         check_kind(dtype, torch.dtype, "dtype")
     gathered = _put_in_shards(module)
     params = dict(module.named_parameters())
-    kept = kept_of(params, keep_float)
-    _check_apart(params, kept)
+    kept = left_of(module) | kept_of(params, keep_float)
+    check_apart(module, kept)
     stored: dict[str, nn.Parameter] = {}
+    stored_already: dict[str, FixedPointTensor] = {}
     refused = None
     try:
         for name, param in params.items():
             part = fixed_part(param)
             if part is not None and name not in kept and (part.format, part.dtype) == (format, dtype or part.dtype):
-                part.rounding, part.stream = rounding, stream_of(seed, name)
+                stored_already[name] = part
             elif name not in kept:
                 if gathered and isinstance(param, DTensor):
                     raise ValueError(
                         f"parameter {name!r} has been gathered by a forward pass of FSDP2 as it is now: call "
                         "quantize_ before the first batch"
                     )
+                if holder := holder_of(param):
+                    raise ValueError(f"parameter {name!r} is held by {_renormed(module, name) or holder}")
                 stored[name] = _stored(name, param, format, rounding, dtype, seed)
     except ValueError as error:
         refused = error
     if on_any_rank(refused is not None, params.values()):
         raise refused or ValueError("a shard on another rank was refused, so nothing is changed here: see its error")
-    recurrent = [each for each in module.modules() if isinstance(each, nn.RNNBase)]
-    for each in recurrent:  # as RNNBase._apply does: its weak references are in the way
-        each._flat_weight_refs = []
-    try:
-        _swap_all(module, [(params[name], param) for name, param in stored.items()], list(stored))
-    finally:
-        for each in recurrent:
-            each._init_flat_weights()
+    _exchange_all(params, stored)
+    for name, part in stored_already.items():
+        part.rounding, part.stream = rounding, stream_of(seed, name)
     move_in_place(module)
     reset_shards(module)  # until the first forward pass FSDP2 would keep the float ones beside them
     look_again()
@@ -119,8 +121,6 @@ def _stored(
         raise ValueError(f"parameter {name!r} is not initialised yet: run a batch through the module first")
     if param.is_meta:
         raise ValueError(f"parameter {name!r} is on the meta device: to_empty() and initialise the module first")
-    if not param.is_floating_point():
-        raise ValueError(f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}")
     values = local_part(param).detach()
     try:
         stored = FixedPointTensor.quantize(
@@ -134,6 +134,8 @@ def _stored(
         stored.whole_rows = param.shape[0]
     if not format.dynamic:
         _warn_if_saturated(name, values, stored)
+    if local_part(param).is_shared():  # type: ignore[no-untyped-call]
+        stored.share_memory_()
     return nn.Parameter(in_place_of(stored, param), param.requires_grad)
 
 
@@ -150,73 +152,39 @@ def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> N
         )
 
 
-def _check_apart(params: dict[str, nn.Parameter], kept: dict[str, str]) -> None:
-    """Refuse parameters that are windows on the same memory: each would get codes of its own, and no longer be tied."""
-    spans = []
-    for name, param in params.items():
-        plain = not isinstance(param, nn.UninitializedParameter) and not is_traceable_wrapper_subclass(param)
-        if plain and param.layout == torch.strided and param.device.type != "meta" and param.numel():
-            steps = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-            start = param.data_ptr()
-            spans.append((str(param.device), start, start + (steps + 1) * param.element_size(), name))
-    furthest = ("", 0, 0, "")
-    for span in sorted(spans):
-        (before, _, end, one), (device, start, _, other) = furthest, span
-        if device == before and start < end and not {one, other} <= kept.keys():
-            raise ValueError(
-                f"parameters {one!r} and {other!r} overlap in memory but are two objects, which fixed-point would "
-                f"untie: make them one Parameter, clone() one if they are not meant to be tied, or leave both with "
-                f"keep_float={[one, other]}"
-            )
-        furthest = max(furthest, span, key=lambda each: (each[0], each[2]))
-
-
-def _swap_all(module: nn.Module, swaps: list[tuple[nn.Parameter, nn.Parameter]], names: list[str]) -> None:
-    for done, (param, stored_param) in enumerate(swaps):
+def _exchange_all(params: dict[str, nn.Parameter], stored: dict[str, nn.Parameter]) -> None:
+    done: list[str] = []
+    for name, other in stored.items():
         try:
-            _swap(param, stored_param)
+            exchange(params[name], other)
         except RuntimeError as error:
-            for undo, stored_undo in swaps[:done]:
-                _swap(undo, stored_undo)
-            remedy = "drop losses and outputs of earlier forward passes, or compute them under torch.no_grad()"
-            raise ValueError(
-                f"parameter {names[done]!r} is held by an autograd graph or a weak reference that is still alive: "
-                f"{_renormed(module, names[done]) or remedy} ({error})"
-            ) from error
+            for undo in done:
+                exchange(params[undo], stored[undo])
+            raise ValueError(f"parameter {name!r} is held by C++ code as the tensor that it is: {error}") from error
+        done.append(name)
 
 
 def _renormed(module: nn.Module, name: str) -> str:
-    """What to do if ``name`` is held by the weight that torch's old weight_norm or spectral_norm leaves in its module.
+    """What to do if ``name`` is held by the weight that torch's old norms, or its pruning, leave in its module.
 
     That weight is computed anew before each forward pass and lies there, graph and all, until the next.
     """
     path, _, own = name.rpartition(".")
+    inside = name.removesuffix(own)
     for hook in module.get_submodule(path)._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm)) and own.startswith(f"{hook.name}_"):
             norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
-            pattern = name.removesuffix(own) + f"{hook.name}_*"
             return (
-                f"torch.nn.utils.{norm} leaves {name.removesuffix(own) + hook.name!r} in its module with its graph. "
-                f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with keep_float={[pattern]}"
+                f"an autograd graph: torch.nn.utils.{norm} leaves {inside + hook.name!r} in its module with its graph. "
+                f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with "
+                f"keep_float={[f'{inside}{hook.name}_*']}"
+            )
+        if isinstance(hook, BasePruningMethod) and own == f"{hook._tensor_name}_orig":
+            return (
+                f"an autograd graph: torch.nn.utils.prune leaves {inside + hook._tensor_name!r} in its module with its "
+                f"graph. Prune under torch.no_grad(), or after this, or leave the parameter with keep_float={[name]}"
             )
     return ""
-
-
-def _swap(param: nn.Parameter, other: nn.Parameter) -> None:
-    """Exchange what two parameters are; what a user has hung on ``param``, hooks of its gradient too, stays on it."""
-    grad, param.grad = param.grad, None
-    # torch keeps hooks with what is exchanged. The same dictionaries go back, so that a hook's handle still removes it.
-    hooks = {name: getattr(param, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
-    for name in hooks:
-        setattr(param, name, None)
-    hung = {name: value for name, value in param.__dict__.items() if name not in other.__dict__}
-    try:
-        torch.utils.swap_tensors(param, other)  # type: ignore[no-untyped-call]
-        param.__dict__.update(hung)
-    finally:
-        param.grad = grad
-        for name, held in hooks.items():
-            setattr(param, name, held)
 
 
 def patterns_of(given: Iterable[str], name: str = "keep_float") -> list[str]:

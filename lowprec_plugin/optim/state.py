@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part, placed_part
+from lowprec_plugin.sharding import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor_rules import convert_
 
@@ -93,7 +93,7 @@ def store_state(optimizer: FixedPointStep, param: Tensor, name: str, value: Any)
         return value
     local = local_part(value)
     if not isinstance(local, FixedPointTensor):
-        return round_state(optimizer, param, name, value)
+        return round_state(optimizer, param, name, value, looks_of(param, [local])[0])
     format = _wanted(optimizer, param, name, local)
     if local.format == format:
         return _own(optimizer, local, param, name, local.dtype)
@@ -111,8 +111,31 @@ def store_state(optimizer: FixedPointStep, param: Tensor, name: str, value: Any)
     return converted
 
 
+class Looks(NamedTuple):
+    """What floats that are state of a parameter look like, in any of its shards."""
+
+    nan: bool
+    negative: bool
+    nonzero: bool
+    differs: bool  # from the parameter
+
+
+def looks_of(param: Tensor, values: Sequence[Tensor]) -> list[Looks]:
+    """How ``values``, floats of this rank, look; on all ranks that share ``param`` out. One wait for the device."""
+    part = placed_part(param)
+    weights = ops.dequantize(part._planes, part.format)
+    flags = []
+    for value in values:
+        floats = value.detach().reshape(weights.shape)
+        flags += [floats.isnan().any(), (floats < 0).any(), floats.any(), (floats != weights).any()]
+    if not flags:
+        return []
+    agreed = each_on_any_rank(torch.stack(flags).tolist(), [param])
+    return [Looks(*agreed[start : start + 4]) for start in range(0, len(agreed), 4)]
+
+
 def round_state(
-    optimizer: FixedPointStep, param: Tensor, name: str, value: Tensor, roundings: int | None = None
+    optimizer: FixedPointStep, param: Tensor, name: str, value: Tensor, looks: Looks, roundings: int | None = None
 ) -> Tensor:
     """Floats that are state ``name`` of ``param``, stored: rounded to nearest, or as the optimizer rounds in its step.
 
@@ -120,6 +143,7 @@ def round_state(
     copy of it and is stored as it is; of what has no negative number the root is stored, as of a mean of squares.
 
     Args:
+        looks: how it looks.
         roundings: how often the step has rounded this state before; what overflows float32 saturates in it.
             ``None``: not in a step.
 
@@ -127,14 +151,13 @@ def round_state(
         ValueError: if it is not finite.
     """
     part, local = placed_part(param), local_part(value).detach()
-    floats, rounding = local.reshape(part.codes.shape).float(), "nearest"
+    floats, rounding = local.reshape(part._codes.shape).float(), "nearest"
     if roundings is not None:
         floats, rounding = floats.clamp(-_FLOAT32_MAX, _FLOAT32_MAX), optimizer.fixed_point.rounding
-    format, copied = _by_name(optimizer, param, name), False
+    copied = looks.nonzero and not looks.differs and optimizer.float_class not in FUSED
+    format = _by_name(optimizer, param, name)
     if format is None:
-        copied = bool(floats.any()) and torch.equal(floats, ops.dequantize(part.blocks, part.format))
-        squared = not bool((floats < 0).any())
-        format = part.format if copied else replace(_of_state(optimizer, part), squared=squared)
+        format = part.format if copied else replace(_of_state(optimizer, part), squared=not looks.negative)
     key = key_of(substream(substream(part.stream, name), "in place"), roundings or 0)
     try:
         blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)

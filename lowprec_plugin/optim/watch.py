@@ -1,19 +1,22 @@
 """Optimizers that nobody adopted: what they would silently do in fixed-point is said.
 
-Whatever brings fixed-point tensors imports this package, a checkpoint too: from then on every optimizer's first step is
-looked at.
+From the first fixed-point tensor on, a checkpoint's too, every optimizer's first step is looked at. Until then torch
+does not know of this: optimizers of a float32 run are nobody's business, and many a wrapper has less than torch's own.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lowprec_plugin import first_tensor
 from lowprec_plugin.opening import current
 from lowprec_plugin.sharding import fixed_part
 
@@ -38,7 +41,8 @@ def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     _known[id(optimizer)] = optimizer
     if _hooked.get(id(optimizer)) is not optimizer:
         _hooked[id(optimizer)] = optimizer
-        optimizer.register_load_state_dict_post_hook(_look_at_loaded)
+        with suppress(AttributeError):  # one that never called Optimizer.__init__: what it wraps has the state
+            optimizer.register_load_state_dict_post_hook(_look_at_loaded)
     name = type(optimizer).__name__
     if stored := _fixed_state(optimizer):
         warnings.warn(
@@ -49,7 +53,7 @@ def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             "optimizer_states by lowprec_plugin.optim.plain_optimizer_state of it",
             stacklevel=3,
         )
-    elif any(fixed_part(param) is not None for group in optimizer.param_groups for param in group["params"]):
+    elif any(fixed_part(param) is not None for param in _params(optimizer)):
         warnings.warn(
             f"this {name} updates fixed-point parameters by operations that round one by one, and holds its state in "
             "float: use lowprec_plugin.optim.adopt(optimizer), or an optimizer of lowprec_plugin.optim",
@@ -64,8 +68,15 @@ def _look_at_loaded(optimizer: torch.optim.Optimizer) -> None:
 
 def _fixed_state(optimizer: torch.optim.Optimizer) -> list[str]:
     """Names of what it holds in fixed-point."""
-    states = (state for state in optimizer.state.values() if isinstance(state, Mapping))
+    held = getattr(optimizer, "state", None)
+    states = [state for state in held.values() if isinstance(state, Mapping)] if isinstance(held, Mapping) else []
     return sorted({str(name) for state in states for name, value in state.items() if fixed_part(value) is not None})
 
 
-register_optimizer_step_pre_hook(_look)
+def _params(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What it updates, as far as it says so."""
+    groups = getattr(optimizer, "param_groups", None)
+    return [param for group in groups or () if isinstance(group, Mapping) for param in group.get("params", ())]
+
+
+first_tensor.waiting.append(partial(register_optimizer_step_pre_hook, _look))

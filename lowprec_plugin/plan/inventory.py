@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.quantize import kept_of, patterns_of
 
 #: The length of a row of weights that are given by their number alone.
@@ -84,24 +85,21 @@ def of_module(module: nn.Module, keep_float: Iterable[str] = (), units: Iterable
             element of an ``nn.ModuleList``.
 
     Raises:
-        ValueError: for a pattern that matches nothing, or parameters that cannot be stored.
+        ValueError: for a pattern that matches nothing, or parameters that are not made yet.
     """
     params = dict(module.named_parameters())
     if not params:
         raise ValueError(f"{type(module).__name__} has no parameters (are they made in configure_model?)")
-    kept = kept_of(params, keep_float)
+    kept = left_of(module) | kept_of(params, keep_float)
     for name, param in params.items():
         if isinstance(param, nn.UninitializedParameter):
             raise ValueError(f"parameter {name!r} is lazy: give a module that has run once")
-        if not param.is_floating_point() and name not in kept:
-            raise ValueError(
-                f"parameter {name!r} is {param.dtype}, which fixed-point cannot store: keep_float={[name]}"
-            )
     paths = _units(module, units)
     return Inventory(
         tuple(
             Parameter(
-                name, tuple(param.shape), param.element_size(), param.requires_grad, name in kept,
+                name, (param.numel(),) if param.is_nested else tuple(param.shape), param.element_size(),
+                param.requires_grad, name in kept,
                 max((path for path in paths if name.startswith(f"{path}.")), key=len, default=""),
             )
             for name, param in params.items()

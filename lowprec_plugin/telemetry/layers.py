@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin.counts import UpdateCounts
 from lowprec_plugin.describe import storage_of
+from lowprec_plugin.memory import bytes_of
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.sharding import fixed_part, local_part
 
@@ -56,7 +57,7 @@ def layers(
         own = state.get(param, [])
         row = Layer(
             name, local_part(param).numel(), storage_of(param), ", ".join(dict.fromkeys(map(storage_of, own))) or "-",
-            sum(local_part(tensor).nbytes for tensor in [param, *own]),
+            sum(bytes_of(local_part(tensor)) for tensor in [param, *own]),
         )  # fmt: skip
         rows.append(_counted(row, counts.get(name, UpdateCounts())))
     return rows

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import fused_update
+from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.quantize import kept_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
@@ -36,12 +37,13 @@ def predicted(
         keep_float: the parameters that were to stay in float.
 
     Returns:
-        ``None`` where there is no plan: for an optimizer without a fused update, and beside tensor parallelism.
+        ``None`` where there is no plan: for an optimizer without a fused update, beside tensor parallelism, and where
+        parameters are left as they are because they are no plain tensors of floats.
     """
     params = dict(module.named_parameters())
     places = {_place(param) for param in params.values()}
     stored = _storages(params, optimizers, format)
-    if stored is None or None in places or len(places) != 1:
+    if stored is None or None in places or len(places) != 1 or left_of(module):
         return None
     (place,) = places
     assert place is not None

@@ -35,6 +35,15 @@ def test_swaps_in_place_and_keeps_identity() -> None:
     assert module[1].running_mean.dtype == torch.float32
 
 
+def test_a_gradient_follows_its_parameter_into_another_dtype() -> None:
+    module = network()
+    module(torch.ones(2, 8)).sum().backward()
+    module[2].weight.grad = torch.ones(2, 8)
+    optim.quantize_(module, dtype=torch.bfloat16)
+    assert module[2].weight.dtype == torch.bfloat16
+    assert torch.equal(module[2].weight.grad, torch.ones(2, 8, dtype=torch.bfloat16))
+
+
 def test_hooks_of_the_gradient_stay() -> None:
     """In their order, on a frozen parameter and after a refusal too; and what removed them before still does."""
     module, calls = network(), []
