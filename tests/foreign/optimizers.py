@@ -141,7 +141,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bsam": {"num_data": 64, "lr": 0.01},
     "dadaptadagrad": {"d0": 1e-3},
     "dadaptadam": {"growth_rate": 1.2},
-    "dadaptadan": {"growth_rate": 1.05},
+    "dadaptadan": {"growth_rate": 1.05, "d0": 1e-4},
     "demo": {"lr": 0.003, "compression_top_k": 64},  # all frequencies: which are the greatest is soon another matter
     "ftrl": {"lr": 0.05},
     "grokfastadamw": {"lr": 0.001},
@@ -153,7 +153,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adalomo": {"lr": 0.01},
     "pid": {"lr": 0.05},
     "pnm": {"lr": 0.05},
-    "prodigy": {"growth_rate": 1.1},
+    "prodigy": {"growth_rate": 1.1, "d0": 1e-4},
     "qhm": {"lr": 0.05},
     "radam": {"lr": 0.01},
     "ranger": {"lr": 0.02},
@@ -176,6 +176,8 @@ WAYS: dict[str, Way] = {
     "adahessian": OF_CURVATURE,
     "adalomo": IN_BACKWARD,
     "alig": Way(with_loss),
+    "conda": Way(state_bits=24),
+    "soap": Way(state_bits=24),
     "bsam": Way(with_gradients_and_closure),
     "lbfgs": LINE_SEARCH,
     "lomo": IN_BACKWARD,
@@ -198,7 +200,9 @@ def pytorch_optimizer_rows() -> Iterator[Row]:
         if name.startswith("schedulefree"):
             make = to_train(make)
         within = one_rank if name in ("demo", "distributedmuon") else nullcontext
-        yield Row("pytorch_optimizer", kind.__name__, make, WAYS.get(name, Way()), within)
+        way = WAYS.get(name, Way())
+        said = f", {way.state_bits} bits of state" if way.state_bits else ""
+        yield Row("pytorch_optimizer", kind.__name__ + said, make, way, within)
     adam, sgd = torch.optim.Adam, torch.optim.SGD
     for name, make, way in wrappers.rows(pytorch_optimizer, adam, sgd):
         yield Row("pytorch_optimizer", name, make, way)
@@ -237,8 +241,8 @@ def schedulefree_rows() -> Iterator[Row]:
 def prodigyopt_rows() -> Iterator[Row]:
     import prodigyopt
 
-    yield Row("prodigyopt", "Prodigy", of(prodigyopt.Prodigy, growth_rate=1.1))
-    yield Row("prodigyopt", "Prodigy, slice_p", of(prodigyopt.Prodigy, growth_rate=1.1, slice_p=11))
+    yield Row("prodigyopt", "Prodigy", of(prodigyopt.Prodigy, growth_rate=1.1, d0=1e-4))
+    yield Row("prodigyopt", "Prodigy, slice_p", of(prodigyopt.Prodigy, growth_rate=1.1, d0=1e-4, slice_p=11))
 
 
 HEAVYBALL: dict[str, dict[str, Any]] = {

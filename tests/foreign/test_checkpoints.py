@@ -14,12 +14,7 @@ from tests.foreign.training import Training, weights_of
 
 NAMES = (
     *("torch: NAdam", "torch: Adafactor", "torch: RMSprop, centered", "transformers: Adafactor"),
-    *(
-        "pytorch_optimizer: AdaBelief",
-        "pytorch_optimizer: MADGRAD",
-        "pytorch_optimizer: SOAP",
-        "pytorch_optimizer: SPAM",
-    ),
+    *("pytorch_optimizer: AdaBelief", "pytorch_optimizer: MADGRAD", "pytorch_optimizer: SPAM"),
     *("pytorch_optimizer: Lookahead of Adam", "pytorch_optimizer: SAM of SGD"),
     *("schedulefree: AdamWScheduleFree", "prodigyopt: Prodigy"),
 )

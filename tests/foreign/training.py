@@ -97,6 +97,7 @@ class Way:
     backward: Callable[[Any, Tensor], None] = lambda optimizer, loss: loss.backward()
     after: Callable[[Any], None] = lambda optimizer: None  # what a user calls before evaluation
     one_batch: bool = False  # again and again: a line search compares losses
+    state_bits: int | None = None  # at least; fewer and the noise of rounding state leads elsewhere, in float32 too
 
 
 class Training:
@@ -121,10 +122,10 @@ class Training:
             optim.quantize_(self.net, format)
         self.start = weights_of(self.net)
         if self.random is not None:
-            add_noise(self.net, {}, self.bits, self.random)
+            add_noise(self.net, {}, self.bits, self.bits, self.random)
         self.optimizer = make(self.net)
         if format is not None:
-            self.optimizer = optim.adopt(self.optimizer)
+            self.optimizer = optim.adopt(self.optimizer, optim.StepSettings(way.state_bits))
         torch.manual_seed(3)
 
     def run(self, steps: int) -> None:
@@ -132,7 +133,8 @@ class Training:
             self.losses.append(float(self.way.step(self.optimizer, self._closure)))
             self.steps += 1
             if self.random is not None:
-                add_noise(self.net, self.optimizer.state, self.bits, self.random)
+                state_bits = self.way.state_bits or self.bits
+                add_noise(self.net, self.optimizer.state, self.bits, state_bits, self.random)
 
     def _closure(self) -> Tensor:
         self.optimizer.zero_grad()
@@ -161,7 +163,7 @@ def weights_of(net: nn.Module) -> Tensor:
     return torch.cat([(param.detach() + 0).flatten() for param in net.parameters()])
 
 
-def add_noise(net: nn.Module, states: Any, bits: int, random: torch.Generator) -> None:
+def add_noise(net: nn.Module, states: Any, bits: int, state_bits: int, random: torch.Generator) -> None:
     """Round the weights, and the state that has a number for each, as they would be if they were stored so."""
     for param in net.parameters():
         param.data.copy_(rounded(param.data, bits, random))
@@ -169,7 +171,8 @@ def add_noise(net: nn.Module, states: Any, bits: int, random: torch.Generator) -
             if value.shape == param.shape and value.is_floating_point():
                 some = value.detach().float()
                 squared = bool((some >= 0).all())  # of a mean of squares the root is stored
-                new = rounded(some.sqrt(), bits, random).square() if squared else rounded(some, bits, random)
+                new = rounded(some.sqrt() if squared else some, state_bits, random)
+                new = new.square() if squared else new
                 if value.dtype in (torch.bfloat16, torch.float16):  # what it rounds itself may round the other way
                     new = new * (1 + torch.finfo(value.dtype).eps * (torch.rand(new.shape, generator=random) - 0.5))
                 value.detach().copy_(new)

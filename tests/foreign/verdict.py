@@ -28,7 +28,7 @@ PACKAGE = Path(lowprec_plugin.__file__).parent
 NEAR = {24: 1e-3, 16: 5e-2}
 LOSS = {24: 1e-3, 16: 2e-2}
 #: Times the distance of float32 with the noise of rounding, where that is further; of one that is large already, fewer.
-#: At 24 bits a distance of the whole way would say nothing.
+#: A distance of the whole way says nothing any more.
 AMPLIFIED = 4
 LARGE = 0.2
 ALIKE = 1.5
@@ -155,8 +155,8 @@ def _hold(row: Row, bits: int, floats: _Trained, verdict: Verdict) -> str | None
     verdict.noise = noise
     said = f"at {bits} bits {far:.2g} of the way off and {loss:.2g} of the loss's fall, where the noise of rounding is "
     allowed = AMPLIFIED * noise if noise < LARGE else ALIKE * noise
-    if bits == 24 and not allowed < 1:
-        raise NotRightError(f"{said}{noise:.2g}: nothing can be told; try another learning rate")
+    if not allowed < 1:
+        raise NotRightError(f"{said}{noise:.2g}: rounding alone leads elsewhere")
     if not (far < max(NEAR[bits], allowed) and loss < max(LOSS[bits], AMPLIFIED * loss_noise)):
         raise NotRightError(f"{said}{noise:.2g} and {loss_noise:.2g}")
     return None
