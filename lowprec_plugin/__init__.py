@@ -7,8 +7,8 @@
 
     trainer = Trainer(plugins=FixedPointPrecision())
 
-Lightning is imported when :class:`FixedPointPrecision` or :class:`FixedPointMonitor` is first asked for: who uses plain
-PyTorch need not wait for it.
+``pytorch_lightning`` does as well as ``lightning.pytorch``. Neither is imported here: who uses plain PyTorch need not
+wait for one, and who uses one need not for the other.
 """
 
 from typing import TYPE_CHECKING, Any

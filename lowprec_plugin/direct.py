@@ -37,16 +37,20 @@ class Direct:
         return self.dequantize().numpy(force=force)
 
     def apply_(self: FixedPointTensor, callable: Callable[[float], float]) -> Tensor:  # type: ignore[misc]
-        """Replace each stored number by a Python function of it, rounded to nearest."""
+        """Replace each stored number by a Python function of it, rounded as ``copy_`` rounds."""
         return self.copy_(self.dequantize().apply_(callable))
 
     def data_ptr(self: FixedPointTensor) -> int:  # type: ignore[misc]
-        """0: there are no floats in memory. In an optimizer's step, which would write there or tell tensors by it:
+        """0: there are no floats in memory. In a step of optimizers that tell tensors by their address, their codes'.
+
+        In other steps:
 
         Raises:
-            ValueError: always.
+            ValueError: always, for they would read or write there.
         """
         if (opening := current()) is not None:
+            if opening.addresses_are_names:
+                return self._codes.data_ptr() + int(self.storage_offset()) * self._codes.element_size()
             raise ValueError(
                 f"{opening.name} asks for the address of fixed-point tensor {self.label!r}, for a kernel of its own or "
                 "to tell tensors apart, and there are no floats in memory: use another optimizer, or keep_float"

@@ -66,7 +66,8 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
         if isinstance(part, FSDPModule):
             part.reshard()
     params = [local_part(param) for param in module.parameters()]
-    leaves = [leaf for each in optimizers for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
+    every = with_held(optimizers)
+    leaves = [leaf for each in every for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
     state = [local_part(leaf) for leaf in leaves]
     return MemoryReport(
         elements=sum(param.numel() for param in params),
@@ -94,6 +95,27 @@ def optimizers_of(
     for each in optimizers:
         check_kind(each, torch.optim.Optimizer, name)
     return optimizers
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that ``optimizer`` holds in its attributes, and steps in its own step, as Lookahead does."""
+    found: list[torch.optim.Optimizer] = []
+    for value in optimizer.__dict__.values():
+        several = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        found += [each for each in several if isinstance(each, torch.optim.Optimizer) and each is not optimizer]
+    return found
+
+
+def with_held(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    """``optimizers`` and all that they hold, each once."""
+    found: dict[int, torch.optim.Optimizer] = {}
+    waiting = list(optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if id(optimizer) not in found:
+            found[id(optimizer)] = optimizer
+            waiting += held_by(optimizer)
+    return list(found.values())
 
 
 def gradients(module: nn.Module) -> tuple[int, int]:

@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +26,9 @@ from torch.utils._pytree import tree_leaves
 from lowprec_plugin.files import whole_text
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.sharding import local_part
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
 
 #: Steps whose loss and learning rate are remembered.
 STEPS = 20

@@ -70,6 +70,7 @@ class Opening:
         owners: of tensors, by what their windows share: a parameter owns itself and its state.
         close: rounds what is given: the owner, and what is open of it.
         name: of the optimizer whose step it is, for messages.
+        addresses_are_names: whether the step asks for addresses of tensors to tell them apart, and for nothing else.
 
     Attributes:
         most: bytes of the floats that were open at once, at most.
@@ -81,9 +82,10 @@ class Opening:
         owners: Iterable[tuple[Shared, Hashable]],
         close: Callable[[Hashable | None, list[tuple[Shared, Open]]], None],
         name: str,
+        addresses_are_names: bool = False,
     ) -> None:
         self._owners: WeakKeyDictionary[Shared, Hashable] = WeakKeyDictionary(dict(owners))
-        self._close, self.name = close, name
+        self._close, self.name, self.addresses_are_names = close, name, addresses_are_names
         self._open: dict[int, ref[Shared]] = {}
         self.most = self.together = 0
 

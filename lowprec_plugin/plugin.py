@@ -10,10 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -22,6 +19,8 @@ from lowprec_plugin import wire
 from lowprec_plugin.comm import DDPState, FSDPState
 from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.compat.bases import Precision, serve
+from lowprec_plugin.compat.lightning import is_fitting
 from lowprec_plugin.computing import ComputeDtype, Computing
 from lowprec_plugin.describe import as_text, describe
 from lowprec_plugin.emulation import Emulation
@@ -171,7 +170,9 @@ class FixedPointPrecision(Precision):
             ValueError: on every rank alike, if the ranks' plugins were made with other arguments.
         """
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        self._fitting = not isinstance(inner, LightningModule) or inner.trainer.state.fn == TrainerFn.FITTING
+        serve(self, inner)
+        trainer = trainer_of(inner)
+        self._fitting = trainer is None or is_fitting(trainer)
         between_processes = self._fitting and dist.is_initialized() and dist.get_world_size() > 1
         if between_processes:  # first of all: what only one rank refuses, the others would wait for
             shake_hands(self.terms(), None)
@@ -209,7 +210,7 @@ class FixedPointPrecision(Precision):
     def _auto_wire(self) -> int:
         return 16 if self.ramping is None else wire_word_length(self.format.word_length)
 
-    def _after_closure(self, model: LightningModule, optimizer: Any) -> None:
+    def _after_closure(self, model: Any, optimizer: Any) -> None:
         """With gradients ready and clipped, before the update: widen words if the ramp says so."""
         super()._after_closure(model, optimizer)
         if self.ramping is not None:
@@ -322,7 +323,7 @@ class FixedPointPrecision(Precision):
             "activation_word_length": self._inside_settings[1],
             "ramp": None if self.ramping is None else self.ramping.state_dict(trainer_of(self._network)),
             "inside": None if self.inside is None else self.inside.state_dict(),
-            # In-place roundings so far: they key the random bits of optimizers without a fused update.
+            # In-place roundings so far: they key the random bits of optimizers without a fused update, and of copies.
             "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
         }
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.compat.lightning import check_after_closure, loaded_checkpoint
+from lowprec_plugin.compat.lightning import check_after_closure, is_fitting, loaded_checkpoint
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.step import FixedPointStep
@@ -22,6 +19,9 @@ from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.strategies import trainer_of
 from lowprec_plugin.widening import widened
 from lowprec_plugin.wire_reference import WORD_LENGTHS
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 class Ramping:
@@ -40,7 +40,7 @@ class Ramping:
     """
 
     def __init__(self, ramp: WordLengthRamp, format: FixedPointFormat) -> None:
-        check_after_closure(Precision)
+        check_after_closure()
         word_length = format.word_length
         if not isinstance(ramp, WordLengthRamp):
             argument = "at" if isinstance(ramp, dict) else "ladder"
@@ -70,6 +70,7 @@ class Ramping:
         Raises:
             ValueError: if the ramp is to watch a loss that nobody shows it, or to widen what is sharded.
         """
+        check_after_closure()
         self._forget_metrics()
         if any(isinstance(param, DTensor) and fixed_part(param) is not None for param in module.parameters()):
             raise ValueError(
@@ -104,8 +105,8 @@ class Ramping:
         rungs = self.ramp.ladder if self.ramp.at is None else self.ramp.at.values()
         lengths = {FixedPointFormat.parse(each).word_length for each in saved} & set(rungs)
         # A fit goes back where ``format`` is of a later step. A test need not, for wider words hold the same, and a
-        # module that was narrowed for it could not take up a later checkpoint.
-        start = self._first if trainer.state.fn == TrainerFn.FITTING else format
+        # module that was narrowed for it would round a later checkpoint.
+        start = self._first if is_fitting(trainer) else format
         return widened(start, max(lengths | {start.word_length}))
 
     def before_update(self, trainer: Trainer, optimizer: Any, word_length: int) -> int | None:

@@ -10,10 +10,11 @@ import fsspec.core
 import torch
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
+from lowprec_plugin.compat.bases import TorchCheckpointIO
+from lowprec_plugin.compat.lightnings import classes
 from lowprec_plugin.damage import check_undamaged
 from lowprec_plugin.files import remove_folder, remove_partial, whole_file
 from lowprec_plugin.formats import FixedPointFormat
@@ -65,7 +66,7 @@ def write_whole(module: nn.Module) -> None:
         return
     strategy = trainer.strategy
     writer = strategy.checkpoint_io
-    if type(writer) is TorchCheckpointIO:
+    if type(writer) in classes("plugins.io.TorchCheckpointIO"):
         strategy.checkpoint_io = WholeCheckpointIO()
     elif not isinstance(writer, WholeCheckpointIO):
         rank_zero_info(

@@ -122,7 +122,8 @@ def configured_module(path: str | Path) -> nn.Module:
         ValueError: if the file is not there or no YAML, has no model with a ``class_path``, or one that cannot be made.
     """
     from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningModule
+
+    from lowprec_plugin.trainings.lightnings import lightning_of_config
 
     content = read_yaml(path)
     model = content.get("model") if isinstance(content, Mapping) else None
@@ -132,7 +133,7 @@ def configured_module(path: str | Path) -> nn.Module:
             "fixed in the program: give module=package.function"
         )
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_subclass_arguments(lightning_of_config({"model": model}).get("LightningModule"), "model")
     with refused_in_short({"model": model}, f"the model: of {path}"):
         made = parser.instantiate_classes(parser.parse_object({"model": dict(model)}))
     module: nn.Module = made.model

@@ -5,9 +5,14 @@ FSDP1 and XLA refuse foreign precision plugins themselves, with the plugin's own
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from typing import TYPE_CHECKING
+
 from torch import nn
+
+from lowprec_plugin.compat.lightnings import is_a
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 #: What takes the place of a plugin under a strategy that it does not work under.
 ELSEWHERE = (
@@ -17,7 +22,7 @@ ELSEWHERE = (
 )
 #: What to do under Fabric.
 UNDER_FABRIC = (
-    "FixedPointPrecision is a plugin of lightning.pytorch's Trainer and cannot see Fabric's optimizers. "
+    "FixedPointPrecision is a plugin of Lightning's Trainer and cannot see Fabric's optimizers. "
     "Under Fabric leave it out, call lowprec_plugin.optim.quantize_(module), and use the optimizers of "
     "lowprec_plugin.optim or optim.adopt(optimizer), before fabric.setup(module, optimizer)"
 )
@@ -26,10 +31,10 @@ UNDER_FABRIC = (
 def trainer_of(module: nn.Module | None) -> Trainer | None:
     """The Trainer that has ``module``, or ``None``."""
     try:
-        trainer = module.trainer if isinstance(module, LightningModule) else None
+        trainer = module.trainer if is_a(module, "LightningModule") else None
     except RuntimeError:  # no Trainer has it
         return None
-    return trainer if isinstance(trainer, Trainer) else None  # Fabric has something like one
+    return trainer if is_a(trainer, "Trainer") else None  # Fabric has something like one
 
 
 def check_strategy(module: nn.Module, *, deepspeed: bool) -> None:
@@ -46,5 +51,5 @@ def check_strategy(module: nn.Module, *, deepspeed: bool) -> None:
     if trainer is None:
         return
     strategy = trainer.strategy
-    if isinstance(strategy, DeepSpeedStrategy) != deepspeed:
+    if is_a(strategy, "strategies.DeepSpeedStrategy") != deepspeed:
         raise ValueError(f"this precision plugin does not work with {type(strategy).__name__}: {ELSEWHERE}")

@@ -21,21 +21,22 @@ from lowprec_plugin import first_tensor, ops
 from lowprec_plugin.blocks import Blocks, check_blocks, check_window
 from lowprec_plugin.dequantizing import dequantize
 from lowprec_plugin.direct import Direct, refuse_as_data_of_floats
+from lowprec_plugin.flattening import Flattened
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.integrity import check_facts, check_read, digest
-from lowprec_plugin.opening import Shared, open_floats, refuse_compiled, rows_in, settle
+from lowprec_plugin.opening import Shared, open_floats, rows_in, settle
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
 _ANY_MODE = nullcontext()
 
 
-class FixedPointTensor(Gathered, Direct, torch.Tensor):
+class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
     """A tensor stored as ``code * 2**exponent``.
 
     Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
-    its bytes are ``.nbytes``. In-place arithmetic rounds as ``.rounding`` says, with random bits of the tensor's own
-    stream; ``copy_`` rounds to nearest, and is exact from a tensor of the same format.
+    its bytes are ``.nbytes``. Whatever writes to it rounds as ``.rounding`` says, with random bits of the tensor's own
+    stream; what its format holds stays exact, and ``copy_`` from a tensor of equal blocks copies the codes.
 
     Attributes:
         format: the :class:`~lowprec_plugin.formats.FixedPointFormat`.
@@ -164,7 +165,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     @property
     def roundings(self) -> int:
-        """How often this tensor has been rounded in place, which keys the next rounding's random bits."""
+        """How often this tensor has been rounded in place, steps included: it keys the random bits of the next time."""
         return self._shared.roundings
 
     @roundings.setter
@@ -246,7 +247,7 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     @property
     def data(self) -> FixedPointTensor:
-        """A window on the same codes outside autograd. What is assigned takes their place, rounded to nearest.
+        """A window on the same codes outside autograd. What is assigned takes their place, rounded as this rounds.
 
         A fixed-point tensor that is assigned brings its own format, dtype and device along.
         """
@@ -254,9 +255,9 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        from lowprec_plugin import tensor_rules
+        from lowprec_plugin import copying
 
-        tensor_rules.assign_(self, value)
+        copying.assign_(self, value)
 
     def __format__(self, spec: str) -> str:
         return format(self.dequantize(), spec)
@@ -283,32 +284,6 @@ class FixedPointTensor(Gathered, Direct, torch.Tensor):
             self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
         )  # fmt: skip
         return rebuild, (*self.blocks, *facts, digest(self.blocks, *facts))
-
-    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
-        refuse_compiled()
-        names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
-        context = (
-            self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.whole_rows,
-            self.storage_offset(),
-        )  # fmt: skip
-        return names, context
-
-    def _stable_hash_for_caching(self) -> str:
-        """What torch.compile keys its cache of compiled graphs by."""
-        return repr(self.__tensor_flatten__())
-
-    @staticmethod
-    def __tensor_unflatten__(
-        inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any
-    ) -> FixedPointTensor:
-        format, dtype, rounding, stream, label, first_row, whole_rows, offset = context
-        blocks = Blocks(inner["_codes"], inner.get("_low"), inner.get("_exponents"))
-        result = FixedPointTensor(
-            blocks, format, dtype=dtype, rounding=rounding, stream=stream, label=label, first_row=first_row,
-            geometry=(size, stride, offset),
-        )  # fmt: skip
-        result.whole_rows = whole_rows
-        return result
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 

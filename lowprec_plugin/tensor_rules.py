@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.casting import casts_share
-from lowprec_plugin.compat.exchanging import exchange, holder_of
+from lowprec_plugin.copying import copy_
 from lowprec_plugin.gathered import called_by
-from lowprec_plugin.opening import current, open_floats, renew
+from lowprec_plugin.opening import current, open_floats
 from lowprec_plugin.tensor import FixedPointTensor
 
 aten = torch.ops.aten
@@ -313,99 +312,10 @@ def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenso
 @rule(aten.copy_.default)
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     target, source = args[0], args[1]
-    if not isinstance(target, FixedPointTensor):
-        # Read exactly, so that the numbers are rounded once, to the target's dtype.
-        return func(target, source._floats(torch.float32)[1], *args[2:], **kwargs)  # type: ignore[no-any-return]
-    if current() is not None or target._shared.open is not None:
-        return _copy_into_open(target, source)
-    if not isinstance(source, FixedPointTensor):
-        if target.is_whole:
-            floats = window = torch.empty(target.shape, device=target.device)
-        else:
-            floats, window = target._floats(torch.float32)
-        window.copy_(source)
-        target._store(floats, "nearest")
-        return target
-    if _alike(target, source):
-        target.blocks.copy_(source.blocks)
-        if not target._shared.placed:  # FSDP fills the room it has made for a shard
-            target.first_row, target._shared.placed = source.first_row, True
-        target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
-        return target
-    convert_(target, source)
-    return target
-
-
-def _copy_into_open(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
-    """``target.copy_(source)`` during an optimizer's step; exact if both are closed and alike."""
-    if isinstance(source, FixedPointTensor):
-        if source._shared.open is None and _alike(target, source):
-            target._shared.open = None
-            target._planes.copy_(source._planes)
-            return target
-        source = source._floats(torch.float32)[1]
-    if (opening := current()) is not None:
-        opening.write([target])
-    floats, window = target._floats(torch.float32)
-    window.copy_(source)
-    target._store(floats, target.rounding)
-    return target
-
-
-def _alike(target: FixedPointTensor, source: FixedPointTensor) -> bool:
-    """Whether the codes of one can be copied to those of the other."""
-    whole = target.is_whole and source.is_whole and target.shape == source.shape
-    return whole and target.format == source.format and target._codes.shape == source._codes.shape
-
-
-def assign_(target: FixedPointTensor, value: Tensor) -> None:
-    """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded to nearest from floats.
-
-    Raises:
-        ValueError: if ``value`` is not floating point, or not finite, or on another kind of device while an autograd
-            graph has hold of ``target``.
-    """
-    if current() is not None and not isinstance(value, FixedPointTensor) and value.shape == target.shape:
-        _copy_into_open(target, value)
-        return
-    if isinstance(value, FixedPointTensor):
-        source = (
-            value
-            if value.is_whole
-            else value._like(ops.quantize(value.dequantize(torch.float32), value.format)[0], geometry=None)
-        )
-    elif target.is_whole and value.shape == target.shape:
-        source = target._like(ops.quantize(value.reshape(target._codes.shape), target.format)[0])
-    else:
-        source = target._like(ops.quantize(value, target.format)[0], geometry=None)
-    try:
-        # torch's own setter: shape, strides and dtype.
-        torch.Tensor.data.__set__(target, source)  # type: ignore[attr-defined]
-    except RuntimeError:  # it does not go from one kind of device to another
-        if holder := holder_of(target):
-            raise ValueError(f"tensor {target.label!r} stays on {target.device}: it is held by {holder}") from None
-        other = torch.nn.Parameter(source, target.requires_grad) if isinstance(target, torch.nn.Parameter) else source
-        exchange(target, other)
-        return
-    target._codes, target._low, target._exponents = source.blocks
-    target.format = source.format
-    renew(target)
-
-
-def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
-    """Copy ``source`` into ``target`` of another format, if it holds every value exactly.
-
-    Raises:
-        ValueError: if some value is not exact in ``target``'s format. ``target`` is then as it was.
-    """
-    floats, window = target._floats(torch.float32)
-    window.copy_(source._floats(torch.float32)[1])
-    trial = target._like(empty_blocks(floats.shape, target.format, floats.device), geometry=None)
-    trial._store(floats, "nearest")
-    if not torch.equal(trial._floats(torch.float32)[1], floats):
-        there = "in blocks of other elements" if source.format == target.format else f"as {target.format}"
-        raise ValueError(f"a tensor stored as {source.format} is not exact {there}; dequantize() it to round it")
-    target.blocks.copy_(trial.blocks)
+    if isinstance(target, FixedPointTensor):
+        return copy_(target, source)
+    # Read exactly, so that the numbers are rounded once, to the target's dtype.
+    return func(target, source._floats(torch.float32)[1], *args[2:], **kwargs)  # type: ignore[no-any-return]
 
 
 @rule(aten.embedding.default)

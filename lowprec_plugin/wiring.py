@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
 from lowprec_plugin.comm.fsdp import release
 from lowprec_plugin.compat.lightning import comm_hook_of
+from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.strategies import trainer_of
 
 
@@ -76,7 +76,7 @@ def _connect_ddp(
 ) -> tuple[DDPState | None, str]:
     registered = model._comm_hooks[0][0] if model._comm_hooks else None
     strategy = getattr(trainer_of(model.module), "strategy", None)
-    users = registered or (comm_hook_of(strategy) if isinstance(strategy, DDPStrategy) else None)
+    users = registered or (comm_hook_of(strategy) if is_a(strategy, "strategies.DDPStrategy") else None)
     if users is not None:
         hook = getattr(users, "__name__", "a hook")
         if wiring.word_length == "auto":

@@ -106,7 +106,9 @@ def test_every_configuration_is_tested() -> None:
 
 
 #: What others bring along, and this command line has no use for until something is trained.
-OF_LIGHTNING = {"lightning", "torchmetrics", "transformers", "matplotlib", "optuna", "deepspeed", "wandb"}
+OF_LIGHTNING = {
+    "lightning", "pytorch_lightning", "torchmetrics", "transformers", "matplotlib", "optuna", "deepspeed", "wandb",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Private names of torch and Lightning that are read here and nowhere else: each is there, or an error names it."""
+"""What depends on the hosts' insides: each private name is there, or an error names it; and Lightning's two names."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lowprec_plugin.compat.lookup import LIGHTNING, look_up
+from lowprec_plugin.compat.lightnings import Lightning, imported, in_use, lightning_of
+from lowprec_plugin.compat.lookup import LIGHTNING, Host, look_up
 
 
 def loaded_checkpoint(trainer: Any) -> dict[str, Any]:
@@ -16,18 +17,21 @@ def loaded_checkpoint(trainer: Any) -> dict[str, Any]:
         ValueError: if this Lightning hides it elsewhere; so do all functions here.
     """
     feature = "for a ramp to resume with the words that it had widened"
-    connector = look_up(trainer, "_checkpoint_connector", host=LIGHTNING, feature=feature)
-    return look_up(connector, "_loaded_checkpoint", host=LIGHTNING, feature=feature) or {}
+    connector = look_up(trainer, "_checkpoint_connector", host=_host_of(trainer), feature=feature)
+    return look_up(connector, "_loaded_checkpoint", host=_host_of(trainer), feature=feature) or {}
 
 
 def comm_hook_of(strategy: Any) -> Any:
     """The ``ddp_comm_hook`` that a ``DDPStrategy`` was given, or ``None``. Lightning registers it on a GPU only."""
-    return look_up(strategy, "_ddp_comm_hook", host=LIGHTNING, feature="to leave a ddp_comm_hook of your own in place")
+    feature = "to leave a ddp_comm_hook of your own in place"
+    return look_up(strategy, "_ddp_comm_hook", host=_host_of(strategy), feature=feature)
 
 
-def check_after_closure(precision: type) -> None:
+def check_after_closure() -> None:
     """Check that Lightning's ``Precision`` has the hook between gradients and update, where a ramp widens words."""
-    look_up(precision, "_after_closure", host=LIGHTNING, feature="for a ramp to widen words before an update")
+    feature = "for a ramp to widen words before an update"
+    for each in imported():
+        look_up(each.get("plugins.precision.Precision"), "_after_closure", host=_host(each), feature=feature)
 
 
 def to_be_compiled_again(module: nn.Module) -> bool:
@@ -35,4 +39,30 @@ def to_be_compiled_again(module: nn.Module) -> bool:
     if all(each.__name__ != "LightningModule" for each in type(module).__mro__):
         return False
     feature = "to see whether a module is compiled"
-    return look_up(module, "_compiler_ctx", host=LIGHTNING, feature=feature) is not None
+    return look_up(module, "_compiler_ctx", host=_host_of(module), feature=feature) is not None
+
+
+def is_fitting(trainer: Any) -> bool:
+    """Whether ``trainer`` was asked to fit, and not to validate, test or predict."""
+    return bool(trainer.state.fn == "fit")  # an enumeration of words, in every Lightning
+
+
+def overrides(thing: Any, method: str) -> bool:
+    """Whether ``thing``, a module or a data module, has a ``method`` of its own in place of Lightning's."""
+    lightning = lightning_of(thing) or in_use()
+    return bool(lightning.get("utilities.model_helpers.is_overridden")(method, thing))
+
+
+def misconfiguration(trainer: Any, message: str) -> Exception:
+    """What ``trainer``'s Lightning raises for arguments that do not go together."""
+    lightning = lightning_of(trainer) or in_use()
+    error: Exception = lightning.get("utilities.exceptions.MisconfigurationException")(message)
+    return error
+
+
+def _host_of(thing: object) -> Host:
+    return _host(lightning_of(thing) or in_use())
+
+
+def _host(lightning: Lightning) -> Host:
+    return LIGHTNING._replace(package=lightning.package)

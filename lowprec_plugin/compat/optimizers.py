@@ -43,3 +43,11 @@ def scale_before_the_step(optimizer: torch.optim.Optimizer) -> None:
     """
     if hasattr(optimizer, _SCALES):
         setattr(optimizer, _SCALES, False)
+
+
+def takes_addresses_for_names(optimizer_class: type[torch.optim.Optimizer]) -> bool:
+    """Whether a step of ``optimizer_class`` asks for the address of a tensor to tell it from others, never to go there.
+
+    HeavyBall keys its state so; its kernels are compiled by torch alone.
+    """
+    return any(kind.__module__.partition(".")[0] == "heavyball" for kind in optimizer_class.__mro__)

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
 from lowprec_plugin import wire
+from lowprec_plugin.compat.bases import DeepSpeedPrecision, serve
+from lowprec_plugin.compat.lightnings import in_use
 from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.nonfinite import Aftermath
@@ -72,6 +73,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
     ) -> None:
         if not isinstance(compute_dtype, str | torch.dtype) or compute_dtype not in _PRECISION:
             raise ValueError(f"compute_dtype={compute_dtype!r} is not one of float32, bfloat16, bf16-mixed")
+        in_use()  # there has to be a Lightning, whose part of this is made now
         super().__init__(_PRECISION[compute_dtype])
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
         StepSettings(state_word_length, rounding, nonfinite)  # refuses bad values now rather than at fit
@@ -110,7 +112,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
             ValueError: always.
         """
         raise ValueError(
-            f"{type(self).__name__} is a plugin of lightning.pytorch's Trainer and cannot see Fabric's engine: use a "
+            f"{type(self).__name__} is a plugin of Lightning's Trainer and cannot see Fabric's engine: use a "
             "Trainer, or deepspeed.initialize and lowprec_plugin.deepspeed.adopt_engine(engine)"
         )
 
@@ -119,6 +121,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
     ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
         """Note the module; its engine is not made yet."""
         self._module = model
+        serve(self, model)
         return super().connect(model, optimizers, lr_schedulers)
 
     @contextmanager

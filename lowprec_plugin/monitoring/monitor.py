@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lowprec_plugin import memory
+from lowprec_plugin.compat.bases import Callback
+from lowprec_plugin.compat.lightning import misconfiguration
 from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.kept import KeptBytes
@@ -18,6 +18,9 @@ from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
 from lowprec_plugin.monitoring.watched import Watched, watched
 from lowprec_plugin.telemetry import Layer, concerns, layers, peak_bytes
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 class FixedPointMonitor(Callback):
@@ -78,8 +81,8 @@ class FixedPointMonitor(Callback):
             MisconfigurationException: if the Trainer has no logger.
         """
         if not trainer.loggers:
-            raise MisconfigurationException(
-                f"Cannot use `{type(self).__name__}` callback with `Trainer` that has no logger."
+            raise misconfiguration(
+                trainer, f"Cannot use `{type(self).__name__}` callback with `Trainer` that has no logger."
             )
         self._next, self._captured, self._feared, self._begun = _step(trainer), None, set(), False
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.telemetry import Layer
 from lowprec_plugin.telemetry.exponents import ZERO
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger, WandbLogger
+    from lightning.pytorch.plugins.precision import Precision
 
 #: Where ``WandbLogger`` puts the step, and LearningRateMonitor and ``self.log`` with it.
 STEP = "trainer/global_step"
@@ -29,7 +32,7 @@ SHARES = 20
 def begin(loggers: Sequence[Logger], run: Watched, plugin: Precision) -> None:
     """Define the axes and summaries, and record what is stored how and by whom."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if is_a(logger, "loggers.WandbLogger"):
             wandb_run = logger.experiment
             wandb_run.define_metric(_name(logger, f"{PREFIX}*"), step_metric=STEP)
             for name in MAXIMA:
@@ -49,7 +52,7 @@ def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
     """Say in the run's summary what is saved: at every look, for not every run comes to its end."""
     held, float32 = scalars[f"{PREFIX}held_gib"], scalars[f"{PREFIX}float32_gib"]
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if is_a(logger, "loggers.WandbLogger"):
             summary = logger.experiment.summary
             summary["memory saved"] = f"{float32 - held:.4g} GiB of {float32:.4g} GiB ({1 - held / float32:.1%})"
             summary[_name(logger, f"{PREFIX}saved_gib")] = float32 - held
@@ -58,10 +61,10 @@ def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
 def table(loggers: Sequence[Logger], rows: Sequence[Layer], step: int) -> None:
     """Log the layers as one table."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if is_a(logger, "loggers.WandbLogger"):
             columns = [field.name for field in fields(Layer)]
             logger.log_table(f"{PREFIX}layers", columns, [list(asdict(row).values()) for row in rows], step=step)
-        elif isinstance(logger, TensorBoardLogger):
+        elif is_a(logger, "loggers.TensorBoardLogger"):
             logger.experiment.add_text(f"{PREFIX}layers", _markdown(rows), step)
 
 
@@ -76,12 +79,12 @@ def histograms(loggers: Sequence[Logger], found: Figures, step: int) -> None:
         bins["lost_by_layer"] = _shares([each.lost_share for each in found.counts.values()])
         bins["saturated_by_layer"] = _shares([each.saturated_share for each in found.counts.values()])
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if is_a(logger, "loggers.WandbLogger"):
             import wandb
 
             shown = {f"{PREFIX}{name}": wandb.Histogram(np_histogram=each) for name, each in bins.items()}  # type: ignore[arg-type]
-            logger.log_metrics(shown, step)  # type: ignore[arg-type]
-        elif isinstance(logger, TensorBoardLogger):
+            logger.log_metrics(shown, step)
+        elif is_a(logger, "loggers.TensorBoardLogger"):
             for name, (counts, edges) in bins.items():
                 middles = [(low + high) / 2 for low, high in pairwise(edges)]
                 weighted = [(middle * count, middle**2 * count) for middle, count in zip(middles, counts, strict=True)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,6 +16,9 @@ from lowprec_plugin.kept import KeptBytes
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.telemetry import predicted
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 @dataclass(frozen=True)

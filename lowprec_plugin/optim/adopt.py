@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.formats import check_kind
+from lowprec_plugin.memory import held_by
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
@@ -86,7 +87,7 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     _check_radix_points(optimizer, float_class, settings)
-    held = [each for each in _held_by(optimizer) if not isinstance(each, FixedPointStep)]
+    held = [each for each in held_by(optimizer) if not isinstance(each, FixedPointStep)]
     done: list[torch.optim.Optimizer] = []
     try:
         for each in held:
@@ -111,15 +112,6 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
 
 def _params(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     return (param for group in optimizer.param_groups for param in group["params"])
-
-
-def _held_by(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizers that ``optimizer`` holds, and steps in its own step."""
-    found: list[torch.optim.Optimizer] = []
-    for value in optimizer.__dict__.values():
-        several = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-        found += [each for each in several if isinstance(each, torch.optim.Optimizer) and each is not optimizer]
-    return found
 
 
 def _check_radix_points(

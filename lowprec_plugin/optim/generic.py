@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowprec_plugin import ops
 from lowprec_plugin.compat.compiling import eagerly
-from lowprec_plugin.compat.optimizers import unhooked_step, without_hooks
+from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
 from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding, suspended
 from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
 from lowprec_plugin.optim.naming import names_in
@@ -73,7 +73,8 @@ class OwnStep:
                     part = placed_part(holder[key])
                     owners.append((part._shared, id(param)))
                     self._roundings[id(param), name] = part.roundings
-        self.opening = Opening(owners, self._close, optimizer.float_class.__name__)
+        kind = optimizer.float_class
+        self.opening = Opening(owners, self._close, kind.__name__, takes_addresses_for_names(kind))
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Call it."""

@@ -1,7 +1,8 @@
 """Out of fixed-point: weights and optimizer state as plain float tensors.
 
 The way in needs no function of its own: ``module.load_state_dict`` and ``optimizer.load_state_dict`` of a fixed-point
-run take up float state dicts, rounding to nearest, which is exact for what came from the same format.
+run take up float state dicts, which is exact for what came from the same format. Else weights are rounded as the
+parameters round, and state to nearest.
 """
 
 from __future__ import annotations

@@ -167,6 +167,7 @@ def _fused_step(optimizer: FixedPointStep, update: FusedUpdate, group: Group, pa
         tensors = [part, *(placed_part(state[name]) for name in names)]
         stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
         keys.append(key_of(part.stream, step))
+        part.roundings += 1  # a copy made after the step draws other random bits than one made before it
         parts.append(part)
     by_device: dict[torch.device, list[int]] = {}
     for index, part in enumerate(parts):

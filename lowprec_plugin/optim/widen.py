@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lowprec_plugin.formats import check_kind, check_word_length
-from lowprec_plugin.memory import optimizers_of
+from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.state import is_copy, places
 from lowprec_plugin.optim.step import FixedPointStep
@@ -35,7 +35,7 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
     """
     check_word_length(word_length)
     check_kind(module, nn.Module, "module")
-    optimizers = optimizers_of(optimizers, "optimizers")
+    optimizers = with_held(optimizers_of(optimizers, "optimizers"))
     tensors = [param for param in module.parameters() if fixed_part(param) is not None]
     for optimizer in optimizers:
         if not isinstance(optimizer, FixedPointStep):

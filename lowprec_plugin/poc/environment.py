@@ -5,17 +5,17 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import lightning
 import torch
 
+from lowprec_plugin.compat.lightnings import imported
 from lowprec_plugin.version import __version__
 
 
 def versions() -> dict[str, str]:
     """Of Python and the packages that a run's figures depend on."""
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__,
-        "lowprec_plugin": __version__,
+        "python": platform.python_version(), "torch": torch.__version__,
+        **{each.package: each.version for each in imported()}, "lowprec_plugin": __version__,
     }  # fmt: skip
 
 

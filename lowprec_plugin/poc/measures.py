@@ -5,18 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lowprec_plugin import memory
+from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.kept import is_weight
 from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.telemetry import held
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 class Measures(Callback):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.model_helpers import is_overridden
-
+from lowprec_plugin.compat.bases import Callback
+from lowprec_plugin.compat.lightning import overrides
 from lowprec_plugin.poc.environment import device_name
 from lowprec_plugin.poc.measures import Measures
-from lowprec_plugin.poc.training import LEFT_OUT
+from lowprec_plugin.poc.training import is_left_out
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
 from lowprec_plugin.poc.words import ACCURACY, LOSS, way
 from lowprec_plugin.trainings import Config
 from lowprec_plugin.trainings.making import IN_THIS_PROCESS, instantiate, quietly, rehearse, unseen
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.cli import LightningCLI
 
 Mode = Literal["max", "min"]
 
@@ -60,8 +62,8 @@ def rehearsed(config: Config) -> Rehearsed:
             "them out"
         )
     fitted = sorted(cli.trainer.callback_metrics)
-    has_test = is_overridden("test_step", cli.model) and _has("test_dataloader", cli)
-    has_validation = is_overridden("validation_step", cli.model) and _has("val_dataloader", cli)
+    has_test = overrides(cli.model, "test_step") and _has("test_dataloader", cli)
+    has_validation = overrides(cli.model, "validation_step") and _has("val_dataloader", cli)
     with quietly():
         given = {"datamodule": cli.datamodule, "verbose": False}
         if has_validation:
@@ -75,7 +77,7 @@ def rehearsed(config: Config) -> Rehearsed:
     except Exception:  # a module that does not run so: its own run will say why
         pass
     device = device_name(cli.trainer.strategy.root_device)
-    ending = [type(each).__name__ for each in cli.trainer.callbacks if isinstance(each, LEFT_OUT)]  # type: ignore[attr-defined]
+    ending = [type(each).__name__ for each in cli.trainer.callbacks if is_left_out(each)]  # type: ignore[attr-defined]
     left_out = sorted({*ending, *unseen(config)})
     validated = sorted(measures.at_validation)  # as of a run: what validate() returns has not all the names
     return Rehearsed(fitted, validated, tested, has_test, _steps(config), activations, device, left_out)
@@ -110,7 +112,7 @@ def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tu
 
 
 def _has(loader: str, cli: LightningCLI) -> bool:
-    return is_overridden(loader, cli.model) or (cli.datamodule is not None and is_overridden(loader, cli.datamodule))
+    return overrides(cli.model, loader) or (cli.datamodule is not None and overrides(cli.datamodule, loader))
 
 
 def _names(results: Sequence[Mapping[str, float]]) -> list[str]:

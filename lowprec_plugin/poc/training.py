@@ -10,15 +10,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
-from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from lowprec_plugin.compat.bases import Callback
+from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.monitoring import FixedPointMonitor
 from lowprec_plugin.monitoring.figures import PREFIX
 from lowprec_plugin.monitoring.watched import watched
@@ -32,8 +31,12 @@ from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config
 from lowprec_plugin.trainings.making import LastBit, instantiate, quietly
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.cli import LightningCLI
+
 #: Callbacks that end runs at different steps, and those that write what nobody asked for.
-LEFT_OUT = (EarlyStopping, Timer, Checkpoint)
+_LEFT_OUT = ("callbacks.EarlyStopping", "callbacks.Timer", "callbacks.Checkpoint")
 #: Points of a curve, at least, and the interval of Lightning's own logging, at most.
 POINTS, INTERVAL = 30, 50
 #: Characters of a reason.
@@ -101,11 +104,16 @@ def train(order: Order, told: Told, processes: Processes) -> RunRecord:
     return record
 
 
+def is_left_out(callback: Callback) -> bool:
+    """Whether no run has it, for it ends runs at different steps, or writes what nobody asked for."""
+    return any(is_a(callback, path) for path in _LEFT_OUT)
+
+
 class _ToTheEnd(Callback):
     """Leaves out what ends runs before they are over, whether the configuration or the module has it."""
 
     def setup(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, LEFT_OUT)]  # type: ignore[attr-defined]
+        trainer.callbacks = [each for each in trainer.callbacks if not is_left_out(each)]  # type: ignore[attr-defined]
 
 
 class _Telling(Callback):
@@ -128,7 +136,7 @@ def fit(order: Order, told: Told) -> RunRecord:
     start = time.perf_counter()
     measures = Measures(order.interval)
     logger = {"class_path": "lowprec_plugin.poc.logger.RunLogger",
-              "init_args": {"save_dir": str(order.folder), "name": "", "version": ""}}  # fmt: skip
+              "init_args": {"save_dir": str(order.folder)}}  # fmt: skip
     with quietly():
         # The monitor's advice is in the report, of all runs together.
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")

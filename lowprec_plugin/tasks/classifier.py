@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+
+from lowprec_plugin.compat.bases import LightningModule
 
 
 class MLP(nn.Sequential):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+
+from lowprec_plugin.compat.bases import LightningDataModule
 
 Batch = tuple[Tensor, ...]
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+
+from lowprec_plugin.compat.bases import LightningModule
 
 
 class CifarCNN(nn.Sequential):

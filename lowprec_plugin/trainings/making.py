@@ -7,16 +7,21 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lowprec_plugin.compat.bases import Callback
+from lowprec_plugin.compat.lightning import overrides
+from lowprec_plugin.compat.lightnings import LIGHTNINGS
 from lowprec_plugin.trainings.config import Config, class_path, one_or_more
+from lowprec_plugin.trainings.lightnings import lightning_of_config
 from lowprec_plugin.trainings.refusals import refused_in_short
 from lowprec_plugin.trainings.unlogged import Unlogged
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.cli import LightningCLI
 
 #: What such runs leave out: they are not logged, saved or shown unless the caller says so.
 _UNSEEN = {
@@ -30,13 +35,13 @@ IN_THIS_PROCESS: Config = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without Lightning's advice on loader workers and logging intervals, and its own deprecations: no news here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for each in LIGHTNINGS for name in (each.name, each.fabric)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -79,8 +84,9 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
         trainer: arguments of the Trainer that take the place of the configuration's.
 
     Raises:
-        ValueError: for a configuration that LightningCLI does not take.
+        ValueError: for a configuration that LightningCLI does not take, or of classes of two Lightnings.
     """
+    made_by = lightning_of_config(config).get("cli.LightningCLI")
     config = copy.deepcopy(config)
     kept = [each for each in one_or_more(config["trainer"].get("callbacks")) if not _is_unseen(each)]
     config["trainer"] = {**config["trainer"], **_UNSEEN, **trainer, "callbacks": kept}
@@ -88,7 +94,7 @@ def instantiate(config: Config, callbacks: Sequence[Callback] = (), **trainer: A
         # LightningCLI warns where it is given arguments beside a command line, here our own command's.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         with refused_in_short(config):
-            return LightningCLI(
+            return made_by(  # type: ignore[no-any-return]
                 args=config,
                 run=False,
                 save_config_callback=None,
@@ -106,7 +112,7 @@ def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI
     with quietly():
         cli = instantiate(config, callbacks, fast_dev_run=2, **IN_THIS_PROCESS)
         cli.trainer.loggers = [Unlogged()]  # fast_dev_run takes a logger of Lightning's, which has less
-        if cli.datamodule is None and not is_overridden("train_dataloader", cli.model):
+        if cli.datamodule is None and not overrides(cli.model, "train_dataloader"):
             raise ValueError(
                 f"model={class_path(config['model'])!r} has no train_dataloader: give the data to train on, "
                 "data=package.DataModule, or data: in the configuration"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch.loggers.logger import DummyLogger
+from lowprec_plugin.compat.bases import DummyLogger
 
 
 class TakesAnything:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.trainings import Config
 from lowprec_plugin.trainings.making import LastBit, instantiate, quietly, rehearse
 from lowprec_plugin.tune.records import Judge, Run
 from lowprec_plugin.tune.space import Setting
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.cli import LightningCLI
 
 
 class Watch(Callback):

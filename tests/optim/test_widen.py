@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from lowprec_plugin import optim
+from lowprec_plugin import memory, optim
 
 
 @pytest.mark.parametrize("state_word_length", [None, 8])
@@ -45,3 +47,38 @@ def test_an_optimizer_that_was_not_adopted_is_refused() -> None:
     optim.adopt(optimizer)
     optim.widen_(net, optimizer, 16)
     assert str(net.weight.format) == "fixed16"
+
+
+class Around(torch.optim.Optimizer):
+    """Steps another, and keeps a slow copy of the parameters, which it goes back to in part."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        slow = {param: self.state[param].setdefault("slow", param.clone()) for param in self.param_groups[0]["params"]}
+        self.inner.step()
+        for param, before in slow.items():
+            param.copy_(before.lerp_(param, 0.5))
+
+
+def test_what_an_optimizer_holds_is_widened_with_it() -> None:
+    """State of the one that it steps, and its copies of the parameters, whatever bits state has."""
+    module = nn.Linear(300, 7)
+    optim.quantize_(module, "fixed12")
+    optimizer: Any = optim.adopt(Around(torch.optim.AdamW(module.parameters(), 1e-2)), optim.StepSettings(8))
+    other = nn.Linear(300, 7)
+    optim.quantize_(other, "fixed12")
+    free: Any = optim.adopt(Around(torch.optim.AdamW(other.parameters(), 1e-2)))
+    for each, around in ((module, optimizer), (other, free)):
+        each(torch.ones(2, 300)).sum().backward()
+        around.step()
+        assert around.state[each.weight]["slow"].format.word_length == 12
+        held = memory.report(each, around)
+        optim.widen_(each, around, 16)
+        assert around.state[each.weight]["slow"].format.word_length == 16
+        assert held.float32_state == pytest.approx(3 * held.float32_weights, abs=16)  # the copy, two moments
+    assert optimizer.inner.state[module.weight]["exp_avg"].format.word_length == 8
+    assert free.inner.state[other.weight]["exp_avg"].format.word_length == 16

@@ -120,6 +120,28 @@ def test_lightnings_own_writer_alone_is_replaced(writer: Any, caplog: pytest.Log
     assert (said in caplog.text) == (given is not None)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("converted", [False, True], ids=["a new module", "one in codes"])
+def test_wider_weights_are_refused_where_a_run_goes_on_from_them(tmp_path: Path, converted: bool) -> None:
+    """A module's ``load_state_dict`` rounds them; a run that is resumed is exact, or not resumed."""
+    trained().save_checkpoint(tmp_path / "x.ckpt")
+    module, narrow = Regressor(), FixedPointPrecision(12, keep_float="net.2.*")
+    go_on = trainer_of(2, narrow)
+    if converted:
+        go_on.fit(module, vectors())
+        go_on = trainer_of(4, narrow)
+    with pytest.raises(
+        ValueError, match="weights are stored as fixed16, which fixed12 does not hold exactly: resume with"
+    ):
+        go_on.fit(module, vectors(), ckpt_path=tmp_path / "x.ckpt", weights_only=False)
+    assert go_on.global_step == 0
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=False)["state_dict"]
+    module.load_state_dict(saved)
+    assert str(module.net[0].weight.format) == "fixed12"
+    off = module.net[0].weight.dequantize() - saved["net.0.weight"].dequantize()
+    assert 0 < off.abs().max() < 2.0**-10
+
+
 def _write_for_ever(path: str) -> None:
     """Write a large checkpoint again and again."""
     io, checkpoint = WholeCheckpointIO(), {"weight": torch.zeros(4_000_000)}
