@@ -177,6 +177,7 @@ WAYS: dict[str, Way] = {
     "adalomo": IN_BACKWARD,
     "alig": Way(with_loss),
     "conda": Way(state_bits=24),
+    "dadaptadan": Way(state_bits=24),
     "soap": Way(state_bits=24),
     "bsam": Way(with_gradients_and_closure),
     "lbfgs": LINE_SEARCH,

@@ -65,15 +65,11 @@ def committed() -> dict[str, tuple[str, str]]:
     found, package = {}, ""
     for line in TABLE.read_text().splitlines():
         if line.startswith("## "):
-            package = next(name for name in PACKAGES if line[3:] == name + _version_of(line, name))
+            package = max((name for name in PACKAGES if line[3:].startswith(name)), key=len)
         elif line.startswith("| ") and not line.startswith("| optimizer "):
             name, outcome, *_, said = (cell.strip() for cell in line[2:-2].split(" | "))
             found[f"{package}: {name}"] = (outcome, said.replace("\\|", "|").replace("\\*", "*"))
     return found
-
-
-def _version_of(line: str, name: str) -> str:
-    return line[3 + len(name) :] if line[3:].startswith(name) else "\0"
 
 
 def _version(package: str) -> str:
