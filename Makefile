@@ -10,7 +10,7 @@ TRITON_TABLE := tests/kernels/tritons.txt
 TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
 TRITONS := $(addprefix $(VENV)/tritons/,$(sort $(shell awk 'NR > 1 {print $$2}' $(TRITON_TABLE))))
 
-.PHONY: quickstart test lint bench faults sanitize tritons versions clean
+.PHONY: quickstart test foreign lint bench faults sanitize tritons versions clean
 
 # One thread: the network is small, and on a busy machine threads only wait for each other.
 quickstart: $(VENV)/quickstart
@@ -18,6 +18,10 @@ quickstart: $(VENV)/quickstart
 
 test: $(VENV)/dev $(TRITONS) lint
 	$(BIN)/python -m pytest -q
+
+# Other people's optimizers, parameters and averages: docs/foreign.md.
+foreign: $(VENV)/foreign/installed
+	OMP_NUM_THREADS=1 $(VENV)/foreign/bin/python -m pytest -q tests/foreign
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -68,6 +72,16 @@ $(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plu
 
 $(VENV)/dev: $(VENV)/quickstart
 	DS_BUILD_OPS=0 $(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+# An environment on top of the tests' own: what is there is used from there, and stays the version that it is.
+$(VENV)/foreign/installed: $(VENV)/dev pyproject.toml
+	rm -rf $(VENV)/foreign
+	$(BIN)/python -m venv $(VENV)/foreign
+	$(BIN)/python -c "import sys; print(*filter(lambda p: p.endswith('site-packages'), sys.path), sep='\n')" > \
+		"$$($(VENV)/foreign/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	$(BIN)/pip list -q --format=freeze --exclude-editable --exclude pip > $(VENV)/foreign/pins.txt
+	$(VENV)/foreign/bin/pip install -q -c $(VENV)/foreign/pins.txt -e ".[foreign]"
 	touch $@
 
 clean:

@@ -33,6 +33,8 @@ made = {
     "prodigyopt: Prodigy": lambda p: importlib.import_module("prodigyopt").Prodigy(p),
     "geoopt: RiemannianAdam": lambda p: importlib.import_module("geoopt").optim.RiemannianAdam(p, lr=1e-2),
 }
+for name in "adabound adan adopt aggmo came dadaptsgd diffgrad lion mars novograd qhadam".split():
+    made[name] = lambda p, name=name: po("load_optimizer")(name)(p)
 digests = {}
 for name, make in made.items():
     torch.manual_seed(0)
