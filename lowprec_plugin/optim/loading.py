@@ -81,7 +81,8 @@ def _check_shape(number: int, name: str, value: Any, param: Tensor, *, needed: b
     state, part = fixed_part(value), fixed_part(param)
     if not isinstance(value, Tensor) or not (needed or state is not None):
         return
-    fits = value.shape == param.shape and (state is None or part is None or state.codes.shape == part.codes.shape)
+    shaped = value.shape == param.shape or (not needed and value.numel() == param.numel())  # a flattened copy
+    fits = shaped and (state is None or part is None or state.codes.shape == part.codes.shape)
     if not fits:
         held = "" if state is None else f" (codes of shape {tuple(state.codes.shape)})"
         raise ValueError(
