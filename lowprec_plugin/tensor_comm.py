@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lowprec_plugin.opening import current
 from lowprec_plugin.tensor import FixedPointTensor
 
 #: Those that only read their tensors, or write to others.
@@ -31,6 +32,12 @@ def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*floats[0], **floats[1])
         _work(result).wait()  # the floats live until here
         return result
+    if (opening := current()) is not None:
+        raise ValueError(
+            f"{opening.name} sends fixed-point parameters between processes in its own step "
+            f"({name.removeprefix('c10d::').strip('_')}): use an optimizer that leaves that to DDP, FSDP2 or "
+            "DeepSpeed, or keep_float for all that it updates"
+        )
     raise ValueError(
         f"{name.removeprefix('c10d::').strip('_')} of a fixed-point tensor: reduce floats (lowprec_plugin.comm, or "
         "dequantize()); shard a module (fully_shard, parallelize_module) before optim.quantize_"

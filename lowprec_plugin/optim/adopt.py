@@ -52,6 +52,11 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
         ValueError: for an optimizer that cannot work so, with the reason, or state that is not finite. Nothing is
             changed then.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "step"):
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__} is no torch.optim.Optimizer: if it steps one, adopt that before it "
+            "is wrapped, or use an optimizer that does the same in its own step"
+        )
     check_kind(optimizer, torch.optim.Optimizer, "optimizer")
     if settings is not None:
         check_kind(settings, StepSettings, "settings")

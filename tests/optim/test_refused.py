@@ -90,3 +90,12 @@ def test_what_a_hook_makes_of_a_state_dict_is_loaded(form: Any) -> None:
         expected = 2 * optimizer.state[param]["exp_avg"].dequantize()
         assert torch.equal(state["exp_avg"].dequantize(), expected)
     assert len(other._optimizer_load_state_dict_pre_hooks) == 1
+
+
+def test_a_wrapper_that_is_no_optimizer() -> None:
+    class Wrapper:
+        def step(self) -> None:
+            pass
+
+    with pytest.raises(ValueError, match=r"optimizer=Wrapper is no torch.optim.Optimizer: .* before it is wrapped"):
+        optim.adopt(Wrapper())  # type: ignore[arg-type]
