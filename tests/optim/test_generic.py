@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin.opening import Opening
 from lowprec_plugin.optim.evidence import evidence_of
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [
@@ -292,3 +293,81 @@ def test_what_overflows_saturates() -> None:
     param.grad = torch.full((4, 40), 1e30)  # whose square is infinite
     optimizer.step()
     assert optimizer.state[param]["square_avg"].dequantize().isfinite().all()
+
+
+class OwnAdam(torch.optim.Optimizer):
+    """Adam in a loop over its parameters, or in operations on lists of them."""
+
+    def __init__(self, params: Any, lists: bool = False) -> None:
+        super().__init__(params, {"foreach": lists})
+        self.mean: dict[Any, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        params = [param for group in self.param_groups for param in group["params"]]
+        for param in params:
+            if not self.state[param]:
+                self.state[param].update(m=torch.zeros_like(param), v=torch.zeros_like(param))
+        if self.defaults["foreach"]:
+            moments = [self.state[param]["m"] for param in params]
+            torch._foreach_lerp_(moments, [param.grad for param in params], 0.1)
+            torch._foreach_add_(params, moments, alpha=-0.01)
+            return
+        for param in params:
+            moment = self.state[param]["m"].lerp_(param.grad, 0.1)
+            square = self.state[param]["v"].mul_(0.99).addcmul_(param.grad, param.grad, value=0.01)
+            param.sub_(0.01 * moment / (square.sqrt() + 1e-8))
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    made: list[Any] = []
+    original = Opening.__init__
+    monkeypatch.setattr(Opening, "__init__", lambda self, *args: (made.append(self), original(self, *args))[1])
+    return made
+
+
+def test_floats_of_one_parameter_at_a_time(openings: list[Any]) -> None:
+    """With its state: three tensors of it. At the first step, when state comes up as floats, no more."""
+    params = [nn.Parameter(FixedPointTensor.quantize(torch.randn(20, 30), "fixed16")) for _ in range(5)]
+    optimizer = optim.adopt(OwnAdam(params))
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.randn(20, 30)
+        optimizer.step()
+    assert [each.together for each in openings] == [1, 1, 1]
+    assert [each.most for each in openings] == [2400, 7200, 7200]
+    assert all(isinstance(value, FixedPointTensor) for param in params for value in optimizer.state[param].values())
+
+
+def test_what_it_holds_in_floats_is_said_once(openings: list[Any]) -> None:
+    params = [nn.Parameter(FixedPointTensor.quantize(torch.randn(20, 30), "fixed16")) for _ in range(5)]
+    optimizer: Any = optim.adopt(OwnAdam(params, lists=True))
+    optimizer.mean = {0: torch.zeros(1000)}
+    said = (
+        r"OwnAdam writes to 5 parameters at once, and has 12,000 bytes .*foreach=False.*, and holds 4,000 bytes of its"
+    )
+    for step in range(3):
+        for param in params:
+            param.grad = torch.randn(20, 30)
+        if step:
+            optimizer.step()
+            continue
+        with pytest.warns(UserWarning, match=said):
+            optimizer.step()
+    assert [each.together for each in openings] == [5, 5, 5]
+
+
+class SendsItself(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                torch.ops.c10d.allreduce_([param.data], None, None, None, -1)
+
+
+def test_one_that_sends_parameters_itself_is_refused() -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(2, 3), "fixed16"))
+    optimizer = optim.adopt(SendsItself([param], 0.1))
+    param.grad = torch.ones(2, 3)
+    with pytest.raises((ValueError, RuntimeError), match="SendsItself sends fixed-point parameters between processes"):
+        optimizer.step()
