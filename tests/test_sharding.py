@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from lowprec_plugin import memory, optim
 from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.optim.finite import NonFiniteGradientError
-from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
+from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of, placed_part
 from lowprec_plugin.sources import read_file
 from lowprec_plugin.tensor import FixedPointTensor
 from tests.comm import ranks
@@ -414,6 +414,12 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
         assert_same(found, expected)
 
 
+def to_nearest(model: nn.Module) -> nn.Module:
+    for param in model.parameters():
+        placed_part(param).rounding = "nearest"
+    return model
+
+
 def _exported(rank: int, path: str) -> Any:
     full = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model = sharded()
@@ -421,7 +427,7 @@ def _exported(rank: int, path: str) -> Any:
     exported = get_model_state_dict(model, options=full)
     # A checkpoint of a float run, sharded, is taken up.
     dcp.save(get_model_state_dict(sharded("float")), checkpoint_id=path)
-    taken = sharded()
+    taken = to_nearest(sharded())
     with torch.no_grad():
         for param in taken.parameters():
             param.zero_()
@@ -429,7 +435,7 @@ def _exported(rank: int, path: str) -> Any:
     dcp.load(states, checkpoint_id=path)
     set_model_state_dict(taken, states)
     # And so is one float state dict of the whole.
-    whole_model = sharded()
+    whole_model = to_nearest(sharded())
     with torch.no_grad():
         for param in whole_model.parameters():
             param.zero_()

@@ -17,7 +17,7 @@ from lowprec_plugin.memory import held_by
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.optim.state import store_states
+from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
 from lowprec_plugin.sharding import fixed_part
 
@@ -126,10 +126,12 @@ def _check_radix_points(
         return
     for group in optimizer.param_groups:
         update, reason = fused_update(float_class, group)
-        if update is None and any(fixed_part(param) is not None for param in group["params"]):
+        may_square = squared_states_of(optimizer) != ()
+        if update is None and may_square and any(fixed_part(param) is not None for param in group["params"]):
             raise ValueError(
                 f"state_fraction_length={settings.state_fraction_length}: {reason}, and its state may be one of "
-                "squares, which has to have a radix point in every block: leave it None, or use SGD or Lion"
+                "squares, which has to have a radix point in every block: leave it None, use SGD or Lion, or declare "
+                "that there is none by an attribute squared_states = () of the optimizer"
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -140,7 +139,8 @@ def round_state(
     """Floats that are state ``name`` of ``param``, stored: rounded to nearest, or as the optimizer rounds in its step.
 
     The format of what a fused update knows goes by its name. Otherwise values tell: what equals the parameter is a
-    copy of it and is stored as it is; of what has no negative number the root is stored, as of a mean of squares.
+    copy of it and is stored as it is; of what has no negative number the root is stored, as of a mean of squares,
+    unless the optimizer declares its ``squared_states``.
 
     Args:
         looks: how it looks.
@@ -157,7 +157,9 @@ def round_state(
     copied = looks.nonzero and not looks.differs and optimizer.float_class not in FUSED
     format = _by_name(optimizer, param, name)
     if format is None:
-        format = part.format if copied else replace(_of_state(optimizer, part), squared=not looks.negative)
+        declared = squared_states_of(optimizer)
+        squared = not looks.negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
+        format = part.format if copied else _of_state(optimizer, part, squared)
     key = key_of(substream(substream(part.stream, name), "in place"), roundings or 0)
     try:
         blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)
@@ -195,9 +197,18 @@ def _by_name(optimizer: FixedPointStep, param: Tensor, name: str) -> FixedPointF
     return state_format(optimizer, param, name) if optimizer.float_class in FUSED else None
 
 
-def _of_state(optimizer: FixedPointStep, part: FixedPointTensor) -> FixedPointFormat:
-    bits = optimizer.fixed_point.state_word_length or part.format.word_length
-    return FixedPointFormat(bits, None, part.format.block_size)
+def squared_states_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | None:
+    """The names of the states that ``optimizer`` declares to be sums or means of squares, as an attribute of it or of
+    its class; ``None``: it declares nothing.
+    """
+    declared = getattr(optimizer, "squared_states", None)
+    return None if declared is None else tuple(declared)
+
+
+def _of_state(optimizer: FixedPointStep, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
+    settings = optimizer.fixed_point
+    bits, fraction_length = settings.state_word_length or part.format.word_length, settings.state_fraction_length
+    return FixedPointFormat(bits, None if squared else fraction_length, part.format.block_size, squared)
 
 
 def _wanted(optimizer: FixedPointStep, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
@@ -205,7 +216,7 @@ def _wanted(optimizer: FixedPointStep, param: Tensor, name: str, value: FixedPoi
     named, part = _by_name(optimizer, param, name), placed_part(param)
     if named is not None:
         return named
-    return part.format if is_copy(value) else replace(_of_state(optimizer, part), squared=value.format.squared)
+    return part.format if is_copy(value) else _of_state(optimizer, part, value.format.squared)
 
 
 def _own(

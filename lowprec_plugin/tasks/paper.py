@@ -38,6 +38,8 @@ class VelocitySGD(torch.optim.Optimizer):
         lr, momentum, weight_decay: as of ``torch.optim.SGD``.
     """
 
+    squared_states = ()  # so that one radix point will do for all of its state
+
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
