@@ -192,6 +192,10 @@ MAKERS: dict[str, Callable[..., Make]] = {
 }
 
 
+def said_of(way: Way) -> str:
+    return f", {way.state_bits} bits of state" if way.state_bits else ""
+
+
 def pytorch_optimizer_rows() -> Iterator[Row]:
     import pytorch_optimizer
 
@@ -202,8 +206,7 @@ def pytorch_optimizer_rows() -> Iterator[Row]:
             make = to_train(make)
         within = one_rank if name in ("demo", "distributedmuon") else nullcontext
         way = WAYS.get(name, Way())
-        said = f", {way.state_bits} bits of state" if way.state_bits else ""
-        yield Row("pytorch_optimizer", kind.__name__ + said, make, way, within)
+        yield Row("pytorch_optimizer", kind.__name__ + said_of(way), make, way, within)
     adam, sgd = torch.optim.Adam, torch.optim.SGD
     for name, make, way in wrappers.rows(pytorch_optimizer, adam, sgd):
         yield Row("pytorch_optimizer", name, make, way)
@@ -278,7 +281,9 @@ def heavyball_rows() -> Iterator[Row]:
     import heavyball
 
     for name, options in HEAVYBALL.items():
-        yield Row("heavyball", name, of(getattr(heavyball, name), **options), within=not_compiled)
+        way = Way(state_bits=24) if name == "ADOPT" else Way()
+        make = of(getattr(heavyball, name), **options)
+        yield Row("heavyball", name + said_of(way), make, way, within=not_compiled)
 
 
 def transformers_rows() -> Iterator[Row]:
