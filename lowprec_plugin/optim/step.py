@@ -121,7 +121,13 @@ def steps_each_by_itself(float_class: type[torch.optim.Optimizer]) -> bool:
     """Whether the step of ``float_class`` is one of ours, or of ``torch.optim``'s, none of which looks further than one
     parameter.
     """
-    return float_class.step.__module__.startswith(("torch.optim.", "lowprec_plugin.optim."))
+    step: Any = float_class.step
+    modules = [getattr(step, "__globals__", {}).get("__name__", "")]
+    while hasattr(step, "__wrapped__"):  # torch's hooks and grad modes; or a user's, who gives it torch's name
+        step = step.__wrapped__
+        modules.append(getattr(step, "__globals__", {}).get("__name__", ""))
+    within = all(name.startswith(("torch.", "lowprec_plugin.optim.")) for name in modules)
+    return within and modules[-1].startswith(("torch.optim.", "lowprec_plugin.optim."))
 
 
 def _step_each(optimizer: FixedPointStep) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.opening import Opening
 from lowprec_plugin.optim.evidence import evidence_of
+from lowprec_plugin.optim.float_lion import FloatLion
+from lowprec_plugin.optim.step import steps_each_by_itself
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [
     (torch.optim.Adagrad, {"lr": 0.01}),
@@ -74,6 +77,34 @@ def test_a_step_that_looks_across_parameters() -> None:
     optimizer.step()
     for param in params:
         torch.testing.assert_close(param.dequantize(), torch.full((1, 4), -(8**-0.5)), rtol=1e-3, atol=0)
+
+
+class NamedAsTorchs(torch.optim.NAdam):
+    """Its step bears the name of torch's, and counts."""
+
+    steps = 0
+
+    @functools.wraps(torch.optim.NAdam.step)
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        return super().step(closure)
+
+
+class Inherits(torch.optim.NAdam):
+    """Its step is torch's."""
+
+
+def test_whose_step_it_is() -> None:
+    params = [nn.Parameter(FixedPointTensor.quantize(torch.ones(1, 4), "fixed16")) for _ in range(3)]
+    optimizer: Any = optim.adopt(NamedAsTorchs(params))
+    for param in params:
+        param.grad = torch.ones(1, 4)
+    optimizer.step()
+    assert optimizer.steps == 1
+    Inherits(params)
+    for kind in (torch.optim.SGD, torch.optim.NAdam, Inherits, torch.optim.Adafactor, FloatLion):
+        assert steps_each_by_itself(kind)
+    assert not any(steps_each_by_itself(kind) for kind in (NormedSGD, NamedAsTorchs))
 
 
 def test_groups_and_hooks_stay_the_optimizers_own() -> None:
