@@ -274,6 +274,7 @@ def test_folders_say_what_to_give(tmp_path: Path) -> None:
         read_file(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch 2.15's
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("not a checkpoint\n")
     (tmp_path / "nothing.pt").write_bytes(b"")

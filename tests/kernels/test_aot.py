@@ -30,7 +30,8 @@ def test_usual_kernels(target: str) -> None:
     for kernel in catalogue.usual():
         if target == "sm_90" or kernel.name.startswith(few):
             report = aot.examine(kernel, target)
-            assert aot.faults(kernel, report, scalar_spills=0) == [], report
+            few_scalar = 16 if target == "gfx942" else 0  # Triton 3.9 keeps a dozen in lanes of vector registers
+            assert aot.faults(kernel, report, scalar_spills=few_scalar) == [], report
 
 
 @pytest.mark.slow
