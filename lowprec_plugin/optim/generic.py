@@ -95,14 +95,16 @@ class OwnStep:
                 self._round(shared, opened)
             return
         new = self._new(param)
-        looks = looks_of(param, [*(opened.floats for _, opened in members), *(local_part(h[k]) for h, k, _ in new)])
+        values = [local_part(holder[key]) for holder, key, _ in new]
+        looks = looks_of(param, values, [opened.floats for _, opened in members])
         _check_not_nan(any(each.nan for each in looks), group, param)
         own = placed_part(param)
         for (shared, opened), look in zip(members, looks, strict=False):
             if shared is own._shared:
                 self._round_param(param, shared, opened)
             else:
-                self._round(shared, self._signed(param, shared, opened) if look.negative else opened)
+                squares = opened.format.squared and look.negative
+                self._round(shared, self._signed(param, shared, opened) if squares else opened)
         self._store(param, new, looks[len(members) :])
 
     def _round(self, shared: Shared, opened: Open) -> int:

@@ -119,18 +119,31 @@ class Looks(NamedTuple):
     differs: bool  # from the parameter
 
 
-def looks_of(param: Tensor, values: Sequence[Tensor]) -> list[Looks]:
-    """How ``values``, floats of this rank, look; on all ranks that share ``param`` out. One wait for the device."""
-    part = placed_part(param)
-    weights = ops.dequantize(part._planes, part.format)
-    flags = []
-    for value in values:
-        floats = value.detach().reshape(weights.shape)
-        flags += [floats.isnan().any(), (floats < 0).any(), floats.any(), (floats != weights).any()]
-    if not flags:
+def looks_of(param: Tensor, new: Sequence[Tensor], written: Sequence[Tensor] = ()) -> list[Looks]:
+    """How floats of this rank look; on all ranks that share ``param`` out. One wait for the device.
+
+    Args:
+        param: fixed-point.
+        new: values of state.
+        written: values whose format is known: they are not compared with ``param``.
+
+    Returns:
+        of ``written``, then of ``new``.
+    """
+    if not (new or written):
         return []
-    agreed = each_on_any_rank(torch.stack(flags).tolist(), [param])
-    return [Looks(*agreed[start : start + 4]) for start in range(0, len(agreed), 4)]
+    parts = [value.detach() for value in (*written, *new)]
+    ends = [torch.stack(torch.aminmax(each)).float() if each.numel() else torch.zeros(2) for each in parts]
+    flags = [flag for each in ends for flag in (each[0].isnan(), each[0] < 0, each.any())]
+    if new:
+        part = placed_part(param)
+        weights = ops.dequantize(part._planes, part.format)
+        flags += [(each.reshape(weights.shape) != weights).any() for each in parts[len(written) :]]
+    device = parts[0].device
+    agreed = each_on_any_rank(torch.stack([flag.to(device) for flag in flags]).tolist(), [param])
+    differs = [True] * len(written) + agreed[3 * len(parts) :]
+    triples = (agreed[3 * at : 3 * at + 3] for at in range(len(parts)))
+    return [Looks(nan, negative, nonzero, differs[at]) for at, (nan, negative, nonzero) in enumerate(triples)]
 
 
 def round_state(
