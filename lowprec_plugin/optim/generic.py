@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -53,10 +53,10 @@ class _SkippedStepError(Exception):
 
 
 class OwnStep:
-    """An optimizer's own step, under way."""
+    """An optimizer's own step, under way; ``names``: of its parameters by id, if the step is counted."""
 
-    def __init__(self, optimizer: FixedPointStep) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: FixedPointStep, names: Mapping[int, str]) -> None:
+        self.optimizer, self._names = optimizer, names
         self.rounded = False
         self._params: dict[Hashable, tuple[dict[str, Any], Tensor]] = {}
         self._roundings: dict[tuple[int, str], int] = {}
@@ -128,7 +128,7 @@ class OwnStep:
         saturated = self._round(shared, opened)
         if before is not None and settings.counting:
             counts = counted(before, opened.floats, opened.blocks, opened.format)
-            settings.note(names_in(self.optimizer)[id(param)], counts._replace(saturated=saturated))
+            settings.note(self._names[id(param)], counts._replace(saturated=saturated))
 
     def _signed(self, param: Tensor, shared: Shared, opened: Open) -> Open:
         """``opened``, in a format that has negative numbers: no root of such a state can be stored."""
@@ -179,7 +179,8 @@ def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, arg
         NonFiniteGradientError: if a gradient is NaN or infinite, or the step comes to NaN. In a step that skips, too,
             if the closure is called again after the step has written: there is no going back.
     """
-    settings, own = optimizer.fixed_point, OwnStep(optimizer)
+    settings = optimizer.fixed_point
+    own = OwnStep(optimizer, names_in(optimizer) if settings.counting else {})
 
     def looked_at(loss: Any) -> Any:
         if gradients_are_finite(optimizer):
@@ -211,18 +212,24 @@ def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, arg
     return result
 
 
-def step_alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> None:
+def step_alone(
+    optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]
+) -> None:
     """Run the optimizer's own step over ``params`` of ``group`` alone: one of torch's, which treats each by itself.
+
+    Args:
+        names: of all parameters by id, if the step is counted.
 
     Raises:
         NonFiniteGradientError: if it comes to NaN. Nothing of ``params``, and of their state, is changed then.
     """
-    before = {param: _kept(optimizer.state[param]) for param in params if param in optimizer.state}
+    fixed = [param for param in params if fixed_part(param) is not None]  # of others NaN is not looked for
+    before = {param: _kept(optimizer.state[param]) for param in fixed if param in optimizer.state}
     try:
         with _alone(optimizer, group, params):
-            OwnStep(optimizer).run()
+            OwnStep(optimizer, names).run()
     except NonFiniteGradientError:
-        for param in params:
+        for param in fixed:
             if param in before:
                 optimizer.state[param] = before[param]
             else:

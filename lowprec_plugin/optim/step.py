@@ -16,7 +16,7 @@ the optimizer gives it, so ``state_dict`` and ``load_state_dict`` work as ever.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,6 +134,7 @@ def _step_each(optimizer: FixedPointStep) -> None:
     if not gradients_are_finite(optimizer):
         optimizer.fixed_point.skipped_steps += 1
         return
+    names = names_in(optimizer) if optimizer.fixed_point.counting else {}
     for group in optimizer.param_groups:
         params = [param for param in group["params"] if param.grad is not None]
         fixed = [param for param in params if fixed_part(param) is not None]
@@ -141,26 +142,28 @@ def _step_each(optimizer: FixedPointStep) -> None:
         update, _ = fused_update(optimizer.float_class, group)
         if update is None:
             for param in fixed:
-                step_alone(optimizer, group, [param])
+                step_alone(optimizer, group, [param], names)
         elif fixed:
-            _fused_step(optimizer, update, group, fixed)
+            _fused_step(optimizer, update, group, fixed, names)
         # As any operation in place would, so that a backward pass through the former weights is refused.
         torch.autograd.graph.increment_version(fixed)
         if floats:
-            step_alone(optimizer, group, floats)
+            step_alone(optimizer, group, floats, names)
 
 
-def _fused_step(optimizer: FixedPointStep, update: FusedUpdate, group: Group, params: list[Tensor]) -> None:
+def _fused_step(
+    optimizer: FixedPointStep, update: FusedUpdate, group: Group, params: list[Tensor], names: Mapping[int, str]
+) -> None:
     settings = optimizer.fixed_point
     algorithm = update.algorithm(group)
-    names = STATES[algorithm]
+    states = STATES[algorithm]
     known: dict[tuple[int, bool], Any] = {}
     hypers, stores, keys, parts = [], [], [], []
     for param in params:
         state, part = optimizer.state[param], placed_part(param)
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        missing = [name for name in names if state.get(name) is None]  # torch's SGD may save None
+        missing = [name for name in states if state.get(name) is None]  # torch's SGD may save None
         for name in missing:
             state[name] = new_state(optimizer, param, name)
         state["step"] += 1
@@ -168,7 +171,7 @@ def _fused_step(optimizer: FixedPointStep, update: FusedUpdate, group: Group, pa
         if (step, new) not in known:
             known[step, new] = update.hypers(group, step, new)
         hypers.append(known[step, new])
-        tensors = [part, *(placed_part(state[name]) for name in names)]
+        tensors = [part, *(placed_part(state[name]) for name in states)]
         stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
         keys.append(key_of(part.stream, step))
         part.roundings += 1  # a copy made after the step draws other random bits than one made before it
@@ -192,9 +195,8 @@ def _fused_step(optimizer: FixedPointStep, update: FusedUpdate, group: Group, pa
             settings.counts = {}
             raise came_to_nan(group, params[indices[done.refused]], "the blocks with NaN were not written")
         if settings.counting:
-            called = names_in(optimizer)
             for i, counts in zip(indices, done.counts, strict=True):
-                settings.note(called[id(params[i])], counts)
+                settings.note(names[id(params[i])], counts)
 
 
 def _stored_state(optimizer: FixedPointStep, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:

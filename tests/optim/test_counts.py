@@ -221,3 +221,17 @@ def test_a_copy_counts_for_itself() -> None:
     assert other.fixed_point.counts == before
     train(other_module, other, range(1, 2))
     assert optimizer.fixed_point.counts == before != other.fixed_point.counts
+
+
+@pytest.mark.parametrize("kind", [torch.optim.NAdam, SteppedSGD])
+def test_parameters_without_a_name_go_by_their_place(kind: Any) -> None:
+    """Each by its own, whether the step takes them one by one or together."""
+    weights = [param(), param(label="named"), param(), param(label="named")]
+    optimizer: Any = optim.adopt(kind(weights, lr=0.1))
+    for each in weights:
+        each.grad = torch.ones(each.shape)
+    optimizer.fixed_point.counting = True
+    optimizer.step()
+    counts = optimizer.fixed_point.counts
+    assert list(counts) == ["parameter 0", "named", "parameter 2", "parameter 3"]
+    assert {each.elements for each in counts.values()} == {64 * 300}
