@@ -119,12 +119,14 @@ class Opening:
         for tensor in tensors:
             if tensor._shared.open is None and tensor._shared.rows == rows_in(tensor._codes):
                 self._put(tensor, tensor._floats(torch.float32)[0])
+        self._measure()
 
     def copy(self, source: FixedPointTensor, result: FixedPointTensor, floats: Tensor | None) -> None:
         """Let ``result``, a copy of ``source``, belong to the same; with ``floats`` it is open, without codes yet."""
         self.follow(source._shared, result._shared)
         if floats is not None:
             self._put(result, floats)
+            self._measure()
 
     def follow(self, before: Shared, after: Shared) -> None:
         """Let the tensor of ``after`` belong to what that of ``before`` does."""
@@ -137,6 +139,8 @@ class Opening:
         planes = Blocks(tensor._codes, tensor._low, tensor._exponents)
         shared.open = Open(floats, planes, tensor.format, tensor.stream, self.owner_of(shared), self)
         self._open[id(shared)] = ref(shared)
+
+    def _measure(self) -> None:
         opened = [each.open for each in self._alive() if each.open is not None]
         self.most = max(self.most, sum(each.floats.nbytes for each in opened))
         self.together = max(self.together, len({each.owner for each in opened} - {None}))
