@@ -39,10 +39,7 @@ def copy_(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
     if plain and target.is_whole and (source.shape, source.device) == (target.shape, target.device):
         target._store(source, target.rounding)  # read where they are
         return target
-    floats, window = target._floats(torch.float32)
-    window.copy_(source)
-    target._store(floats, target.rounding)
-    return target
+    return _write(target, source)
 
 
 def _copy_into_open(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
@@ -55,6 +52,10 @@ def _copy_into_open(target: FixedPointTensor, source: Tensor) -> FixedPointTenso
         source = source._floats(torch.float32)[1]
     if (opening := current()) is not None:
         opening.write([target])
+    return _write(target, source)
+
+
+def _write(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
     floats, window = target._floats(torch.float32)
     window.copy_(source)
     target._store(floats, target.rounding)
