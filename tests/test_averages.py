@@ -149,6 +149,15 @@ def modules(format: str | None, format_of_average: str | None = None, rounding: 
     return made
 
 
+def twins(format: str | None) -> list[nn.Module]:
+    """:func:`modules` in 16 bits, or for ``None`` floats of the same numbers."""
+    made = modules(format)
+    if format is None:
+        for module, other in zip(made, modules("fixed16"), strict=True):
+            module.load_state_dict(optim.float_state_dict(other))
+    return made
+
+
 @torch.no_grad()
 def averaged(average: nn.Module, net: nn.Module, update: Update) -> Tensor:
     """The average after ``STEPS`` updates, with a step of the net's optimizer before each that leaves it as it is."""
@@ -210,10 +219,7 @@ def test_an_average_goes_float32s_way(name: str, format: str) -> None:
 def test_a_kept_average_goes_float32s_way(name: str) -> None:
     ends = []
     for format in ("fixed16", None):
-        start, net = modules(format)
-        if format is None:
-            for module, other in zip((start, net), modules("fixed16"), strict=True):
-                module.load_state_dict(optim.float_state_dict(other))
+        start, net = twins(format)
         keeper = KEEPERS[name](start)
         keeper.n_averaged += 9_999  # of a mean of all, each further one is a ten-thousandth then
         ends.append(averaged(keeper, net, lambda average, net: average.update_parameters(net)))

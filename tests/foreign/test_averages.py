@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointTensor, optim
-from tests.test_averages import DECAY, averaged, check, modules
+from lowprec_plugin import FixedPointTensor
+from tests.test_averages import DECAY, averaged, check, modules, twins
 
 #: Whatever keeps an average that begins as the first module, of the second: its update, and where it is kept.
 Keeper = Callable[[nn.Module, nn.Module], tuple[Callable[[], Any], Callable[[], Tensor]]]
@@ -83,10 +83,7 @@ KEEPERS: dict[str, Keeper] = {
 def test_an_average_of_others_goes_float32s_way(name: str) -> None:
     ends = []
     for format in ("fixed16", None):
-        start, net = modules(format)
-        if format is None:
-            for module, other in zip((start, net), modules("fixed16"), strict=True):
-                module.load_state_dict(optim.float_state_dict(other))
+        start, net = twins(format)
         before = start.weight.detach().clone()
         update, kept = KEEPERS[name](start, net)
         averaged(start, net, lambda *_, update=update: update())
