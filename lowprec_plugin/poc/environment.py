@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from lowprec_plugin.compat.lightnings import imported
+from lowprec_plugin.compat.lightnings import Lightning
 from lowprec_plugin.version import __version__
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that a run's figures depend on."""
+def versions(lightning: Lightning) -> dict[str, str]:
+    """Of Python and the packages that the figures of a run by ``lightning`` depend on."""
     return {
         "python": platform.python_version(), "torch": torch.__version__,
-        **{each.package: each.version for each in imported()}, "lowprec_plugin": __version__,
+        lightning.package: lightning.version, "lowprec_plugin": __version__,
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from lowprec_plugin.poc.variants import DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.poc.words import about, counted, listed
 from lowprec_plugin.quality import allowance
 from lowprec_plugin.trainings import DIGITS, Config, class_path, read_config
+from lowprec_plugin.trainings.lightnings import lightning_of_config
 from lowprec_plugin.trainings.making import IN_THIS_PROCESS
 
 TITLES = {
@@ -121,7 +122,7 @@ def run_poc(
         devices=devices,
         steps=found.steps,
         price=price,
-        versions=versions(),
+        versions=versions(lightning_of_config(complete)),
         device=found.device,
         tolerance=tolerance,
     )

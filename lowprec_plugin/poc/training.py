@@ -29,6 +29,7 @@ from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
 from lowprec_plugin.trainings import Config
+from lowprec_plugin.trainings.lightnings import lightning_of_config
 from lowprec_plugin.trainings.making import LastBit, instantiate, quietly
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def train(order: Order, told: Told, processes: Processes) -> RunRecord:
     except Exception as error:
         record = RunRecord(
             order.variant, order.seed, "failed", _reason(error), devices=order.config["trainer"]["devices"],
-            seconds=round(time.perf_counter() - start, 3), environment=versions(),
+            seconds=round(time.perf_counter() - start, 3), environment=versions(lightning_of_config(order.config)),
         )  # fmt: skip
     record = replace(record, began=order.began)
     save(order.folder / RUN, record)
@@ -211,7 +212,10 @@ def _record(order: Order, cli: LightningCLI, measures: Measures) -> RunRecord:
         kept_in_float=dict(watched(trainer).kept_in_float),
         widened=list(ours.ramping.history) if ours is not None and ours.ramping is not None else [],
         precision=repr(ours) if ours is not None else str(plugin.precision),
-        environment={**versions(), "device": device_name(trainer.strategy.root_device)},
+        environment={
+            **versions(lightning_of_config(order.config)),
+            "device": device_name(trainer.strategy.root_device),
+        },
     )
 
 
