@@ -66,7 +66,7 @@ $(VENV)/tritons/%: | $(VENV)/torch
 	$(BIN)/pip install -q --no-deps --target $@.part "triton==$*; sys_platform == 'linux'"
 	mv $@.part $@
 
-$(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plugin/csrc/*)
+$(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plugin/arithmetic/native/csrc/*)
 	$(BIN)/pip install -q -e ".[poc]"
 	touch $@
 
@@ -85,4 +85,4 @@ $(VENV)/foreign/installed: $(VENV)/dev pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-versions build dist *.egg-info lowprec_plugin/_native.so
+	rm -rf $(VENV) .venv-versions build dist *.egg-info lowprec_plugin/arithmetic/native/_native.so

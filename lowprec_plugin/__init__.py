@@ -14,9 +14,9 @@ wait for one, and who uses one need not for the other.
 from typing import TYPE_CHECKING, Any
 
 from lowprec_plugin import comm, memory, optim
-from lowprec_plugin.emulation import Emulation, emulate
+from lowprec_plugin.activations.emulation import Emulation, emulate
+from lowprec_plugin.activations.packed import keep_activations
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.kept import keep_activations
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__

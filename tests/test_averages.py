@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor, optim
-from lowprec_plugin.sharding import local_part
+from lowprec_plugin.tensor.dtensor import local_part
 from tests.comm import ranks
 
 DECAY, STEPS = 0.9999, 300

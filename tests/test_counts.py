@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lowprec_plugin.counts import UpdateCounts, total
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 
 
 def test_totals() -> None:

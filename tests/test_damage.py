@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from lowprec_plugin.damage import check_undamaged
-from lowprec_plugin.sources import read_file
+from lowprec_plugin.checkpoints.damage import check_undamaged
+from lowprec_plugin.checkpoints.load import read_file
 
 
 def flip(path: Path, byte: int, bit: int = 3) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lowprec_plugin import files
-from lowprec_plugin.files import alone_in, remove_partial, whole_file
+from lowprec_plugin.text import files
+from lowprec_plugin.text.files import alone_in, remove_partial, whole_file
 
 
 def test_whole_or_not_at_all(tmp_path: Path) -> None:

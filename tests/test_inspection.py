@@ -22,10 +22,10 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor, memory, optim
+from lowprec_plugin.checkpoints.inspect import Stored, inspect_checkpoint
+from lowprec_plugin.checkpoints.load import read_file, read_state
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.inspection import Stored, inspect_checkpoint
-from lowprec_plugin.sources import read_file, read_state
 from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
-from lowprec_plugin.blocks import Blocks, check_window, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, check_window, unpack
 from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.integrity import check_numbers, digest
 from lowprec_plugin.tensor import rebuild
+from lowprec_plugin.tensor.integrity import check_numbers, digest
 
 FORMATS = [
     "fixed2", "fixed8", "fixed9", "fixed16", "fixed16:32", "fixed17", "fixed20", "fixed24", "fixed8^2", "fixed24^2",

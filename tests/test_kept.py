@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import emulate, keep_activations, optim
+from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.bench.models import Transformer
-from lowprec_plugin.emulation import Emulation
 
 WIDTH = 64
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lowprec_plugin import FixedPointFormat, native, ops
+from lowprec_plugin import FixedPointFormat
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.native import library as native
+from lowprec_plugin.arithmetic.random_bits import key_of
 from lowprec_plugin.formats import rows_of
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.updates import Algorithm
 from tests import cases
 
 able, reason = native.available()

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowprec_plugin import FixedPointTensor, ops
-from lowprec_plugin.opening import Open, Opening, Shared, open_floats, suspended
+from lowprec_plugin import FixedPointTensor
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.tensor.opening import Open, Opening, Shared, open_floats, suspended
 
 
 def fixed(x: torch.Tensor, format: str = "fixed16", label: str = "w") -> FixedPointTensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lowprec_plugin.random_bits import key_of, random_bits, stream_of, substream
+from lowprec_plugin.arithmetic.random_bits import key_of, random_bits, stream_of, substream
 
 
 def bits(seed: int = 0, name: str = "w", step: int = 0, rows: int = 64, row: int = 1024) -> torch.Tensor:

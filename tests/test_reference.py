@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowprec_plugin import FixedPointFormat, reference
-from lowprec_plugin.blocks import unpack
+from lowprec_plugin import FixedPointFormat
+from lowprec_plugin.arithmetic.blocks import unpack
+from lowprec_plugin.arithmetic.random_bits import key_of, random_bits
+from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.random_bits import key_of, random_bits
 from tests import cases
 
 

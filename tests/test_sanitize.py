@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lowprec_plugin import native
+from lowprec_plugin.arithmetic.native import library as native
 from tools import sanitize
 
 able, reason = native.available()

@@ -30,11 +30,11 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import memory, optim
-from lowprec_plugin.counts import UpdateCounts, total
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
+from lowprec_plugin.checkpoints.load import read_file
 from lowprec_plugin.optim.finite import NonFiniteGradientError
-from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of, placed_part
-from lowprec_plugin.sources import read_file
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of, placed_part
 from tests.comm import ranks
 
 # Rows that no number of ranks here divides, more ranks than rows, several blocks to a row, and bare rows.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.casting import casts_share_codes
+from lowprec_plugin.tensor.casting import casts_share_codes
 
 
 def stored(*shape: int, format: str = "fixed16", **options: Any) -> FixedPointTensor:

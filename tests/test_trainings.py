@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision
-from lowprec_plugin.trainings import Config, place, read_config
-from lowprec_plugin.trainings.making import instantiate, quietly
+from lowprec_plugin.experiments import Config, place, read_config
+from lowprec_plugin.experiments.making import instantiate, quietly
 
 FIXED = """
 model:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowprec_plugin import FixedPointFormat, native, ops
-from lowprec_plugin.counts import UpdateCounts
-from lowprec_plugin.updates import FORMULAS, Algorithm
+from lowprec_plugin import FixedPointFormat
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.formulas import FORMULAS, Algorithm
+from lowprec_plugin.arithmetic.native import library as native
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from tests import cases
 from tests.test_native import HYPERS
 

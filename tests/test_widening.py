@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.widening import widen_, widened
+from lowprec_plugin.tensor.widen import widen_, widened
 
 FORMATS = ["fixed5", "fixed8", "fixed12", "fixed16", "fixed20", "<4,8>", "<4,12>", "<2,5>", "fixed12:64", "fixed8^2"]
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowprec_plugin import native, native_wire, ops, wire, wire_reference
-from lowprec_plugin.blocks import empty_blocks
-from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.wire_reference import (  # fmt: skip
+from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic.blocks import empty_blocks
+from lowprec_plugin.arithmetic.native import library as native
+from lowprec_plugin.arithmetic.native import wire as native_wire
+from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.arithmetic.reference import wire as wire_reference
+from lowprec_plugin.arithmetic.reference.wire import (
     BLOCK,
     NOT_FINITE,
     RESIDUAL,
@@ -23,6 +25,7 @@ from lowprec_plugin.wire_reference import (  # fmt: skip
     pack,
     unpack,
 )
+from lowprec_plugin.formats import MIN_EXPONENT
 
 needs_native = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
 SIZES = (1, 255, 256, 257, 1000, 4096)
@@ -79,10 +82,10 @@ def test_native_is_the_reference_bit_for_bit(word_length: int, rounding: str, dt
             chunks = empty_chunks(3, blocks, word_length)
             for _ in range(3):
                 for (pieces, _), chunk in zip(ranks, chunks, strict=True):
-                    wire.round_(pieces, chunk, word_length, rounding)
+                    wire_ops.round_(pieces, chunk, word_length, rounding)
             out = empty_chunk(blocks, word_length)
-            wire.sum_(ranks[0][0], chunks, out, word_length, 3.0, rounding)
-            wire.read_(ranks[0][0], out, word_length)
+            wire_ops.sum_(ranks[0][0], chunks, out, word_length, 3.0, rounding)
+            wire_ops.read_(ranks[0][0], out, word_length)
             planes = [plane for piece in ranks[0][0] for plane in piece.residual.planes]  # type: ignore[union-attr]
             results.append([*out, *(plane for chunk in chunks for plane in chunk), *planes])
             results[-1] += [piece.values.nan_to_num(7.0) for piece in ranks[0][0]]
@@ -99,11 +102,11 @@ def test_sum_against_float64(word_length: int) -> None:
     exact = [sum(p[i].values.double() for p, _ in ranks) / 5 for i in range(len(SIZES))]
     chunks = empty_chunks(5, ranks[0][1], word_length)
     for (pieces, _), chunk in zip(ranks, chunks, strict=True):
-        wire.round_(pieces, chunk, word_length, "stochastic")
+        wire_ops.round_(pieces, chunk, word_length, "stochastic")
     out = empty_chunk(ranks[0][1], word_length)
-    wire.sum_(ranks[0][0], chunks, out, word_length, 5.0, "stochastic")
+    wire_ops.sum_(ranks[0][0], chunks, out, word_length, 5.0, "stochastic")
     steps = sum(chunk.exponents.double().exp2() for chunk in chunks) / 5 + out.exponents.double().exp2()
-    wire.read_(ranks[0][0], out, word_length)
+    wire_ops.read_(ranks[0][0], out, word_length)
     for piece, mean in zip(ranks[0][0], exact, strict=True):
         bound = steps[piece.place : piece.place + piece.blocks].repeat_interleave(BLOCK)[: mean.numel()]
         assert bool(((piece.values.double() - mean).abs() <= bound * (1 + 1e-5)).all())
@@ -116,9 +119,9 @@ def test_rounding_is_unbiased(word_length: int) -> None:
     total, squares, rounds = torch.zeros(BLOCK).double(), torch.zeros(BLOCK).double(), 10_000
     chunk = empty_chunk(1, word_length)
     for step in range(rounds):
-        wire.round_([Piece(x, 0, 0, key_of(5, step), 0)], chunk, word_length, "stochastic")
+        wire_ops.round_([Piece(x, 0, 0, key_of(5, step), 0)], chunk, word_length, "stochastic")
         got = Piece(torch.empty(BLOCK), 0, 0, 0, 0)
-        wire.read_([got], chunk, word_length)
+        wire_ops.read_([got], chunk, word_length)
         total += got.values
         squares += (got.values - x).double() ** 2
     error = (total / rounds - x).abs()
@@ -132,13 +135,13 @@ def test_extremes_do_not_overflow() -> None:
         ranks = [Piece(torch.full((300,), largest), 0, 0, key_of(r, 0), 1) for r in range(6)]
         chunks = empty_chunks(6, 2, word_length)
         for piece, chunk in zip(ranks, chunks, strict=True):
-            wire.round_([piece], chunk, word_length, "stochastic")
+            wire_ops.round_([piece], chunk, word_length, "stochastic")
         out = empty_chunk(2, word_length)
-        wire.sum_(ranks[:1], chunks, out, word_length, 6.0, "stochastic")
-        wire.read_(ranks[:1], out, word_length)
+        wire_ops.sum_(ranks[:1], chunks, out, word_length, 6.0, "stochastic")
+        wire_ops.read_(ranks[:1], out, word_length)
         assert bool(ranks[0].values.isfinite().all())
         assert bool((ranks[0].values >= largest * (1 - 2.0 ** (2 - word_length))).all())
-        wire.sum_(ranks[:1], chunks, out, word_length, 1.0, "stochastic")  # the sum itself is beyond float32
+        wire_ops.sum_(ranks[:1], chunks, out, word_length, 1.0, "stochastic")  # the sum itself is beyond float32
         assert out.exponents.tolist() == [NOT_FINITE] * 2
 
 
@@ -146,9 +149,9 @@ def test_a_block_that_is_not_finite_arrives_as_nan_and_alone() -> None:
     values = torch.ones(1000)
     values[300] = torch.nan
     chunk = empty_chunk(4, 16)
-    wire.round_([Piece(values, 0, 0, 1, 1)], chunk, 16, "stochastic")
+    wire_ops.round_([Piece(values, 0, 0, 1, 1)], chunk, 16, "stochastic")
     out = Piece(torch.empty(1000), 0, 0, 0, 0)
-    wire.read_([out], chunk, 16)
+    wire_ops.read_([out], chunk, 16)
     assert out.values[256:512].isnan().all()
     assert torch.equal(torch.cat([out.values[:256], out.values[512:]]), torch.ones(1000 - 256))
 
@@ -156,8 +159,8 @@ def test_a_block_that_is_not_finite_arrives_as_nan_and_alone() -> None:
 def test_pieces_of_a_gradient_travel_as_the_whole_does() -> None:
     x = torch.randn(2000, generator=torch.Generator().manual_seed(1))
     whole, parts = empty_chunk(8, 8), empty_chunk(8, 8)
-    wire.round_([Piece(x, 0, 0, 9, 9)], whole, 8, "stochastic")
-    wire.round_([Piece(x[1280:], 5, 0, 9, 9), Piece(x[:1280], 0, 3, 9, 9)], parts, 8, "stochastic")
+    wire_ops.round_([Piece(x, 0, 0, 9, 9)], whole, 8, "stochastic")
+    wire_ops.round_([Piece(x[1280:], 5, 0, 9, 9), Piece(x[:1280], 0, 3, 9, 9)], parts, 8, "stochastic")
     assert torch.equal(whole.codes, torch.cat([parts.codes[3:], parts.codes[:3]]))
 
 
@@ -170,9 +173,9 @@ def test_error_feedback_keeps_what_rounding_lost() -> None:
             residual = empty_blocks((2, BLOCK), RESIDUAL, None) if feedback else None
             total, chunk = torch.zeros(512), empty_chunk(2, 4)
             for step in range(100):
-                wire.round_([Piece(x, 0, 0, key_of(1, step), 0, residual)], chunk, 4, rounding)
+                wire_ops.round_([Piece(x, 0, 0, key_of(1, step), 0, residual)], chunk, 4, rounding)
                 got = Piece(torch.empty(512), 0, 0, 0, 0)
-                wire.read_([got], chunk, 4)
+                wire_ops.read_([got], chunk, 4)
                 total += got.values
             sent[feedback] = float((total - 100 * x).abs().max())
         assert sent[True] < 1.0
@@ -181,7 +184,7 @@ def test_error_feedback_keeps_what_rounding_lost() -> None:
 
 def test_word_lengths() -> None:
     with pytest.raises(ValueError, match=r"comm_word_length=10 is not one of \(4, 8, 12, 16\)"):
-        wire.check_word_length(10, "comm_word_length")
+        wire_ops.check_word_length(10, "comm_word_length")
 
 
 @needs_native
@@ -227,9 +230,9 @@ def test_kernels_get_no_address_of_what_is_too_short() -> None:
             (Piece(x, 0, 0, 1, 1, residual), chunk),  # of two blocks
         ):
             with pytest.raises(AssertionError, match=r"blocks from|is not"):
-                wire.round_([piece], into, 16, "stochastic")
+                wire_ops.round_([piece], into, 16, "stochastic")
         with pytest.raises(AssertionError, match="is not"):
-            wire.round_([Piece(x, 0, 0, 1, 1)], chunk, 12, "stochastic")  # of another word length
+            wire_ops.round_([Piece(x, 0, 0, 1, 1)], chunk, 12, "stochastic")  # of another word length
         apart = [empty_chunk(3, 16) for _ in range(3)]
         with pytest.raises(AssertionError, match="lies elsewhere"):
-            wire.sum_([Piece(x, 0, 0, 1, 1)], [*apart[:2], apart[0]], chunk, 16, 3.0, "stochastic")
+            wire_ops.sum_([Piece(x, 0, 0, 1, 1)], [*apart[:2], apart[0]], chunk, 16, 3.0, "stochastic")

@@ -26,9 +26,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout's package, wherever another one is installed
 
-from lowprec_plugin import native  # noqa: E402
-from lowprec_plugin.files import whole_text  # noqa: E402
-from lowprec_plugin.markdown import markdown_table  # noqa: E402
+from lowprec_plugin.arithmetic.native import library as native  # noqa: E402
+from lowprec_plugin.text.files import whole_text  # noqa: E402
+from lowprec_plugin.text.tables import markdown_table  # noqa: E402
 from tools.sanitize_driver import CONTROLS  # noqa: E402
 
 COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "lowprec_plugin", "tests", "tools")

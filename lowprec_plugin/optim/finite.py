@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
+from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.optim.naming import label_of
-from lowprec_plugin.sharding import fixed_part, local_part, on_any_rank
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
 
 if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep

@@ -1,8 +1,8 @@
 """The step of an optimizer that has no fused update: its own, on the parameters that it has.
 
-The parameters are the same objects, in fixed-point. Inside an :class:`~lowprec_plugin.opening.Opening` what the step
-writes to stays open as floats, one parameter with its state at a time, and is rounded once when the step goes on to the
-next. A step that writes to many at once has them open at once.
+The parameters are the same objects, in fixed-point. Inside an :class:`~lowprec_plugin.tensor.opening.Opening` what the
+step writes to stays open as floats, one parameter with its state at a time, and is rounded once when the step goes on
+to the next. A step that writes to many at once has them open at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.arithmetic.reference.update import counted
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
-from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding, suspended
 from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
 from lowprec_plugin.optim.naming import names_in
 from lowprec_plugin.optim.state import (
@@ -35,9 +36,8 @@ from lowprec_plugin.optim.state import (
     places,
     round_state,
 )
-from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
-from lowprec_plugin.update_reference import counted
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, placed_part
+from lowprec_plugin.tensor.opening import Open, Opening, Shared, part_from_padding, suspended
 
 if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep

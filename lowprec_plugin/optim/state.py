@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
-from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import empty_blocks
+from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.compat.lookup import TORCH, look_up
-from lowprec_plugin.copying import convert_
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import label_of
-from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.copying import convert_
+from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
 
 if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep

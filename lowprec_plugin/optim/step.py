@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.random_bits import key_of
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
 from lowprec_plugin.optim.fused import STATES, FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone, step_whole
@@ -30,8 +31,7 @@ from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import label_of, names_in
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.sharding import as_floats, fixed_part, placed_part
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, placed_part
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer as _Base

@@ -13,9 +13,9 @@ from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.state import is_copy, places
 from lowprec_plugin.optim.step import FixedPointStep
-from lowprec_plugin.sharding import fixed_part
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.widening import widen_ as widen_tensor_
+from lowprec_plugin.tensor.dtensor import fixed_part
+from lowprec_plugin.tensor.widen import widen_ as widen_tensor_
 
 
 def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_length: int) -> None:

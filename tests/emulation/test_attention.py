@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowprec_plugin import optim
-from lowprec_plugin.emulation import Emulation, emulate
+from lowprec_plugin.activations.emulation import Emulation, emulate
 from tests.emulation.test_emulate import COARSE, Rounds, on_grid
 
 #: So fine that emulation is float32 but for the order of sums.

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import FixedPointFormat, optim
-from lowprec_plugin.emulation import Emulation, emulate
+from lowprec_plugin.activations.emulation import Emulation, emulate
 
 COARSE = Emulation("<4,4>", rounding="nearest")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowprec_plugin import FixedPointFormat, optim
-from lowprec_plugin.emulation import Emulation, emulate
+from lowprec_plugin.activations.emulation import Emulation, emulate
 from tests.emulation import integers
 
 WEIGHTS, ACTIVATIONS, ERRORS = FixedPointFormat(16, 13), FixedPointFormat(16, 10), FixedPointFormat(14, 11)

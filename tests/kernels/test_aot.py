@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lowprec_plugin import FixedPointFormat
-from lowprec_plugin.blocks import empty_blocks
-from lowprec_plugin.updates import Algorithm
-from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
+from lowprec_plugin.arithmetic.blocks import empty_blocks
+from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 from tests.kernels.conftest import INTERPRETED
 
 pytest.importorskip("triton")
@@ -24,7 +24,7 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_usual_kernels(target: str) -> None:
-    from lowprec_plugin.kernels import aot, catalogue
+    from tools import aot, catalogue
 
     few = ("quantize <", "dequantize", "rounded", "adam", "sum 12", "read 8")
     for kernel in catalogue.usual():
@@ -38,7 +38,7 @@ def test_usual_kernels(target: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_kernels(target: str) -> None:
-    from lowprec_plugin.kernels import aot, catalogue
+    from tools import aot, catalogue
 
     for kernel in catalogue.every():
         report = aot.examine(kernel, target)
@@ -48,8 +48,8 @@ def test_all_kernels(target: str) -> None:
 def test_every_kernel_of_the_package_is_a_usual_one() -> None:
     from triton.runtime.jit import JITFunction
 
-    from lowprec_plugin import kernels
-    from lowprec_plugin.kernels import catalogue
+    from lowprec_plugin.arithmetic import triton as kernels
+    from tools import catalogue
 
     named = set()
     for found in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
@@ -60,7 +60,7 @@ def test_every_kernel_of_the_package_is_a_usual_one() -> None:
 
 
 def test_faults_are_told() -> None:
-    from lowprec_plugin.kernels import aot, catalogue
+    from tools import aot, catalogue
 
     kernel = next(iter(catalogue.usual()))
     good = aot.Report(kernel.name, "gfx942", 64, 0, 0, kernel.loads, kernel.stores, [])
@@ -78,7 +78,7 @@ def test_the_command_says_what_does_not_compile(
     import triton
     import triton.language as tl
 
-    from lowprec_plugin.kernels import aot, catalogue
+    from tools import aot, catalogue
 
     @triton.jit
     def broken_kernel(TILING: tl.constexpr) -> None:
@@ -103,7 +103,7 @@ def test_the_command_says_what_does_not_compile(
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_fused_multiply_add_would_be_seen(target: str) -> None:
-    from lowprec_plugin.kernels import aot, catalogue
+    from tools import aot, catalogue
 
     kernel = next(kernel for kernel in catalogue.usual() if kernel.name.startswith("sgd"))
     assert aot.examine(kernel, target, fuse=True).inexact == ["contraction"]
@@ -138,7 +138,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_conversions_compile_once_per_kind(launched: list[tuple[str, str]]) -> None:
-    from lowprec_plugin.kernels import convert
+    from lowprec_plugin.arithmetic.triton import convert
 
     for name in ("fixed16^2", "<4,12>"):
         format = FixedPointFormat.parse(name)
@@ -152,7 +152,7 @@ def test_conversions_compile_once_per_kind(launched: list[tuple[str, str]]) -> N
 
 
 def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> None:
-    from lowprec_plugin.kernels import step
+    from lowprec_plugin.arithmetic.triton import step
 
     format = FixedPointFormat(16)
     shapes = [(4, 256), (5,), (8, 512), (), (1, 256), (1000,)]
@@ -173,7 +173,7 @@ def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> No
 
 
 def test_a_chunk_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> None:
-    from lowprec_plugin.kernels import wire
+    from lowprec_plugin.arithmetic.triton import wire
 
     def chunk(blocks: int) -> Chunk:
         return chunk_of(torch.zeros(2, chunk_bytes(blocks, 12), dtype=torch.uint8)[1], blocks, 12)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowprec_plugin import FixedPointFormat, kernels, ops
-from lowprec_plugin.blocks import Blocks
+from lowprec_plugin import FixedPointFormat
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic import triton as kernels
+from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.random_bits import key_of, padded_row
 from lowprec_plugin.formats import rows_of
-from lowprec_plugin.random_bits import key_of, padded_row
-from lowprec_plugin.updates import Algorithm
 from tests import cases
 from tests.kernels.conftest import DEVICE, INTERPRETED
 from tests.test_native import HYPERS

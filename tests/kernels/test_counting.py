@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowprec_plugin import ops
-from lowprec_plugin.counts import UpdateCounts
-from lowprec_plugin.updates import Algorithm
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from tests.kernels.conftest import DEVICE, INTERPRETED
 from tests.test_native import HYPERS
 from tests.test_update_reference import assert_agree, stores_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowprec_plugin import kernels
+from lowprec_plugin.arithmetic import triton as kernels
 from tests.kernels.conftest import INTERPRETED
 
 

@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops, wire
-from lowprec_plugin.wire_reference import BLOCK, NOT_FINITE, WORD_LENGTHS, Chunk, Piece, chunk_bytes, chunk_of
+from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic.reference.wire import (
+    BLOCK,
+    NOT_FINITE,
+    WORD_LENGTHS,
+    Chunk,
+    Piece,
+    chunk_bytes,
+    chunk_of,
+)
 from tests.kernels.conftest import DEVICE, INTERPRETED
 from tests.test_wire import laid_out
 
@@ -45,9 +53,9 @@ def journey(ranks: list[list[Piece]], word_length: int, rounding: str, divisor: 
     *sent, out = chunks(len(ranks) + 1, blocks, word_length, device)
     for pieces, chunk in zip(ranks, sent, strict=True):
         for _ in range(2):
-            wire.round_(pieces, chunk, word_length, rounding)
-    wire.sum_(ranks[0], sent, out, word_length, divisor, rounding)
-    wire.read_(ranks[0], out, word_length)
+            wire_ops.round_(pieces, chunk, word_length, rounding)
+    wire_ops.sum_(ranks[0], sent, out, word_length, divisor, rounding)
+    wire_ops.read_(ranks[0], out, word_length)
     found = [plane for chunk in (*sent, out) for plane in chunk]
     found += [plane for pieces in ranks for piece in pieces if piece.residual for plane in piece.residual.planes]
     return [tensor.cpu() for tensor in found] + [piece.values.cpu().nan_to_num(7.0) for piece in ranks[0]]
@@ -144,4 +152,4 @@ def test_codes_off_boundaries_are_refused() -> None:
     buffer = torch.zeros(chunk_bytes(1, 8) + 1, dtype=torch.uint8, device=DEVICE)[1:]
     piece = Piece(torch.ones(BLOCK, device=DEVICE), 0, 0, 0, 0)
     with ops.use_backend("triton"), pytest.raises(ValueError, match="multiple of 16 bytes"):
-        wire.round_([piece], chunk_of(buffer, 1, 8), 8, "nearest")
+        wire_ops.round_([piece], chunk_of(buffer, 1, 8), 8, "nearest")

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.markdown import markdown_table
+from lowprec_plugin.text.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = Path(sys.prefix) / "tritons"
@@ -43,12 +43,12 @@ def environment(version: str, cache: Path) -> dict[str, str]:
 
 
 def compile_kernels(version: str, *arguments: str) -> list[dict[str, Any]]:
-    """What ``python -m lowprec_plugin.kernels.aot --json``, run by a version of Triton, says of each kernel.
+    """What ``python -m tools.aot --json``, run by a version of Triton, says of each kernel.
 
     Raises:
         RuntimeError: if it did not come to an end, or if another Triton compiled.
     """
-    command = [sys.executable, "-m", "lowprec_plugin.kernels.aot", "--json", *arguments]
+    command = [sys.executable, "-m", "tools.aot", "--json", *arguments]
     with tempfile.TemporaryDirectory() as cache:  # a fresh one, so that everything is compiled
         env = environment(version, Path(cache))
         run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -80,7 +80,7 @@ def record(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 `make tritons` wrote this page: the kernels compiled by the versions of Triton that CUDA builds of torch require, and by
 the newest, for GPUs that were not there. For {TARGETS[0]} they are all that
-`python -m lowprec_plugin.kernels.aot --all` knows, for the other targets the usual ones. A fault is arithmetic other
+`python -m tools.aot --all` knows, for the other targets the usual ones. A fault is arithmetic other
 than IEEE's, a spilled register, or a memory access narrower than 128 bits.
 
 {markdown_table(rows)}

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointTensor, optim, reference
-from lowprec_plugin.optim.evidence import evidence_of
+from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin.arithmetic.reference import rounding as reference
+from lowprec_plugin.optim.lost_updates import evidence_of
 
 
 def code_size(tensor: FixedPointTensor) -> Tensor:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin import native_wire, wire_reference
+from lowprec_plugin.arithmetic.native import wire as native_wire
+from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.arithmetic.reference import wire as wire_reference
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, WORD_LENGTHS, Piece, chunk_bytes, chunk_of
 from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.wire_reference import BLOCK, WORD_LENGTHS, Piece, chunk_bytes, chunk_of
 from tests.test_arguments import CALLS, ELSE, ODD
 
 from .processes import tried, write_table

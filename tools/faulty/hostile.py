@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
-from lowprec_plugin.blocks import Blocks, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, unpack
 from lowprec_plugin.tensor import rebuild
 
 from .processes import tried, write_table

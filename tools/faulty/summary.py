@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin.markdown import markdown_table
 from lowprec_plugin.poc.environment import device_name, versions
+from lowprec_plugin.text.tables import markdown_table
 
 from .kinds import KINDS
 

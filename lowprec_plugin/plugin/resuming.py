@@ -1,0 +1,231 @@
+"""What the plugins do about a run's checkpoints: each is written whole, and checked before a run goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec.core
+import torch
+import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lowprec_plugin.checkpoints.damage import check_undamaged
+from lowprec_plugin.compat.bases import TorchCheckpointIO
+from lowprec_plugin.compat.lightnings import classes
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.plugin.gradients import load_wire
+from lowprec_plugin.plugin.strategies import trainer_of
+from lowprec_plugin.tensor.widen import narrow_
+from lowprec_plugin.text.files import remove_folder, remove_partial, whole_file
+from lowprec_plugin.version import __version__
+
+if TYPE_CHECKING:
+    from lowprec_plugin.plugin.precision import (
+        FixedPointPrecision,
+    )
+
+#: Of what a plugin's ``state_dict`` holds: raised where an earlier version could no longer read it.
+LAYOUT = 1
+#: Of the plugin's terms, those that change what a resumed run computes. Formats have to hold the saved ones instead.
+_SAID = (
+    "seed", "rounding", "compute_dtype", "keep_float", "comm_word_length", "comm_error_feedback", "emulation",
+    "activation_word_length",
+)  # fmt: skip
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's own, but for files of this machine: a checkpoint has its name while it is whole, and only then.
+
+    Lightning writes to the temporary folder (``TMPDIR``) and moves the file, which is a copy where that lies on another
+    file system: a kill meanwhile leaves a part of a file under the checkpoint's name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``, whole or not at all."""
+        local = _local(path)
+        if storage_options is not None or local is None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        remove_partial(local)
+        with whole_file(local) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the file or folder at ``path``: of a folder all at once."""
+        local = _local(path)
+        if local is None or not local.is_dir():
+            super().remove_checkpoint(path)
+        else:
+            remove_folder(local)
+
+
+def _local(path: str | Path) -> Path | None:
+    """``path``, a URL or not, on a file system of this machine; ``None`` if it is on another."""
+    system, place = fsspec.core.url_to_fs(str(path))
+    return Path(place) if isinstance(system, LocalFileSystem) else None
+
+
+def write_whole(module: nn.Module) -> None:
+    """Have the strategy that trains ``module`` write its checkpoints through :class:`WholeCheckpointIO`.
+
+    A writer that the user has chosen stays, and that is logged: its files are its own affair.
+    """
+    trainer = trainer_of(module)
+    if trainer is None:
+        return
+    strategy = trainer.strategy
+    writer = strategy.checkpoint_io
+    if type(writer) in classes("plugins.io.TorchCheckpointIO"):
+        strategy.checkpoint_io = WholeCheckpointIO()
+    elif not isinstance(writer, WholeCheckpointIO):
+        rank_zero_info(
+            f"checkpoints are written by {type(writer).__name__}, and not by this plugin, which would write them "
+            "whole: a kill meanwhile may leave a part of one"
+        )
+
+
+def check_resumed(module: nn.Module | None) -> None:
+    """Read the checkpoint that ``module``'s Trainer goes on from once more, for its checksums. Called on every rank.
+
+    A folder is shared out over the ranks. What is not on a file system of this machine is not looked at.
+
+    Raises:
+        ValueError: if it is damaged; of a folder, on every rank alike.
+    """
+    trainer = trainer_of(module)
+    given = None if trainer is None else trainer.ckpt_path
+    path = _local(given) if given else None
+    if path is None:
+        return
+    if not (path.is_dir() and dist.is_initialized()):
+        check_undamaged(path)
+        return
+    said: list[str | None] = [None] * dist.get_world_size()
+    try:
+        check_undamaged(path, dist.get_rank(), len(said))
+        dist.all_gather_object(said, None)
+    except (ValueError, OSError) as error:  # the others wait to be told
+        dist.all_gather_object(said, str(error))
+    for damage in said:
+        if damage is not None:
+            raise ValueError(damage)
+
+
+def state_of(plugin: FixedPointPrecision) -> dict[str, Any]:
+    """What a checkpoint says of ``plugin``, in plain numbers and texts. Called on every rank."""
+    return {
+        "version": __version__,
+        "layout": LAYOUT,
+        "format": str(plugin.format),
+        "seed": plugin.seed,
+        "arguments": _said(plugin),
+        "skipped_steps": [each.skipped_steps for each in plugin._stepping],
+        "wire": None if plugin.wire is None else plugin.wire.state_dict(),
+        "emulation": str(plugin._inside_settings[0]),
+        "activation_word_length": plugin._inside_settings[1],
+        "ramp": None if plugin.ramping is None else plugin.ramping.state_dict(trainer_of(plugin._network)),
+        "inside": None if plugin.inside is None else plugin.inside.state_dict(),
+        # In-place roundings so far: they key the random bits of optimizers without a fused update.
+        "roundings": {param.label: param.roundings for param in plugin._params() if param.roundings},
+    }
+
+
+def _said(plugin: FixedPointPrecision) -> dict[str, str]:
+    terms = plugin.terms()
+    return {name: str(terms[name]) for name in _SAID}
+
+
+def go_on(plugin: FixedPointPrecision, state: Mapping[str, Any]) -> None:
+    """Have ``plugin`` go on counting where ``state`` stopped; the module has the checkpoint's weights by now.
+
+    Words that a ramp has widened since the checkpoint, as while Lightning's finders try learning rates or batch sizes,
+    are narrowed to the checkpoint's: its weights are exact in them. Other arguments than the checkpoint's are said.
+
+    Raises:
+        ValueError: for weights that the plugin's format does not hold, or others' residuals. Nothing is changed then.
+    """
+    check_saved(state, plugin.format)
+    load_wire(plugin.wire, state.get("wire"), fitting=plugin._fitting)  # may refuse, too
+    if plugin._fitting:
+        say_changed({**state, **(state.get("arguments") or {})}, _said(plugin))
+    for settings, skipped in zip(plugin._stepping, state["skipped_steps"], strict=False):
+        settings.skipped_steps = skipped
+    if plugin._fitting and plugin.ramping is not None and plugin._network is not None:
+        _narrow(plugin, plugin.ramping.format_to_resume(plugin._network, plugin.format))
+    for param in plugin._params():
+        # None are saved where there were none; earlier versions saved no counts at all.
+        param.roundings = state["roundings"].get(param.label, 0) if "roundings" in state else param.roundings
+    if plugin.ramping is not None and state.get("ramp") is not None:
+        plugin.ramping.load_state_dict(state["ramp"])
+    if plugin.inside is not None and state.get("inside") is not None:
+        plugin.inside.load_state_dict(state["inside"])
+
+
+def _narrow(plugin: FixedPointPrecision, format: FixedPointFormat) -> None:
+    """Narrow the weights of ``plugin`` to ``format`` if that is narrower; state follows when it is loaded."""
+    if format.word_length < plugin.format.word_length:
+        for param in plugin._params():
+            narrow_(param, format.word_length)
+        plugin.format = format
+        plugin._follow_with_wire()
+
+
+def say_changed(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Warn of arguments that a checkpoint's plugin had otherwise: the run goes on, and not as it would have."""
+    changed = [
+        f"{name}={value} (there {saved[name]})"
+        for name, value in own.items()
+        if name in saved and str(saved[name]) != str(value)
+    ]
+    if changed:
+        rank_zero_warn(
+            f"this plugin has other arguments than the one that wrote the checkpoint: {', '.join(changed)}. The run "
+            "goes on with its own; give it the checkpoint's to go on bit for bit"
+        )
+
+
+def check_saved(state: Mapping[str, Any], format: FixedPointFormat) -> None:
+    """Check that a plugin whose weights are in ``format`` can go on from what one saved.
+
+    Raises:
+        ValueError: for what no plugin saves, the state of a later version, or weights that ``format`` does not hold.
+    """
+    _check_kinds(state)
+    if state.get("layout", LAYOUT) > LAYOUT:
+        raise ValueError(
+            f"the checkpoint was written by version {state.get('version')} of this package, in a layout that this one "
+            "does not know: update it"
+        )
+    saved = FixedPointFormat.parse(state["format"])
+    if not format.holds(saved):
+        raise ValueError(
+            f"the checkpoint's weights are stored as {saved}, which {format} does not hold exactly: resume "
+            f"with word_length={saved.word_length}, fraction_length={saved.fraction_length}; or start anew from its "
+            "weights, loaded into the module by its load_state_dict, which rounds them"
+        )
+
+
+def _check_kinds(state: object) -> None:
+    """Check that what a plugin is to go on from is of the kinds that it saves."""
+    sound = isinstance(state, Mapping) and isinstance(state.get("format"), str)
+    if sound:
+        assert isinstance(state, Mapping)
+        counts, skipped = state.get("roundings", {}), state.get("skipped_steps", [])
+        sound = (
+            isinstance(counts, Mapping)
+            and isinstance(skipped, list)
+            and all(_is_count(each) for each in [state.get("layout", LAYOUT), *skipped, *counts.values()])
+            and all(isinstance(state.get(name), Mapping | None) for name in ("wire", "ramp", "inside", "arguments"))
+        )
+    if not sound:
+        raise ValueError(
+            "the state of the precision plugin in the checkpoint is not what a plugin saves: is it damaged?"
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
