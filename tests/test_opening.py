@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lowprec_plugin import FixedPointTensor
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.tensor.opening import Open, Opening, Shared, open_floats, suspended
+from lowprec_plugin.tensor.coded import Open, Shared
+from lowprec_plugin.tensor.opening import Opening, suspended
 
 
 def fixed(x: torch.Tensor, format: str = "fixed16", label: str = "w") -> FixedPointTensor:
@@ -42,7 +43,7 @@ def test_what_is_written_stays_until_another_is() -> None:
         torch.testing.assert_close(one + 0, torch.full((4, 8), 1 + 1000 * tiny), rtol=1e-6, atol=0)
         other.mul_(2)
         assert closing.closed == ["one"]
-        assert open_floats(one) is None
+        assert one._open_floats() is None
     assert closing.closed == ["one", "other"]
     assert abs(one.dequantize() - (1 + 1000 * tiny)).max() <= 2.0**-15
     assert torch.equal(other.dequantize(), torch.full((4, 8), 2.0))

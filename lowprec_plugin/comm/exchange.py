@@ -1,9 +1,9 @@
 """One all-reduce in fixed-point, as a program of two collectives of bytes.
 
 Each rank rounds its gradients to packed blocks (:mod:`lowprec_plugin.arithmetic.reference.wire`). The blocks are shared
-out: rank ``r`` is sent everybody's ``r``-th slice (``all_to_all_single``), sums it in float32 in rank order, rounds the mean
-once more, and sends it to all (``all_gather_into_tensor``). Every rank reads the same bytes, so every rank ends with
-the same bits. Per element and rank that sends ``2 (N - 1) / N * (word_length / 8 + 1 / 256)`` bytes.
+out: rank ``r`` is sent everybody's ``r``-th slice (``all_to_all_single``), sums it in float32 in rank order, rounds the
+mean once more, and sends it to all (``all_gather_into_tensor``). Every rank reads the same bytes, so every rank ends
+with the same bits. Per element and rank that sends ``2 (N - 1) / N * (word_length / 8 + 1 / 256)`` bytes.
 
 Small gradients travel as float32 behind the blocks of the same two collectives: one flat row, of which rank ``r`` is
 sent everybody's ``r``-th slice, sums it in rank order and sends the mean to all. That sends ``2 (N - 1) / N * 4`` bytes

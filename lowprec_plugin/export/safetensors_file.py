@@ -1,10 +1,10 @@
 """safetensors: the planes as they are stored, and the formats as metadata.
 
 A fixed-point tensor ``name`` is up to three entries: ``name`` (codes, int8 or int16), ``name.low`` (uint8, of words of
-17 to 24 bits) and ``name.exponents`` (int8, of dynamic formats), laid out as :class:`~lowprec_plugin.arithmetic.blocks.Blocks`
-says. Other tensors are entries as they are. The metadata's ``"lowprec"`` is
-JSON: per fixed-point tensor its ``word_length``, ``fraction_length`` (``null`` if dynamic) and ``block_size``. Its
-``"lowprec_digest"`` is a checksum of all entries and of that JSON, which reading compares.
+17 to 24 bits) and ``name.exponents`` (int8, of dynamic formats), laid out as
+:class:`~lowprec_plugin.arithmetic.blocks.Blocks` says. Other tensors are entries as they are. The metadata's
+``"lowprec"`` is JSON: per fixed-point tensor its ``word_length``, ``fraction_length`` (``null`` if dynamic) and
+``block_size``. Its ``"lowprec_digest"`` is a checksum of all entries and of that JSON, which reading compares.
 """
 
 from __future__ import annotations

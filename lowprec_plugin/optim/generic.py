@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.arithmetic.reference.update import counted
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
 from lowprec_plugin.optim.naming import names_in
 from lowprec_plugin.optim.state import (
@@ -36,11 +37,9 @@ from lowprec_plugin.optim.state import (
     places,
     round_state,
 )
+from lowprec_plugin.tensor.coded import Open, Shared
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, placed_part
-from lowprec_plugin.tensor.opening import Open, Opening, Shared, part_from_padding, suspended
-
-if TYPE_CHECKING:
-    from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.tensor.opening import Opening, part_from_padding, suspended
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -55,7 +54,7 @@ class _SkippedStepError(Exception):
 class OwnStep:
     """An optimizer's own step, under way; ``names``: of its parameters by id, if the step is counted."""
 
-    def __init__(self, optimizer: FixedPointStep, names: Mapping[int, str]) -> None:
+    def __init__(self, optimizer: Adopted, names: Mapping[int, str]) -> None:
         self.optimizer, self._names = optimizer, names
         self.rounded = False
         self._params: dict[Hashable, tuple[dict[str, Any], Tensor]] = {}
@@ -172,7 +171,7 @@ def _check_not_nan(nan: bool, group: dict[str, Any], param: Tensor | None) -> No
         )  # fmt: skip
 
 
-def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, args: Any, kwargs: Any) -> Any:
+def step_whole(optimizer: Adopted, closure: Callable[[], Any] | None, args: Any, kwargs: Any) -> Any:
     """Run the optimizer's own step, once. It may call its closure as often as it likes.
 
     Raises:
@@ -212,9 +211,7 @@ def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, arg
     return result
 
 
-def step_alone(
-    optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]
-) -> None:
+def step_alone(optimizer: Adopted, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]) -> None:
     """Run the optimizer's own step over ``params`` of ``group`` alone: one of torch's, which treats each by itself.
 
     Args:
@@ -246,7 +243,7 @@ def _kept(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> Iterator[None]:
+def _alone(optimizer: Adopted, group: dict[str, Any], params: list[Tensor]) -> Iterator[None]:
     # Its step would run with autograd on, which refuses to write to codes that require gradients.
     changed = {"differentiable": False} if any(fixed_part(param) is not None for param in params) else {}
     groups, defaults = optimizer.param_groups, optimizer.defaults
@@ -259,7 +256,7 @@ def _alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor
         group.update({name: value for name, value in alone.items() if name not in ("params", *changed)})
 
 
-def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> Tensor:
+def update_as_float(optimizer: Adopted, group: dict[str, Any], param: Tensor) -> Tensor:
     """What one of torch's own steps would make of ``param`` in float32. Nothing is changed."""
     leaf = torch.nn.Parameter(as_floats(param), requires_grad=False)
     assert param.grad is not None
@@ -280,7 +277,7 @@ def _float_copy(value: Any) -> Any:
     return floats.clone() if floats is value and isinstance(value, Tensor) else floats
 
 
-def _say_once(optimizer: FixedPointStep, opening: Opening) -> None:
+def _say_once(optimizer: Adopted, opening: Opening) -> None:
     """Say, after the first step, what it holds in floats beyond one parameter at a time."""
     settings = optimizer.fixed_point
     if settings.said:

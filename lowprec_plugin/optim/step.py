@@ -17,33 +17,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
 from lowprec_plugin.optim.fused import STATES, FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone, step_whole
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import label_of, names_in
-from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, placed_part
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer as _Base
-else:  # of the layout of any optimizer, so that an object may become one of such a class, and be as it was again
-    _Base = object
 
-
-class FixedPointStep(_Base):
+class FixedPointStep(Adopted):
     """Replaces methods of an optimizer's class, ``float_class``, and calls them."""
-
-    fixed_point: StepSettings
-    float_class: type[torch.optim.Optimizer]
 
     def step(self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Update every parameter that has a gradient, in place; each stored number is rounded once.

@@ -32,7 +32,7 @@ from lowprec_plugin.plugin.gradients import Wiring, connect_wire, say_traffic
 from lowprec_plugin.plugin.leaving import leave_float_, log_graphs_in_float
 from lowprec_plugin.plugin.nonfinite import Aftermath
 from lowprec_plugin.plugin.ramp import Ramping, wire_word_length
-from lowprec_plugin.plugin.resuming import check_resumed, go_on, state_of, write_whole
+from lowprec_plugin.plugin.resuming import Resumes, write_whole
 from lowprec_plugin.plugin.strategies import ELSEWHERE, UNDER_FABRIC, check_strategy, trainer_of
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.telemetry.storage_table import as_text, describe
@@ -42,7 +42,7 @@ from lowprec_plugin.tensor.widen import widened
 from lowprec_plugin.version import __version__
 
 
-class FixedPointPrecision(Precision):
+class FixedPointPrecision(Resumes, Precision):
     """Store weights and optimizer state in fixed-point, with stochastic rounding on every update.
 
     ::
@@ -330,19 +330,3 @@ class FixedPointPrecision(Precision):
             ValueError: always. Fabric does not hand its optimizers to a precision plugin, and so they are not adopted.
         """
         raise ValueError(UNDER_FABRIC)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says of the plugin: the wire's step, and the rest for people. Called on every rank."""
-        return state_of(self) if self._left is None else self._left
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
-        check_resumed(self._network)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stopped.
-
-        Raises:
-            ValueError: for weights that this format does not hold, or others' residuals. Nothing is changed then.
-        """
-        go_on(self, state_dict)

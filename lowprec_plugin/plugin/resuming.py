@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec.core
 import torch
@@ -13,20 +13,21 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.checkpoints.damage import check_undamaged
+from lowprec_plugin.comm import DDPState, FSDPState
 from lowprec_plugin.compat.bases import TorchCheckpointIO
 from lowprec_plugin.compat.lightnings import classes
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim import StepSettings
+from lowprec_plugin.plugin.activations import Inside
 from lowprec_plugin.plugin.gradients import load_wire
+from lowprec_plugin.plugin.ramp import Ramping
 from lowprec_plugin.plugin.strategies import trainer_of
+from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.widen import narrow_
 from lowprec_plugin.text.files import remove_folder, remove_partial, whole_file
 from lowprec_plugin.version import __version__
-
-if TYPE_CHECKING:
-    from lowprec_plugin.plugin.precision import (
-        FixedPointPrecision,
-    )
 
 #: Of what a plugin's ``state_dict`` holds: raised where an earlier version could no longer read it.
 LAYOUT = 1
@@ -115,63 +116,92 @@ def check_resumed(module: nn.Module | None) -> None:
             raise ValueError(damage)
 
 
-def state_of(plugin: FixedPointPrecision) -> dict[str, Any]:
-    """What a checkpoint says of ``plugin``, in plain numbers and texts. Called on every rank."""
-    return {
-        "version": __version__,
-        "layout": LAYOUT,
-        "format": str(plugin.format),
-        "seed": plugin.seed,
-        "arguments": _said(plugin),
-        "skipped_steps": [each.skipped_steps for each in plugin._stepping],
-        "wire": None if plugin.wire is None else plugin.wire.state_dict(),
-        "emulation": str(plugin._inside_settings[0]),
-        "activation_word_length": plugin._inside_settings[1],
-        "ramp": None if plugin.ramping is None else plugin.ramping.state_dict(trainer_of(plugin._network)),
-        "inside": None if plugin.inside is None else plugin.inside.state_dict(),
-        # In-place roundings so far: they key the random bits of optimizers without a fused update.
-        "roundings": {param.label: param.roundings for param in plugin._params() if param.roundings},
-    }
+class Resumes:
+    """The part of the plugin that a checkpoint holds, and that goes on from one."""
 
+    format: FixedPointFormat
+    seed: int
+    wire: DDPState | FSDPState | None
+    ramping: Ramping | None
+    inside: Inside | None
+    _inside_settings: tuple[Emulation | None, int | None]
+    _stepping: list[StepSettings]
+    _network: nn.Module | None
+    _fitting: bool
+    _left: dict[str, Any] | None  # the state with which floats were left
 
-def _said(plugin: FixedPointPrecision) -> dict[str, str]:
-    terms = plugin.terms()
-    return {name: str(terms[name]) for name in _SAID}
+    def terms(self) -> dict[str, Any]:
+        """What every rank's plugin must have alike, by name."""
+        raise NotImplementedError
 
+    def _params(self) -> list[FixedPointTensor]:
+        raise NotImplementedError
 
-def go_on(plugin: FixedPointPrecision, state: Mapping[str, Any]) -> None:
-    """Have ``plugin`` go on counting where ``state`` stopped; the module has the checkpoint's weights by now.
+    def _follow_with_wire(self) -> None:
+        raise NotImplementedError
 
-    Words that a ramp has widened since the checkpoint, as while Lightning's finders try learning rates or batch sizes,
-    are narrowed to the checkpoint's: its weights are exact in them. Other arguments than the checkpoint's are said.
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says of the plugin, in plain numbers and texts. Called on every rank."""
+        if self._left is not None:
+            return self._left
+        return {
+            "version": __version__,
+            "layout": LAYOUT,
+            "format": str(self.format),
+            "seed": self.seed,
+            "arguments": self._said(),
+            "skipped_steps": [each.skipped_steps for each in self._stepping],
+            "wire": None if self.wire is None else self.wire.state_dict(),
+            "emulation": str(self._inside_settings[0]),
+            "activation_word_length": self._inside_settings[1],
+            "ramp": None if self.ramping is None else self.ramping.state_dict(trainer_of(self._network)),
+            "inside": None if self.inside is None else self.inside.state_dict(),
+            # In-place roundings so far: they key the random bits of optimizers without a fused update.
+            "roundings": {param.label: param.roundings for param in self._params() if param.roundings},
+        }
 
-    Raises:
-        ValueError: for weights that the plugin's format does not hold, or others' residuals. Nothing is changed then.
-    """
-    check_saved(state, plugin.format)
-    load_wire(plugin.wire, state.get("wire"), fitting=plugin._fitting)  # may refuse, too
-    if plugin._fitting:
-        say_changed({**state, **(state.get("arguments") or {})}, _said(plugin))
-    for settings, skipped in zip(plugin._stepping, state["skipped_steps"], strict=False):
-        settings.skipped_steps = skipped
-    if plugin._fitting and plugin.ramping is not None and plugin._network is not None:
-        _narrow(plugin, plugin.ramping.format_to_resume(plugin._network, plugin.format))
-    for param in plugin._params():
-        # None are saved where there were none; earlier versions saved no counts at all.
-        param.roundings = state["roundings"].get(param.label, 0) if "roundings" in state else param.roundings
-    if plugin.ramping is not None and state.get("ramp") is not None:
-        plugin.ramping.load_state_dict(state["ramp"])
-    if plugin.inside is not None and state.get("inside") is not None:
-        plugin.inside.load_state_dict(state["inside"])
+    def _said(self) -> dict[str, str]:
+        terms = self.terms()
+        return {name: str(terms[name]) for name in _SAID}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
+        check_resumed(self._network)
 
-def _narrow(plugin: FixedPointPrecision, format: FixedPointFormat) -> None:
-    """Narrow the weights of ``plugin`` to ``format`` if that is narrower; state follows when it is loaded."""
-    if format.word_length < plugin.format.word_length:
-        for param in plugin._params():
-            narrow_(param, format.word_length)
-        plugin.format = format
-        plugin._follow_with_wire()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint stopped; the module has its weights by now.
+
+        Words that a ramp has widened since the checkpoint, as while Lightning's finders try learning rates or batch
+        sizes, are narrowed to the checkpoint's: its weights are exact in them. Other arguments than the checkpoint's
+        are said.
+
+        Raises:
+            ValueError: for weights that this format does not hold, or others' residuals. Nothing is changed then.
+        """
+        check_saved(state_dict, self.format)
+        load_wire(self.wire, state_dict.get("wire"), fitting=self._fitting)  # may refuse, too
+        if self._fitting:
+            say_changed({**state_dict, **(state_dict.get("arguments") or {})}, self._said())
+        for settings, skipped in zip(self._stepping, state_dict["skipped_steps"], strict=False):
+            settings.skipped_steps = skipped
+        if self._fitting and self.ramping is not None and self._network is not None:
+            self._narrow(self.ramping.format_to_resume(self._network, self.format))
+        counts = state_dict.get("roundings")
+        for param in self._params():
+            # None are saved where there were none; earlier versions saved no counts at all.
+            param.roundings = param.roundings if counts is None else counts.get(param.label, 0)
+        if self.ramping is not None and state_dict.get("ramp") is not None:
+            self.ramping.load_state_dict(state_dict["ramp"])
+        if self.inside is not None and state_dict.get("inside") is not None:
+            self.inside.load_state_dict(state_dict["inside"])
+
+    def _narrow(self, format: FixedPointFormat) -> None:
+        """Narrow the weights to ``format`` if that is narrower; state follows when it is loaded."""
+        if format.word_length < self.format.word_length:
+            for param in self._params():
+                narrow_(param, format.word_length)
+            self.format = format
+            self._follow_with_wire()
 
 
 def say_changed(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import current
-from lowprec_plugin.tensor.tensor import FixedPointTensor
 
 #: Those that only read their tensors, or write to others.
 _READING = ("c10d::allgather_", "c10d::_allgather_base_", "c10d::allgather_into_tensor_coalesced_", "c10d::gather_")
@@ -27,8 +27,8 @@ def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name == "c10d::broadcast_":
         return _broadcast(func, args, kwargs)
     targets = tree_leaves(args[0])
-    if name in _READING and not any(isinstance(target, FixedPointTensor) for target in targets):
-        floats = tree_map_only(FixedPointTensor, lambda tensor: tensor.dequantize(), (args, kwargs))
+    if name in _READING and not any(isinstance(target, Coded) for target in targets):
+        floats = tree_map_only(Coded, lambda tensor: tensor.dequantize(), (args, kwargs))
         result = func(*floats[0], **floats[1])
         _work(result).wait()  # the floats live until here
         return result
@@ -46,7 +46,7 @@ def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _broadcast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for tensor in args[0]:
-        if not isinstance(tensor, FixedPointTensor):
+        if not isinstance(tensor, Coded):
             result = func([tensor], *args[1:], **kwargs)
             _work(result).wait()
             continue

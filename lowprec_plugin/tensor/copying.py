@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.compat.exchanging import exchange, holder_of
+from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import current, renew
-from lowprec_plugin.tensor.tensor import FixedPointTensor
 
 
-def copy_(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
+def copy_(target: Coded, source: Tensor) -> Coded:
     """What ``target.copy_(source)`` does: exact from equal blocks, else the numbers of ``source``, rounded once.
 
     Raises:
@@ -25,7 +25,7 @@ def copy_(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
     """
     if current() is not None or target._shared.open is not None:
         return _copy_into_open(target, source)
-    if isinstance(source, FixedPointTensor):
+    if isinstance(source, Coded):
         if _alike(target, source):
             target.blocks.copy_(source.blocks)
             if not target._shared.placed:  # FSDP fills the room it has made for a shard
@@ -42,9 +42,9 @@ def copy_(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
     return _write(target, source)
 
 
-def _copy_into_open(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
+def _copy_into_open(target: Coded, source: Tensor) -> Coded:
     """``target.copy_(source)`` during an optimizer's step; exact if both are closed and alike."""
-    if isinstance(source, FixedPointTensor):
+    if isinstance(source, Coded):
         if source._shared.open is None and _alike(target, source):
             target._shared.open = None
             target._planes.copy_(source._planes)
@@ -55,20 +55,20 @@ def _copy_into_open(target: FixedPointTensor, source: Tensor) -> FixedPointTenso
     return _write(target, source)
 
 
-def _write(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
+def _write(target: Coded, source: Tensor) -> Coded:
     floats, window = target._floats(torch.float32)
     window.copy_(source)
     target._store(floats, target.rounding)
     return target
 
 
-def _alike(target: FixedPointTensor, source: FixedPointTensor) -> bool:
+def _alike(target: Coded, source: Coded) -> bool:
     """Whether the codes of one can be copied to those of the other."""
     whole = target.is_whole and source.is_whole and target.shape == source.shape
     return whole and target.format == source.format and target._codes.shape == source._codes.shape
 
 
-def assign_(target: FixedPointTensor, value: Tensor) -> None:
+def assign_(target: Coded, value: Tensor) -> None:
     """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded as it rounds.
 
     A fixed-point ``value`` brings its own codes and format along.
@@ -77,10 +77,10 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
         ValueError: if ``value`` is not floating point, or not finite, or on another kind of device while an autograd
             graph has hold of ``target``.
     """
-    if current() is not None and not isinstance(value, FixedPointTensor) and value.shape == target.shape:
+    if current() is not None and not isinstance(value, Coded) and value.shape == target.shape:
         _copy_into_open(target, value)
         return
-    source = value if isinstance(value, FixedPointTensor) and value.is_whole else _stored(target, value)
+    source = value if isinstance(value, Coded) and value.is_whole else _stored(target, value)
     # Whatever is put here, the random bits of what was rounded before are not drawn again.
     roundings = max(target.roundings, source.roundings)
     try:
@@ -98,9 +98,9 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
     target.roundings = roundings
 
 
-def _stored(target: FixedPointTensor, value: Tensor) -> FixedPointTensor:
+def _stored(target: Coded, value: Tensor) -> Coded:
     """``value`` as ``target`` would hold it; a window on a part of fixed-point codes as the whole of these are held."""
-    if isinstance(value, FixedPointTensor):
+    if isinstance(value, Coded):
         like, value, fits = value, value.dequantize(torch.float32), False
     else:
         like, fits = target, target.is_whole and value.shape == target.shape
@@ -110,7 +110,7 @@ def _stored(target: FixedPointTensor, value: Tensor) -> FixedPointTensor:
     return stored
 
 
-def convert_(target: FixedPointTensor, source: FixedPointTensor) -> None:
+def convert_(target: Coded, source: Coded) -> None:
     """Copy ``source`` into ``target`` of another format, if it holds every value exactly.
 
     Raises:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import refuse_compiled
 
 if TYPE_CHECKING:
-    from lowprec_plugin.tensor.tensor import FixedPointTensor
+    from typing import Self
 
 
-class Flattened:
+class Flattened(Coded):
     """What torch.compile looks for in a tensor that wraps others."""
 
-    def __tensor_flatten__(self: FixedPointTensor) -> tuple[list[str], tuple[Any, ...]]:  # type: ignore[misc]
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         refuse_compiled()
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
         context = (
@@ -25,19 +26,15 @@ class Flattened:
         )  # fmt: skip
         return names, context
 
-    def _stable_hash_for_caching(self: FixedPointTensor) -> str:  # type: ignore[misc]
+    def _stable_hash_for_caching(self) -> str:
         """What torch.compile keys its cache of compiled graphs by."""
         return repr(self.__tensor_flatten__())
 
-    @staticmethod
-    def __tensor_unflatten__(
-        inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any
-    ) -> FixedPointTensor:
-        from lowprec_plugin.tensor.tensor import FixedPointTensor
-
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any) -> Self:
         format, dtype, rounding, stream, label, first_row, whole_rows, offset = context
         blocks = Blocks(inner["_codes"], inner.get("_low"), inner.get("_exponents"))
-        result = FixedPointTensor(
+        result = cls(
             blocks, format, dtype=dtype, rounding=rounding, stream=stream, label=label, first_row=first_row,
             geometry=(size, stride, offset),
         )  # fmt: skip

@@ -6,20 +6,19 @@ that came, so that even the gathered parameter takes no more than its codes.
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lowprec_plugin.tensor.tensor import FixedPointTensor
+from lowprec_plugin.compat.callers import called_by
+from lowprec_plugin.tensor.coded import Coded
 
 
-class Gathered:
+class Gathered(Coded):
     """What FSDP2 looks for in a sharded tensor."""
 
-    def untyped_storage(self: FixedPointTensor) -> torch.UntypedStorage:  # type: ignore[misc]
+    def untyped_storage(self) -> torch.UntypedStorage:
         """For FSDP2 the codes', by whose address it tells whether a parameter has been exchanged; else torch's own."""
         return (
             self._codes.untyped_storage()
@@ -28,26 +27,26 @@ class Gathered:
         )
 
     # With more arguments FSDP insists that all planes have the parameter's shape, on the ranks with padding alone.
-    def fsdp_pre_all_gather(self: FixedPointTensor, mesh: Any) -> tuple[tuple[Tensor, ...], None]:  # type: ignore[misc]
+    def fsdp_pre_all_gather(self, mesh: Any) -> tuple[tuple[Tensor, ...], None]:
         """The planes of this shard as bytes, with rows of zeros up to the size of the largest shard."""
         assert self.whole_rows is not None, "a shard knows what it is a shard of"
         missing = -(-self.whole_rows // mesh.size()) - self.shape[0]
         planes = [_with_rows(plane, missing) for plane in self.blocks.planes]
         return tuple(plane.view(torch.uint8) for plane in planes), None
 
-    def fsdp_post_all_gather(  # type: ignore[misc]
-        self: FixedPointTensor,
+    def fsdp_post_all_gather(
+        self,
         all_gather_outputs: tuple[Tensor, ...],
         metadata: None,
         param_dtype: torch.dtype,
         *,
         out: Tensor | None = None,
-    ) -> tuple[FixedPointTensor, tuple[Tensor, ...]] | None:
+    ) -> tuple[Coded, tuple[Tensor, ...]] | None:
         """The whole parameter, on the bytes that were gathered; later gathers write to the same bytes."""
         planes = self.blocks.planes
         if out is not None:
             if len(all_gather_outputs) != len(planes):  # one rank: the shard itself, which may be another by now
-                whole = cast("FixedPointTensor", out)
+                whole = cast(Coded, out)
                 whole._codes, whole._low, whole._exponents = self.blocks
             return None
         if len(all_gather_outputs) == len(planes):
@@ -66,16 +65,3 @@ def _with_rows(plane: Tensor, missing: int) -> Tensor:
     if missing == 0:
         return plane.contiguous()
     return torch.cat([plane, plane.new_zeros(missing, *plane.shape[1:])])
-
-
-def called_by(package: str) -> bool:
-    """Whether the operation under way was called by torch's ``package``: it tells its tensors in no other way."""
-    frame: Any = sys._getframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name.startswith(package):
-            return True
-        if not name.startswith(("torch.", "lowprec_plugin.")) and name != "torch":
-            return False
-        frame = frame.f_back
-    return False

@@ -11,33 +11,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lowprec_plugin.compat.callers import called_by
 from lowprec_plugin.compat.tracing import recorder
-from lowprec_plugin.tensor.fsdp import called_by
+from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import current
 
 if TYPE_CHECKING:
-    from lowprec_plugin.tensor.tensor import FixedPointTensor
+    from typing import Self
+
 
 _libraries: list[Any] = []  # what they implement lasts as long as they do
 _KEY = torch._C.DispatchKey.PythonTLSSnapshot  # of tensors with a __torch_dispatch__ alone
 
 
-class Direct:
+class Direct(Coded):
     """The methods of a tensor that go past the dispatcher, by way of floats."""
 
-    def __dlpack__(self: FixedPointTensor, **options: Any) -> Any:  # type: ignore[misc]
+    def __dlpack__(self, **options: Any) -> Any:
         """A copy of the stored numbers, for other frameworks."""
         return self.dequantize().__dlpack__(**options)
 
-    def tolist(self: FixedPointTensor) -> Any:  # type: ignore[misc]
+    def tolist(self) -> Any:
         """The stored numbers as nested lists of Python floats."""
         return self.dequantize().tolist()
 
-    def numpy(self: FixedPointTensor, *, force: bool = False) -> Any:  # type: ignore[misc]
+    def numpy(self, *, force: bool = False) -> Any:
         """The stored numbers as a NumPy array, a copy."""
         return self.dequantize().numpy(force=force)
 
-    def storage(self: FixedPointTensor) -> Any:  # type: ignore[misc]
+    def storage(self) -> Any:
         """Refused: safetensors, and who writes by it, would read memory that is not there.
 
         Raises:
@@ -49,11 +51,11 @@ class Direct:
             "(lowprec_plugin.export.to_safetensors(module, path)); with accelerate save_state(safe_serialization=False)"
         )
 
-    def apply_(self: FixedPointTensor, callable: Callable[[float], float]) -> Tensor:  # type: ignore[misc]
+    def apply_(self, callable: Callable[[float], float]) -> Tensor:
         """Replace each stored number by a Python function of it, rounded as ``copy_`` rounds."""
         return self.copy_(self.dequantize().apply_(callable))
 
-    def data_ptr(self: FixedPointTensor) -> int:  # type: ignore[misc]
+    def data_ptr(self) -> int:
         """0: there are no floats in memory. In a step of optimizers that tell tensors by their address, their codes'.
 
         In other steps:
@@ -70,13 +72,13 @@ class Direct:
             )
         return super().data_ptr()
 
-    def share_memory_(self: FixedPointTensor) -> FixedPointTensor:  # type: ignore[misc]
+    def share_memory_(self) -> Self:
         """Move the codes to shared memory, in place."""
         for plane in self.blocks.planes:
             plane.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
-    def is_shared(self: FixedPointTensor) -> bool:  # type: ignore[misc]
+    def is_shared(self) -> bool:
         """Whether the codes are in shared memory."""
         return bool(self.codes.is_shared())  # type: ignore[no-untyped-call]
 

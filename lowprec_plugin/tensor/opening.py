@@ -10,57 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.formats import FixedPointFormat
-
-if TYPE_CHECKING:
-    from lowprec_plugin.tensor.tensor import FixedPointTensor
+from lowprec_plugin.tensor.coded import Coded, Open, Shared, rows_in
 
 _current: ContextVar[Opening | None] = ContextVar("opening", default=None)
-
-
-@dataclass(eq=False)
-class Shared:
-    """What all windows on the same codes have in common.
-
-    Attributes:
-        first_row: where they start in the whole tensor; not known yet if not ``placed``.
-        rows: of the codes, of which a window may show some.
-        roundings: in place so far, which key the random bits of the next.
-        open: the floats that stand for the codes just now.
-    """
-
-    first_row: int
-    rows: int
-    roundings: int = 0
-    placed: bool = True
-    open: Open | None = None
-
-
-@dataclass(eq=False)
-class Open:
-    """What a tensor is while it is open: its codes wait.
-
-    Attributes:
-        floats: float32, of the codes' shape; changed in place by what writes to the tensor.
-        blocks: the codes that they will be rounded to.
-        format, stream: the tensor's.
-        owner: what it belongs to, see :class:`Opening`; ``None`` if that is not known.
-    """
-
-    floats: Tensor
-    blocks: Blocks
-    format: FixedPointFormat
-    stream: int
-    owner: Hashable | None
-    opening: Opening
 
 
 class Opening:
@@ -108,7 +66,7 @@ class Opening:
         """What the tensor of ``shared`` belongs to, if that is known."""
         return self._owners.get(shared)
 
-    def write(self, tensors: list[FixedPointTensor]) -> None:
+    def write(self, tensors: list[Coded]) -> None:
         """Open ``tensors``, which an operation is about to write to, and close what belongs to others.
 
         A part of a tensor that is not open stays closed: what is written to it is rounded at once.
@@ -121,7 +79,7 @@ class Opening:
                 self._put(tensor, tensor._floats(torch.float32)[0])
         self._measure()
 
-    def copy(self, source: FixedPointTensor, result: FixedPointTensor, floats: Tensor | None) -> None:
+    def copy(self, source: Coded, result: Coded, floats: Tensor | None) -> None:
         """Let ``result``, a copy of ``source``, belong to the same; with ``floats`` it is open, without codes yet."""
         self.follow(source._shared, result._shared)
         if floats is not None:
@@ -134,10 +92,9 @@ class Opening:
         if owner is not None:
             self._owners[after] = owner
 
-    def _put(self, tensor: FixedPointTensor, floats: Tensor) -> None:
+    def _put(self, tensor: Coded, floats: Tensor) -> None:
         shared = tensor._shared
-        planes = Blocks(tensor._codes, tensor._low, tensor._exponents)
-        shared.open = Open(floats, planes, tensor.format, tensor.stream, self.owner_of(shared), self)
+        shared.open = Open(floats, tensor._planes, tensor.format, tensor.stream, self.owner_of(shared), self.close)
         self._open[id(shared)] = ref(shared)
 
     def _measure(self) -> None:
@@ -190,23 +147,6 @@ def suspended() -> Iterator[None]:
         _current.reset(token)
 
 
-def open_floats(tensor: FixedPointTensor) -> Tensor | None:
-    """The floats of ``tensor`` while it is open, not a copy; of a part of an open one, its rows of them."""
-    opened = tensor._shared.open
-    if opened is None:
-        return None
-    if tensor._shared.rows == rows_in(tensor._codes):
-        return opened.floats
-    return opened.floats[tensor._offset : tensor._offset + tensor._codes.shape[0]]
-
-
-def settle(tensor: FixedPointTensor) -> None:
-    """Round ``tensor`` if it is open: its codes are wanted."""
-    opened = tensor._shared.open
-    if opened is not None:
-        opened.opening.close(tensor._shared)
-
-
 def refuse_compiled() -> None:
     """Refuse what would take a tensor apart into its codes.
 
@@ -220,7 +160,7 @@ def refuse_compiled() -> None:
         )
 
 
-def renew(tensor: FixedPointTensor) -> None:
+def renew(tensor: Coded) -> None:
     """Part ``tensor``, whose codes have just become others, from the windows on its former ones."""
     before, opening = tensor._shared, current()
     tensor._shared = Shared(tensor.first_row, rows_in(tensor._codes), before.roundings, before.placed)
@@ -229,12 +169,7 @@ def renew(tensor: FixedPointTensor) -> None:
         opening.follow(before, tensor._shared)
 
 
-def part_from_padding(tensor: FixedPointTensor) -> None:
+def part_from_padding(tensor: Coded) -> None:
     """Part a parameter from the larger tensor whose first rows it is: FSDP2 pads shards to one size."""
     if tensor._shared.rows != rows_in(tensor._codes):
         renew(tensor)
-
-
-def rows_in(codes: Tensor) -> int:
-    """How many rows ``codes`` have."""
-    return codes.shape[0] if codes.dim() else 1

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
+from lowprec_plugin.compat.callers import called_by
 from lowprec_plugin.tensor.casting import casts_share
+from lowprec_plugin.tensor.coded import Coded
+from lowprec_plugin.tensor.collectives import collective
 from lowprec_plugin.tensor.copying import copy_
-from lowprec_plugin.tensor.fsdp import called_by
 from lowprec_plugin.tensor.interop import refuse_recording
-from lowprec_plugin.tensor.opening import current, open_floats
-from lowprec_plugin.tensor.tensor import FixedPointTensor
+from lowprec_plugin.tensor.opening import current
 
 aten = torch.ops.aten
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -33,7 +34,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run ``func``, at least one of whose arguments is a :class:`FixedPointTensor`."""
+    """Run ``func``, at least one of whose arguments is a :class:`Coded`."""
     refuse_recording()
     rule = RULES.get(func) or _rule_of(func)
     return rule(func, args, kwargs)
@@ -43,8 +44,6 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _rule_of(func: Any) -> Rule:
     schema = func._schema
     if schema.name.startswith("c10d::"):
-        from lowprec_plugin.tensor.collectives import collective
-
         return collective
     if func._can_decompose():
         return _decompose
@@ -59,7 +58,7 @@ def _rule_of(func: Any) -> Rule:
 
 def _floats(value: Any) -> Any:
     """One argument with floats in place of fixed-point tensors. Arguments nest in lists and tuples only."""
-    if isinstance(value, FixedPointTensor):
+    if isinstance(value, Coded):
         return value._floats()[1]
     if isinstance(value, (list, tuple)):
         return type(value)([_floats(each) for each in value])
@@ -75,7 +74,7 @@ def _read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _widened(tensor: Tensor) -> Tensor:
     if tensor.dtype not in (torch.bfloat16, torch.float16):
         return tensor
-    return tensor._floats(torch.float32)[1] if isinstance(tensor, FixedPointTensor) else tensor.float()
+    return tensor._floats(torch.float32)[1] if isinstance(tensor, Coded) else tensor.float()
 
 
 def _decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -85,7 +84,7 @@ def _decompose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source = args[0]
-    if not isinstance(source, FixedPointTensor):
+    if not isinstance(source, Coded):
         return _read(func, args, kwargs)
     if func in (aten.view.dtype, aten.view_as_complex.default):  # no view of the codes shows other kinds of numbers
         with source._mode():
@@ -99,7 +98,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _write_one(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An operation that writes to its first argument alone, as most do: :func:`_write` without its search."""
     target = args[0]
-    if not isinstance(target, FixedPointTensor) or any(isinstance(arg, (list, tuple)) for arg in args):
+    if not isinstance(target, Coded) or any(isinstance(arg, (list, tuple)) for arg in args):
         return _write(func, args, kwargs)
     if (opening := current()) is not None:
         opening.write([target])
@@ -115,7 +114,7 @@ def _write_one(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return target
 
 
-def _check_geometry(func: Any, target: FixedPointTensor, before: tuple[Any, Any], window: Tensor) -> None:
+def _check_geometry(func: Any, target: Coded, before: tuple[Any, Any], window: Tensor) -> None:
     if (window.shape, window.stride()) != before:
         raise ValueError(
             f"{func._schema.name.removeprefix('aten::')} would change the shape of fixed-point tensor "
@@ -129,12 +128,12 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _write_each(func, args, kwargs)
     named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
     written = [named.get(argument.name) for argument in func._schema.arguments if _is_written(argument)]
-    targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, FixedPointTensor)]
+    targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, Coded)]
     if not targets:  # batch norm writes to its statistics, and reads its weights in their own dtype
         return _read(func, args, kwargs)
     if (opening := current()) is not None:
         opening.write(targets)
-    replaced: dict[int, tuple[FixedPointTensor, Tensor, Tensor]] = {}
+    replaced: dict[int, tuple[Coded, Tensor, Tensor]] = {}
     for target in targets:
         replaced.setdefault(id(target), (target, *target._floats(torch.float32)))
     left = {id(leaf) for leaf in tree_flatten(written)[0]}
@@ -158,7 +157,7 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
     """A ``_foreach`` operation, one tensor at a time: floats for a whole list of parameters only if it stays open."""
     length = len(args[0])
     if (opening := current()) is not None:
-        opening.write([target for target in args[0] if isinstance(target, FixedPointTensor)])
+        opening.write([target for target in args[0] if isinstance(target, Coded)])
 
     def pick(tree: Any, index: int) -> Any:
         return [tree[index]] if isinstance(tree, (list, tuple)) and len(tree) == length else tree
@@ -167,7 +166,7 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         one_args = tuple(pick(argument, index) for argument in args)
         one_kwargs = {name: pick(argument, index) for name, argument in kwargs.items()}
         target = one_args[0][0]
-        if not isinstance(target, FixedPointTensor):
+        if not isinstance(target, Coded):
             _read(func, one_args, one_kwargs)
             continue
         floats, window = target._floats(torch.float32)
@@ -178,7 +177,7 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 
 def _in_float32(tensor: Tensor) -> Tensor:
     """An operand of an operation that writes: narrower ones would be rounded before that, and some not taken at all."""
-    if isinstance(tensor, FixedPointTensor):
+    if isinstance(tensor, Coded):
         return tensor._floats(torch.float32)[1]
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16, torch.float64) else tensor
 
@@ -198,14 +197,14 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
 
 
 @rule(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
-def _detach(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTensor:
-    source: FixedPointTensor = args[0]
+def _detach(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coded:
+    source: Coded = args[0]
     return source._window(source._geometry)
 
 
 @rule(aten.t.default)
-def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTensor:
-    source: FixedPointTensor = args[0]
+def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coded:
+    source: Coded = args[0]
     return source._window((source.shape[::-1], source.stride()[::-1], source.storage_offset()))
 
 
@@ -213,7 +212,7 @@ def _t(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FixedPointTe
 def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source = args[0]
     dim, start, end, step = list(args[1:]) + [0, None, None, 1][len(args) - 1 :]
-    if not isinstance(source, FixedPointTensor) or not _has_rows(source) or dim % source.dim() != 0 or step != 1:
+    if not isinstance(source, Coded) or not _has_rows(source) or dim % source.dim() != 0 or step != 1:
         return _view(func, args, kwargs)
     return _rows(source, *slice(start, end).indices(source.shape[0])[:2])
 
@@ -226,7 +225,7 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise ValueError(
             "a fixed-point tensor cannot be distributed: shard a module (parallelize_module) before optim.quantize_"
         )
-    if not isinstance(source, FixedPointTensor) or not _has_rows(source) or dim % source.dim() != 0:
+    if not isinstance(source, Coded) or not _has_rows(source) or dim % source.dim() != 0:
         return _view(func, args, kwargs)
     rows = source.shape[0]
     if isinstance(sizes, int):
@@ -235,11 +234,11 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return [_rows(source, end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _has_rows(source: FixedPointTensor) -> bool:
+def _has_rows(source: Coded) -> bool:
     return source._geometry is None and source.dim() > 0
 
 
-def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
+def _rows(source: Coded, start: int, end: int) -> Coded:
     """Some rows of ``source``: a window, and at the same time a tensor of its own, for blocks end with their rows."""
     end = max(start, end)
     with source._mode():
@@ -252,7 +251,7 @@ def _rows(source: FixedPointTensor, start: int, end: int) -> FixedPointTensor:
 @rule(aten.new_zeros.default)
 def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """An ordinary tensor, but for FSDP: it makes room for a shard so, and would hold it in float without a word."""
-    source: FixedPointTensor = args[0]
+    source: Coded = args[0]
     size = tuple(args[1])
     if not called_by("torch.distributed.fsdp."):
         return torch.empty((), dtype=source.dtype, device=source.device).new_zeros(size, **kwargs)
@@ -269,7 +268,7 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 @rule(aten.new_empty.default)
 def _new_empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """An ordinary tensor, but for asynchronous checkpoints, which fill in the attributes of the tensor they get."""
-    source: FixedPointTensor = args[0]
+    source: Coded = args[0]
     size = tuple(args[1])
     if size == tuple(source.shape) and called_by("torch.distributed.checkpoint."):
         return source._like(source.blocks)
@@ -278,20 +277,20 @@ def _new_empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 
 @rule(aten.clone.default)
 def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    source: FixedPointTensor = args[0]
+    source: Coded = args[0]
     geometry = source._geometry
     if geometry is not None and not source.is_whole:
         return func(source._floats()[1], **kwargs)  # type: ignore[no-any-return]
     if (opening := current()) is None:
         return source._like(source.blocks.map(torch.clone), geometry=geometry)
-    copied, floats = source._like(source._planes.map(torch.clone), geometry=geometry), open_floats(source)
+    copied, floats = source._like(source._planes.map(torch.clone), geometry=geometry), source._open_floats()
     opening.copy(source, copied, None if floats is None else floats.clone())
     return copied
 
 
 @rule(aten._to_copy.default)
 def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    source: FixedPointTensor = args[0]
+    source: Coded = args[0]
     dtype = kwargs.get("dtype") or source.dtype
     device = kwargs.get("device") or source.device
     moved_part = not source.is_whole and device != source.device
@@ -306,7 +305,7 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
 @rule(aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
 def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """An ordinary tensor, made without reading the codes."""
-    source: FixedPointTensor = args[0]
+    source: Coded = args[0]
     model = torch.empty((), dtype=source.dtype, device=source.device).expand(source.shape)
     return func(model, *args[1:], **(kwargs | {"memory_format": torch.contiguous_format}))  # type: ignore[no-any-return]
 
@@ -314,7 +313,7 @@ def _new_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenso
 @rule(aten.copy_.default)
 def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     target, source = args[0], args[1]
-    if isinstance(target, FixedPointTensor):
+    if isinstance(target, Coded):
         return copy_(target, source)
     # Read exactly, so that the numbers are rounded once, to the target's dtype.
     return func(target, source._floats(torch.float32)[1], *args[2:], **kwargs)  # type: ignore[no-any-return]
@@ -324,7 +323,7 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Only the rows that are looked up are read."""
     weight, indices = args[0], args[1]
-    if not isinstance(weight, FixedPointTensor) or weight._geometry is not None or weight._shared.open is not None:
+    if not isinstance(weight, Coded) or weight._geometry is not None or weight._shared.open is not None:
         return _read(func, args, kwargs)  # type: ignore[no-any-return]
     flat = indices.reshape(-1)
     rows = weight._like(weight.blocks.map(lambda plane: plane.index_select(0, flat)), geometry=None)

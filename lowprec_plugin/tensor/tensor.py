@@ -1,16 +1,15 @@
 """A tensor that is held as fixed-point codes and looks like an ordinary floating-point one.
 
-:class:`FixedPointTensor` holds integer codes and block exponents, nothing else. Every operation without a rule of its
-own (:mod:`lowprec_plugin.tensor.rules`) reads it as floats for the time of that operation. This happens below
-autograd, so what autograd saves for the backward pass are the codes. An operation that writes to it rounds the result
-back into the codes; a view of it is a window on the same codes, and writing to the view writes to them.
+Every operation without a rule of its own (:mod:`.rules`) reads it as floats for the time of that operation. This
+happens below autograd, so what autograd saves for the backward pass are the codes. An operation that writes to it
+rounds the result back into the codes; a view of it is a window on the same codes, and writing to the view writes to
+them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,21 +17,19 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, check_window
+from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.tensor import first_tensor
-from lowprec_plugin.tensor.dequantize import dequantize
+from lowprec_plugin.tensor.copying import assign_
 from lowprec_plugin.tensor.flattening import Flattened
 from lowprec_plugin.tensor.fsdp import Gathered
 from lowprec_plugin.tensor.integrity import check_facts, check_read, digest
 from lowprec_plugin.tensor.interop import Direct, refuse_as_data_of_floats
-from lowprec_plugin.tensor.opening import Shared, open_floats, rows_in, settle
-
-_ANY_MODE = nullcontext()
+from lowprec_plugin.tensor.rules import dispatch
 
 
-class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
+class FixedPointTensor(Gathered, Direct, Flattened):
     """A tensor stored as ``code * 2**exponent``.
 
     Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
@@ -47,56 +44,6 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
         first_row: the row of the whole tensor at which this shard of it starts.
         whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
     """
-
-    format: FixedPointFormat
-    rounding: str
-    stream: int
-    label: str
-    whole_rows: int | None
-    _codes: Tensor
-    _low: Tensor | None
-    _exponents: Tensor | None
-    _shared: Shared
-    _offset: int  # rows of the tensor whose ``_shared`` this has, before the first of this
-
-    @staticmethod
-    def __new__(
-        cls,
-        blocks: Blocks,
-        format: FixedPointFormat,
-        *,
-        dtype: torch.dtype = torch.float32,
-        rounding: str = "stochastic",
-        stream: int = 0,
-        label: str = "",
-        first_row: int = 0,
-        geometry: tuple[Any, Any, Any] | None = None,
-        window_on: FixedPointTensor | None = None,  # whose planes these are: they have been checked
-    ) -> FixedPointTensor:
-        if window_on is None:
-            check_blocks(blocks, format)
-            if first_tensor.waiting:
-                first_tensor.come()
-        codes = blocks.codes
-        if geometry is None:
-            size, stride, offset = codes.shape, codes.stride(), 0
-        else:
-            size, stride, offset = geometry
-            check_window(size, stride, offset, codes.numel())
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device
-        )
-        self._codes, self._low, self._exponents = blocks
-        self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
-        if window_on is None:
-            self._shared, self._offset, self.whole_rows = Shared(first_row, rows_in(codes)), 0, None
-        else:
-            self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
-        return self
-
-    # An explicit __init__, for torch.Tensor's takes no arguments of ours; it does nothing.
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
     @classmethod
     def quantize(
@@ -139,114 +86,6 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
         )
 
     @property
-    def codes(self) -> Tensor:
-        """The integer codes (the upper plane of them above 16 bits), not a copy: see :class:`Blocks`."""
-        return self.blocks.codes
-
-    @property
-    def exponents(self) -> Tensor | None:
-        """One int8 per block, not a copy; ``None`` in a static format."""
-        return self.blocks.exponents
-
-    @property
-    def blocks(self) -> Blocks:
-        """Codes and exponents, not a copy."""
-        settle(self)
-        return self._planes
-
-    @property
-    def _planes(self) -> Blocks:
-        """Codes and exponents as they are, though the tensor may be open (:mod:`lowprec_plugin.tensor.opening`)."""
-        return Blocks(self._codes, self._low, self._exponents)
-
-    @property
-    def nbytes(self) -> int:  # type: ignore[override]
-        """Bytes held: codes and exponents."""
-        return self._planes.nbytes
-
-    @property
-    def roundings(self) -> int:
-        """How often this tensor has been rounded in place, steps included: it keys the random bits of the next time."""
-        return self._shared.roundings
-
-    @roundings.setter
-    def roundings(self, count: int) -> None:
-        self._shared.roundings = count
-
-    @property
-    def first_row(self) -> int:
-        """The row of the whole tensor at which this shard or part of it starts."""
-        return self._shared.first_row + self._offset
-
-    @first_row.setter
-    def first_row(self, row: int) -> None:
-        self._shared.first_row = row - self._offset
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether this is all of the tensor in its own order, perhaps in another shape, and not a window on a part."""
-        return self.numel() == self._codes.numel() and self.storage_offset() == 0 and self.is_contiguous()
-
-    @property
-    def _geometry(self) -> tuple[Any, Any, Any] | None:
-        """Shape, strides and offset of the window on the codes that this is; ``None`` for the tensor itself."""
-        as_it_is = self.is_whole and self.shape == self._codes.shape
-        return None if as_it_is else (tuple(self.shape), self.stride(), self.storage_offset())
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The stored numbers as an ordinary tensor: exact in float32; in this tensor's own dtype if ``None``."""
-        with torch.no_grad():
-            floats = self._floats(dtype)[1]
-            return floats if self._shared.open is None else floats.clone()
-
-    def _floats(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """All floats behind this tensor, and the window on them that it is."""
-        dtype, floats = dtype or self.dtype, open_floats(self)
-        floats = dequantize(self._planes, self.format, dtype) if floats is None else floats.to(dtype)
-        geometry = self._geometry
-        return floats, floats if geometry is None else floats.as_strided(*geometry)
-
-    def _store(self, floats: Tensor, rounding: str) -> int:
-        """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
-        if (opened := open_floats(self)) is not None:  # to be rounded when it is closed
-            if opened.data_ptr() != floats.data_ptr():
-                opened.copy_(floats.reshape(opened.shape))
-            return 0
-        key, floats = key_of(substream(self.stream, "in place"), self.roundings), floats.reshape(self._codes.shape)
-        self.roundings += 1
-        try:
-            _, saturated = ops.quantize(
-                floats, self.format, rounding=rounding, key=key, first_row=self.first_row, out=self.blocks
-            )
-        except ValueError as error:
-            label = f"tensor {self.label!r}" if self.label else "a fixed-point tensor"
-            raise ValueError(f"{label} is left as it was: {error}; write to a float tensor, and copy_ that") from None
-        return saturated
-
-    def _like(self, blocks: Blocks, **changes: Any) -> FixedPointTensor:
-        """A tensor like this one over other planes."""
-        options = {"dtype": self.dtype, "rounding": self.rounding, "stream": self.stream, "label": self.label} | changes
-        if "geometry" not in changes:
-            options["geometry"] = self._geometry
-        if "first_row" not in changes:
-            options["first_row"] = self._shared.first_row + self._offset
-        result = FixedPointTensor(blocks, self.format, **options)
-        result._shared.roundings, result.whole_rows = self._shared.roundings, self.whole_rows
-        return result
-
-    def _window(self, geometry: tuple[Any, Any, Any] | None) -> FixedPointTensor:
-        """Another view of the same codes."""
-        with self._mode():
-            return FixedPointTensor(
-                self._planes, self.format, dtype=self.dtype, rounding=self.rounding, stream=self.stream,
-                label=self.label, geometry=geometry, window_on=self,
-            )  # fmt: skip
-
-    def _mode(self) -> AbstractContextManager[Any]:
-        """In which to make a view of this tensor: under inference mode that of an ordinary one is an ordinary one."""
-        return torch.inference_mode(self.is_inference()) if torch.is_inference_mode_enabled() else _ANY_MODE
-
-    @property
     def data(self) -> FixedPointTensor:
         """A window on the same codes outside autograd. What is assigned takes their place, rounded as this rounds.
 
@@ -256,9 +95,7 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        from lowprec_plugin.tensor import copying
-
-        copying.assign_(self, value)
+        assign_(self, value)
 
     def __format__(self, spec: str) -> str:
         return format(self.dequantize(), spec)
@@ -293,9 +130,7 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        from lowprec_plugin.tensor import rules
-
-        return rules.dispatch(func, args, kwargs or {})
+        return dispatch(func, args, kwargs or {})
 
 
 def rebuild(
@@ -332,5 +167,6 @@ def rebuild(
     return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
 
 
+rebuild.__module__ = "lowprec_plugin.tensor"  # as files name it, of earlier versions too
 torch.serialization.add_safe_globals([rebuild])
 first_tensor.waiting.append(partial(refuse_as_data_of_floats, FixedPointTensor))
