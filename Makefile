@@ -8,6 +8,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # The Triton that CUDA builds of this torch require. CPU builds require none, and would be tested with any other.
 TRITON_TABLE := tests/kernels/tritons.txt
 TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
+# Tests keep one core busy each. Those of a file share what it has set up.
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 TRITONS := $(addprefix $(VENV)/tritons/,$(sort $(shell awk 'NR > 1 {print $$2}' $(TRITON_TABLE))))
 
 .PHONY: quickstart test foreign lint bench faults sanitize tritons versions clean
@@ -17,11 +19,11 @@ quickstart: $(VENV)/quickstart
 	OMP_NUM_THREADS=1 $(BIN)/lowprec poc
 
 test: $(VENV)/dev $(TRITONS) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(AT_ONCE)
 
 # Other people's optimizers, parameters and averages: docs/foreign.md.
 foreign: $(VENV)/foreign/installed
-	OMP_NUM_THREADS=1 $(VENV)/foreign/bin/python -m pytest -q tests/foreign
+	OMP_NUM_THREADS=1 $(VENV)/foreign/bin/python -m pytest -q $(AT_ONCE) tests/foreign
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -245,6 +247,16 @@ def bytes_in_use() -> int:
     return int(info.uordblks + info.hblkhd)
 
 
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """What other tests have left is not freed meanwhile."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts the bytes of glibc's allocator")
 def test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes() -> None:
     net = Transformer(WIDTH, 2, 2)

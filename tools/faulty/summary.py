@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lowprec_plugin.compat.lightnings import in_use
 from lowprec_plugin.poc.environment import device_name, versions
 from lowprec_plugin.text.tables import markdown_table
 
@@ -21,7 +22,7 @@ _COLUMNS = (
 
 def machine() -> dict[str, Any]:
     """What the trial ran on."""
-    return {"processor": device_name(torch.device("cpu")), "cores": os.cpu_count(), "versions": versions()}
+    return {"processor": device_name(torch.device("cpu")), "cores": os.cpu_count(), "versions": versions(in_use())}
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> tuple[str, int]:
