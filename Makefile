@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # The Triton that CUDA builds of this torch require. CPU builds require none, and would be tested with any other.
-TRITON_TABLE := tests/kernels/tritons.txt
+TRITON_TABLE := tests/arithmetic/triton/tritons.txt
 TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
 # Tests keep one core busy each. Those of a file share what it has set up.
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
@@ -46,7 +46,7 @@ sanitize: $(VENV)/dev
 
 # Every kernel, compiled by every version of Triton.
 tritons: $(VENV)/dev $(TRITONS)
-	$(BIN)/python -m tests.kernels.tritons docs/results/triton_versions.md
+	$(BIN)/python -m tests.arithmetic.triton.tritons docs/results/triton_versions.md
 
 # The oldest and the newest versions of what the package depends on, each in an environment of its own.
 versions:

@@ -38,11 +38,11 @@ ADDRESS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-
 THREAD = ["-fsanitize=thread", "-g1"]
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 TESTS = (
-    "tests/test_native.py", "tests/test_wire.py", "tests/test_update_reference.py", "tests/test_counts.py",
-    "tests/test_kept.py", "tests/test_tensor.py", "tests/test_integrity.py", "tests/optim",
+    "tests/arithmetic/test_native.py", "tests/arithmetic/test_wire.py", "tests/arithmetic/test_update.py", "tests/arithmetic/test_update_counts.py",
+    "tests/activations/test_packed.py", "tests/tensor/test_tensor.py", "tests/tensor/test_integrity.py", "tests/optim",
 )  # fmt: skip
 # It counts the bytes of glibc's allocator, whose place AddressSanitizer takes.
-LEFT_OUT = "tests/test_kept.py::test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes"
+LEFT_OUT = "tests/activations/test_packed.py::test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes"
 HOSTILE = 400
 STEPS = ("controls", "driver", "tests", "hostile", "threads")
 # Both runtimes have a function of this name, and each would set the other's path.

@@ -31,7 +31,7 @@ from lowprec_plugin.arithmetic.reference.wire import (
 )
 from lowprec_plugin.formats import rows_of
 from tests import cases
-from tests.test_native import HYPERS
+from tests.arithmetic.test_native import HYPERS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: Where random bits begin: at the start, across the upper half of a counter, and past the last of 64 bits.

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lowprec_plugin import FixedPointFormat, optim
 from lowprec_plugin.activations.emulation import Emulation, emulate
-from tests.emulation import integers
+from tests.activations.emulation import integers
 
 WEIGHTS, ACTIVATIONS, ERRORS = FixedPointFormat(16, 13), FixedPointFormat(16, 10), FixedPointFormat(14, 11)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lowprec_plugin import optim
 from lowprec_plugin.activations.emulation import Emulation, emulate
-from tests.emulation.test_emulate import COARSE, Rounds, on_grid
+from tests.activations.emulation.test_emulate import COARSE, Rounds, on_grid
 
 #: So fine that emulation is float32 but for the order of sums.
 FINE = Emulation("fixed24", rounding="nearest")

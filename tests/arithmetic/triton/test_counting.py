@@ -8,9 +8,9 @@ import torch
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
-from tests.kernels.conftest import DEVICE, INTERPRETED
-from tests.test_native import HYPERS
-from tests.test_update_reference import assert_agree, stores_of
+from tests.arithmetic.test_native import HYPERS
+from tests.arithmetic.test_update import assert_agree, stores_of
+from tests.arithmetic.triton.conftest import DEVICE, INTERPRETED
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 # A process of its own interprets these, see test_modes.py.

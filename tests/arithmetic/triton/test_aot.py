@@ -14,7 +14,7 @@ from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
-from tests.kernels.conftest import INTERPRETED
+from tests.arithmetic.triton.conftest import INTERPRETED
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="a process that interprets does not compile: see test_modes.py")

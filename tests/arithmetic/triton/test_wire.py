@@ -19,8 +19,8 @@ from lowprec_plugin.arithmetic.reference.wire import (
     chunk_bytes,
     chunk_of,
 )
-from tests.kernels.conftest import DEVICE, INTERPRETED
-from tests.test_wire import laid_out
+from tests.arithmetic.test_wire import laid_out
+from tests.arithmetic.triton.conftest import DEVICE, INTERPRETED
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 # A process of its own interprets these, see test_modes.py.

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels import tritons
-from tests.kernels.conftest import INTERPRETED
+from tests.arithmetic.triton import tritons
+from tests.arithmetic.triton.conftest import INTERPRETED
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the versions compile in processes of their own")
@@ -55,7 +55,7 @@ def test_launches_compile_as_they_do_ahead_of_time(version: str, tmp_path: Path)
         pytest.skip(str(tritons.missing(version)))
     right = f"assert triton.__version__ == {version!r}"
     script = f"import sys, triton, pytest; {right}; sys.exit(pytest.main(sys.argv[1:]))"
-    tests = ["tests/kernels/test_aot.py", "-k", "per_kind"]
+    tests = ["tests/arithmetic/triton/test_aot.py", "-k", "per_kind"]
     command = [sys.executable, "-c", script, "-q", "-p", "no:cacheprovider", *tests]
     env = tritons.environment(version, tmp_path)
     run = subprocess.run(command, cwd=tritons.ROOT, env=env, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """Versions of Triton: those that CUDA builds of torch require, and the newest, each in a folder of its own.
 
 ``tritons.txt`` is the one list of them. ``make tritons`` puts them there, compiles the kernels by each and writes the
-record: ``python -m tests.kernels.tritons docs/results/triton_versions.md``.
+record: ``python -m tests.arithmetic.triton.tritons docs/results/triton_versions.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from lowprec_plugin.text.tables import markdown_table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDERS = Path(sys.prefix) / "tritons"
 _ROWS = [line.split() for line in Path(__file__).with_suffix(".txt").read_text().splitlines()[1:]]
 #: By torch's minor version, the Triton that its CUDA builds require.

@@ -16,8 +16,8 @@ from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.arithmetic.random_bits import key_of, padded_row
 from lowprec_plugin.formats import rows_of
 from tests import cases
-from tests.kernels.conftest import DEVICE, INTERPRETED
-from tests.test_native import HYPERS
+from tests.arithmetic.test_native import HYPERS
+from tests.arithmetic.triton.conftest import DEVICE, INTERPRETED
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 # A process of its own interprets these, see test_interpreter.py.

@@ -12,16 +12,24 @@ import pytest
 import torch
 
 from lowprec_plugin.arithmetic import triton as kernels
-from tests.kernels.conftest import INTERPRETED
+from tests.arithmetic.triton.conftest import INTERPRETED
 
 
 @pytest.mark.timeout(900)
 def test_the_other_mode() -> None:
     pytest.importorskip("triton")
     wanted = ["test_aot.py"] if INTERPRETED else ["test_bits.py", "test_counting.py", "test_wire.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/kernels/{n}" for n in wanted)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(f"tests/arithmetic/triton/{n}" for n in wanted),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "0" if INTERPRETED else "1"}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 

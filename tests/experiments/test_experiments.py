@@ -104,14 +104,14 @@ def test_a_module_that_needs_arguments_may_come_from_a_function(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ("Needy", None, "^model='tests.test_trainings.Needy' cannot be made without arguments: .*required: width"
+        ("Needy", None, "^model='tests.experiments.test_experiments.Needy' cannot be made without arguments: .*required: width"
          + REMEDY.format("model")),
         ("Pretending", None, r"Pretending' .*: TypeError: 'NoneType' object is not subscriptable \(test_trainings.py, "
          r"line \d+\)" + REMEDY.format("model")),
-        ("Empty", "NeedyData", "^data='tests.test_trainings.NeedyData' .*required: path" + REMEDY.format("data")),
+        ("Empty", "NeedyData", "^data='tests.experiments.test_experiments.NeedyData' .*required: path" + REMEDY.format("data")),
         ("unannotated", None, r"unannotated' is a function without a return annotation: write def unannotated\(\) ->"),
         ("Empty", "annotated", "annotated' is no LightningDataModule, and no function annotated with"),
-        ("nobody", None, "nobody' cannot be imported: module 'tests.test_trainings' has no attribute 'nobody'$"),
+        ("nobody", None, "nobody' cannot be imported: module 'tests.experiments.test_experiments' has no attribute 'nobody'$"),
         ("no.one", None, "model='no.one' cannot be imported: No module named 'no'$"),
         ({"class_path": f"{__name__}.Pretending", "init_args": {"widths": []}}, None,
          r"Pretending' cannot be made with its init_args: IndexError: list index out of range .*\)$"),

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowprec_plugin import FixedPointFormat, keep_activations, optim
 from lowprec_plugin.activations.emulation import Emulation, emulate
-from tests.emulation.test_emulate import COARSE, Rounds, on_grid
+from tests.activations.emulation.test_emulate import COARSE, Rounds, on_grid
 
 X = torch.linspace(-3, 3, 5 * 4 * 9 * 8).reshape(5, 4, 9, 8)
 

@@ -15,7 +15,7 @@ from lowprec_plugin.arithmetic.formulas import FORMULAS, Algorithm
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from tests import cases
-from tests.test_native import HYPERS
+from tests.arithmetic.test_native import HYPERS
 
 BACKENDS = [
     "reference",
