@@ -104,14 +104,14 @@ def test_a_module_that_needs_arguments_may_come_from_a_function(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ("Needy", None, "^model='tests.experiments.test_experiments.Needy' cannot be made without arguments: .*required: width"
+        ("Needy", None, f"^model='{__name__}.Needy' cannot be made without arguments: .*required: width"
          + REMEDY.format("model")),
-        ("Pretending", None, r"Pretending' .*: TypeError: 'NoneType' object is not subscriptable \(test_trainings.py, "
+        ("Pretending", None, r"Pretending' .*: TypeError: 'NoneType' object is not subscriptable \(test_experiments.py, "
          r"line \d+\)" + REMEDY.format("model")),
-        ("Empty", "NeedyData", "^data='tests.experiments.test_experiments.NeedyData' .*required: path" + REMEDY.format("data")),
+        ("Empty", "NeedyData", f"^data='{__name__}.NeedyData' .*required: path" + REMEDY.format("data")),
         ("unannotated", None, r"unannotated' is a function without a return annotation: write def unannotated\(\) ->"),
         ("Empty", "annotated", "annotated' is no LightningDataModule, and no function annotated with"),
-        ("nobody", None, "nobody' cannot be imported: module 'tests.experiments.test_experiments' has no attribute 'nobody'$"),
+        ("nobody", None, f"nobody' cannot be imported: module '{__name__}' has no attribute 'nobody'$"),
         ("no.one", None, "model='no.one' cannot be imported: No module named 'no'$"),
         ({"class_path": f"{__name__}.Pretending", "init_args": {"widths": []}}, None,
          r"Pretending' cannot be made with its init_args: IndexError: list index out of range .*\)$"),
@@ -153,4 +153,4 @@ def test_installed_code_is_not_the_users_own(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(ValueError, match="no") as caught:
         importlib.import_module("installed_by_a_user").refuse()
-    assert place(caught.value).startswith(" (test_trainings.py, line ")
+    assert place(caught.value).startswith(" (test_experiments.py, line ")

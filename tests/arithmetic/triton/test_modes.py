@@ -19,15 +19,8 @@ from tests.arithmetic.triton.conftest import INTERPRETED
 def test_the_other_mode() -> None:
     pytest.importorskip("triton")
     wanted = ["test_aot.py"] if INTERPRETED else ["test_bits.py", "test_counting.py", "test_wire.py"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(f"tests/arithmetic/triton/{n}" for n in wanted),
-    ]
+    tests = [f"tests/arithmetic/triton/{name}" for name in wanted]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "TRITON_INTERPRET": "0" if INTERPRETED else "1"}
     root = Path(__file__).parents[3]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
