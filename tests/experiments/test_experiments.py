@@ -106,8 +106,8 @@ def test_a_module_that_needs_arguments_may_come_from_a_function(monkeypatch: pyt
     [
         ("Needy", None, f"^model='{__name__}.Needy' cannot be made without arguments: .*required: width"
          + REMEDY.format("model")),
-        ("Pretending", None, r"Pretending' .*: TypeError: 'NoneType' object is not subscriptable \(test_experiments.py, "
-         r"line \d+\)" + REMEDY.format("model")),
+        ("Pretending", None, r"Pretending' .*: TypeError: 'NoneType' object is not subscriptable "
+         r"\(test_experiments.py, line \d+\)" + REMEDY.format("model")),
         ("Empty", "NeedyData", f"^data='{__name__}.NeedyData' .*required: path" + REMEDY.format("data")),
         ("unannotated", None, r"unannotated' is a function without a return annotation: write def unannotated\(\) ->"),
         ("Empty", "annotated", "annotated' is no LightningDataModule, and no function annotated with"),
