@@ -13,7 +13,7 @@ wait for one, and who uses one need not for the other.
 
 from typing import TYPE_CHECKING, Any
 
-from lowprec_plugin import comm, memory, optim
+from lowprec_plugin import comm, former_names, memory, optim
 from lowprec_plugin.activations.emulation import Emulation, emulate
 from lowprec_plugin.activations.packed import keep_activations
 from lowprec_plugin.formats import FixedPointFormat
@@ -24,6 +24,8 @@ from lowprec_plugin.version import __version__
 if TYPE_CHECKING:
     from lowprec_plugin.monitoring import FixedPointMonitor
     from lowprec_plugin.plugin import FixedPointPrecision
+
+former_names.keep()
 
 __all__ = [
     "Emulation", "FixedPointFormat", "FixedPointMonitor", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp",
