@@ -78,7 +78,7 @@ def floors(graph: Graph) -> dict[str, int]:
 
 
 def imports_of(path: Path) -> dict[str, bool]:
-    """What the module at ``path`` imports, of ``from a import b`` ``a.b``; and whether it runs, or is for types alone."""
+    """What the module at ``path`` imports, of ``from a import b`` ``a.b``; and whether it runs, or is for types."""
     found: dict[str, bool] = {}
     tree = ast.parse(path.read_text())
     typing = {
