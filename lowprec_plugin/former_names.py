@@ -1,4 +1,4 @@
-"""Modules by the names that they had before version 0.2: pickles hold such names, and programs may import by them."""
+"""Modules by the names that they had while all lay flat in the package: pickles hold some, and programs import by them."""
 
 from __future__ import annotations
 
