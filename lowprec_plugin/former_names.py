@@ -1,4 +1,4 @@
-"""Modules by the names that they had while all lay flat in the package: pickles hold some, and programs import by them."""
+"""Modules by the names that they had while all lay flat in the package: pickles hold some, and programs import some."""
 
 from __future__ import annotations
 
