@@ -35,14 +35,14 @@ bench: $(VENV)/quickstart
 
 # An hour: killed trainings, flipped bits, hostile tensors, odd arguments. It ends with an error if the package fails one.
 faults: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py damage --out docs/results/faults
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py hostile --out docs/results/faults
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py fuzz --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults kills --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults damage --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults hostile --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults fuzz --out docs/results/faults
 
 # The native kernels under GCC's sanitizers, with a record.
 sanitize: $(VENV)/dev
-	$(BIN)/python tools/sanitize.py --output docs/results/sanitize.md
+	$(BIN)/python -m tools.sanitize --output docs/results/sanitize.md
 
 # Every kernel, compiled by every version of Triton.
 tritons: $(VENV)/dev $(TRITONS)

@@ -1,6 +1,6 @@
-"""Every native kernel on every word length, or calls that are wrong: what ``tools/sanitize.py`` runs.
+"""Every native kernel on every word length, or calls that are wrong: what ``tools.sanitize`` runs.
 
-``python tools/sanitize_driver.py SET [controls]``, in a process whose kernels are built with sanitizers.
+``python -m tools.sanitize_driver SET [controls]``, in a process whose kernels are built with sanitizers.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ import torch
 from lowprec_plugin.compat.lightnings import in_use
 from lowprec_plugin.poc.environment import device_name, versions
 from lowprec_plugin.text.tables import markdown_table
-
-from .kinds import KINDS
+from tools.faulty.kinds import KINDS
 
 _COLUMNS = (
     "kind", "kills", "of one rank", "while saving", "trainings ended", "resumed", "differing bits", "hangs", "failures",
