@@ -145,6 +145,18 @@ def test_it_computes_in_float32_at_least() -> None:
     assert (tensor + 1).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_floats_are_written_to_themselves(dtype: torch.dtype) -> None:
+    """Such as a gradient that weight decay is added to; not a widened copy of them."""
+    tensor, closing = FixedPointTensor.quantize(torch.ones(4, 8), "fixed24", dtype=dtype), Closing()
+    decayed, averages, noted = (torch.zeros(4, 8, dtype=dtype) for _ in range(3))
+    with closing.opening.entered():
+        decayed.add_(tensor, alpha=0.5)
+        torch._foreach_lerp_([averages], [tensor], 0.5)
+        torch.mul(tensor, 0.5, out=noted)
+    assert all(torch.equal(each, torch.full((4, 8), 0.5, dtype=dtype)) for each in (decayed, averages, noted))
+
+
 def test_what_goes_past_it_is_refused() -> None:
     tensor = fixed(torch.ones(4, 8))
     assert tensor.data_ptr() == 0
