@@ -137,6 +137,18 @@ def test_outside_for_a_while() -> None:
         assert closing.closed == []
 
 
+def test_what_is_compiled_sees_what_is_open() -> None:
+    """A closure that is called again may run a compiled module, which takes its parameters apart."""
+    tensor = fixed(torch.ones(4, 8))
+    with Closing(tensor).opening.entered():
+        tensor.mul_(2)
+        with suspended():
+            planes, context = tensor.__tensor_flatten__()
+            inner = {name: getattr(tensor, name).clone() for name in planes}
+    rebuilt = FixedPointTensor.__tensor_unflatten__(inner, context, tensor.shape, tensor.stride())
+    assert torch.equal(rebuilt.dequantize(), torch.full((4, 8), 2.0))
+
+
 def test_it_computes_in_float32_at_least() -> None:
     tensor = FixedPointTensor.quantize(torch.ones(4, 8), "fixed24", dtype=torch.bfloat16)
     with Closing(tensor).opening.entered():
