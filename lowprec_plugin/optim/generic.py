@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin import ops
+from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
 from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding, suspended
@@ -28,15 +29,18 @@ from lowprec_plugin.optim.state import (
     Looks,
     Place,
     float_bytes,
+    format_by_values,
     is_elementwise,
     is_held_elsewhere,
+    is_unnamed,
     looks_of,
     name_copies,
+    name_state,
     places,
     round_state,
 )
 from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, fixed_part, local_part, placed_part
+from lowprec_plugin.sharding import as_floats, fixed_part, local_part, on_any_rank, placed_part
 from lowprec_plugin.update_reference import counted
 
 if TYPE_CHECKING:
@@ -99,12 +103,17 @@ class OwnStep:
         looks = looks_of(param, values, [opened.floats for _, opened in members])
         _check_not_nan(any(each.nan for each in looks), group, param)
         own = placed_part(param)
-        for (shared, opened), look in zip(members, looks, strict=False):
+        weights = [ops.dequantize(own._planes, own.format)] if self._unnamed(param) else []
+        weights += [opened.floats for shared, opened in members if shared is own._shared]
+        fitted = [
+            opened if shared is own._shared else self._fitted(param, shared, opened, look.negative, weights)
+            for (shared, opened), look in zip(members, looks, strict=False)
+        ]
+        for (shared, _), opened in zip(members, fitted, strict=True):
             if shared is own._shared:
                 self._round_param(param, shared, opened)
             else:
-                squares = opened.format.squared and look.negative
-                self._round(shared, self._signed(param, shared, opened) if squares else opened)
+                self._round(shared, opened)
         self._store(param, new, looks[len(members) :])
 
     def _round(self, shared: Shared, opened: Open) -> int:
@@ -130,14 +139,36 @@ class OwnStep:
             counts = counted(before, opened.floats, opened.blocks, opened.format)
             settings.note(self._names[id(param)], counts._replace(saturated=saturated))
 
-    def _signed(self, param: Tensor, shared: Shared, opened: Open) -> Open:
-        """``opened``, in a format that has negative numbers: no root of such a state can be stored."""
-        signed = replace(opened.format, squared=False)
-        for holder, key, _ in places(self.optimizer.state.get(param)):
-            part = fixed_part(holder[key])
-            if part is not None and part._shared is shared:
-                part.format = signed
-        return replace(opened, format=signed)
+    def _fitted(self, param: Tensor, shared: Shared, opened: Open, negative: bool, weights: list[Tensor]) -> Open:
+        """State of ``param`` that is open, in a format that fits it, and so is what the optimizer holds.
+
+        No root of a negative number can be stored. And what has been cloned from the parameter, and is nothing like
+        its ``weights`` any more (``clone().zero_()``), is stored as what comes up otherwise.
+        """
+        own, format = placed_part(param), opened.format
+        held = ((fixed_part(holder[key]), name) for holder, key, name in places(self.optimizer.state.get(param)))
+        parts = [(part, name) for part, name in held if part is not None and part._shared is shared]
+        if format.squared and negative:
+            format = replace(format, squared=False)
+        elif any(is_unnamed(part, own) for part, _ in parts):
+            near = (float((opened.floats - each).norm()) < float(each.norm()) / 2 for each in weights)
+            if not on_any_rank(any(near), [param]):
+                format = format_by_values(self.optimizer, own, parts[0][1], negative)
+                for part, name in parts:
+                    name_state(part, param, name, copied=False)
+        if format == opened.format:
+            return opened
+        blocks = empty_blocks(opened.floats.shape, format, opened.floats.device)
+        for part, _ in parts:
+            part.format = format
+            part._codes, part._low, part._exponents = blocks
+        return replace(opened, format=format, blocks=blocks)
+
+    def _unnamed(self, param: Tensor) -> bool:
+        """Whether something in the state of ``param`` has been cloned from it, and is not known yet."""
+        own = placed_part(param)
+        held = (fixed_part(holder[key]) for holder, key, _ in places(self.optimizer.state.get(param)))
+        return any(part is not None and is_unnamed(part, own) for part in held)
 
     def _new(self, param: Tensor) -> list[Place]:
         """Where the state of ``param`` holds floats that nothing else does, for which codes could stand."""

@@ -170,9 +170,7 @@ def round_state(
     copied = looks.nonzero and not looks.differs and optimizer.float_class not in FUSED
     format = _by_name(optimizer, param, name)
     if format is None:
-        declared = squared_states_of(optimizer)
-        squared = not looks.negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
-        format = part.format if copied else _of_state(optimizer, part, squared)
+        format = part.format if copied else format_by_values(optimizer, part, name, looks.negative)
     key = key_of(substream(substream(part.stream, name), "in place"), roundings or 0)
     try:
         blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)
@@ -189,9 +187,19 @@ def name_copies(param: Tensor, state: Any) -> None:
     part = placed_part(param)
     for holder, key, name in places(state):
         value, stream = fixed_part(holder[key]), substream(part.stream, name)
-        if value is not None and value.stream != stream:
-            copied = value.stream == part.stream or is_copy(value)
-            value.stream, value.label = stream, f"{label_of(param)}.{name}{_COPY if copied else ''}"
+        if value is not None and value.stream != stream and value._shared is not part._shared:
+            name_state(value, param, name, copied=is_unnamed(value, part) or is_copy(value))
+
+
+def name_state(state: FixedPointTensor, param: Tensor, name: str, *, copied: bool) -> None:
+    """Let ``state`` be the state ``name`` of ``param``; ``copied``: whether it is a copy of it."""
+    state.stream = substream(placed_part(param).stream, name)
+    state.label = f"{label_of(param)}.{name}{_COPY if copied else ''}"
+
+
+def is_unnamed(state: FixedPointTensor, part: FixedPointTensor) -> bool:
+    """Whether ``state`` is what the optimizer has cloned from the parameter ``part``, and not named yet."""
+    return state.stream == part.stream
 
 
 def is_copy(state: FixedPointTensor) -> bool:
@@ -216,6 +224,13 @@ def squared_states_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | Non
     """
     declared = getattr(optimizer, "squared_states", None)
     return None if declared is None else tuple(declared)
+
+
+def format_by_values(optimizer: FixedPointStep, part: FixedPointTensor, name: str, negative: bool) -> FixedPointFormat:
+    """The format of state ``name`` that is no copy of its parameter; ``negative``: whether it has such a number."""
+    declared = squared_states_of(optimizer)
+    squared = not negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
+    return _of_state(optimizer, part, squared)
 
 
 def _of_state(optimizer: FixedPointStep, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
@@ -293,9 +308,12 @@ def store_states(optimizer: FixedPointStep) -> None:
         if not isinstance(param, Tensor) or fixed_part(param) is None:
             continue
         for holder, key, name in places(state):
-            value, part = holder[key], fixed_part(holder[key])
-            if part is not None and part.format != _wanted(optimizer, param, name, part):
-                # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
+            value, part, own = holder[key], fixed_part(holder[key]), placed_part(param)
+            if part is not None and part._shared is own._shared:
+                continue  # the parameter itself, by another object
+            if part is not None and (part.format != _wanted(optimizer, param, name, part) or is_unnamed(part, own)):
+                # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact. And
+                # what was cloned from the parameter may have become anything since.
                 value = as_floats(value)
             stored.append((holder, key, store_state(optimizer, param, name, value)))
     for holder, key, value in stored:

@@ -351,6 +351,53 @@ class OwnAdam(torch.optim.Optimizer):
             param.sub_(0.01 * moment / (square.sqrt() + 1e-8))
 
 
+class ClonesState(torch.optim.Optimizer):
+    """Adam with slow weights, whose state is made of copies of its parameters: by its first step, or before it."""
+
+    def __init__(self, params: Any, early: bool) -> None:
+        super().__init__(params, {})
+        if early:
+            self.begin()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param].update(
+                    m=param.clone().zero_(), v=param.detach().clone().fill_(0.0), slow=param.detach().clone()
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        if not self.state:
+            self.begin()
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                moment = state["m"].lerp_(param.grad, 0.1)
+                square = state["v"].mul_(0.99).addcmul_(param.grad, param.grad, value=0.01)
+                param.sub_(0.01 * moment / (square.sqrt() + 1e-8))
+                param.copy_(state["slow"].lerp_(param, 0.5))
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("bits", [15, 16])
+def test_state_made_of_a_copy_of_the_parameter_is_stored_as_what_it_has_become(early: bool, bits: int) -> None:
+    """A copy that has become a mean of squares keeps its small values; slow weights stay a copy."""
+    start, small = torch.randn(4, 64), 10.0 ** -torch.linspace(0, 3, 64)
+    floats = nn.Parameter(start.clone())
+    fixed = nn.Parameter(FixedPointTensor.quantize(start, "fixed16", label="w"))
+    one, other = ClonesState([floats], early), optim.adopt(ClonesState([fixed], early), optim.StepSettings(bits))
+    for _ in range(30):
+        floats.grad = fixed.grad = torch.randn(4, 64) * small
+        one.step()
+        other.step()
+    assert {name: (value.format.word_length, value.format.squared) for name, value in other.state[fixed].items()} == {
+        "m": (bits, False), "v": (bits, True), "slow": (16, False),
+    }  # fmt: skip
+    torch.testing.assert_close(fixed.dequantize(), floats.detach(), rtol=0, atol=0.1)
+
+
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
