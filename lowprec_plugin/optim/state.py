@@ -187,7 +187,7 @@ def name_copies(param: Tensor, state: Any) -> None:
     part = placed_part(param)
     for holder, key, name in places(state):
         value, stream = fixed_part(holder[key]), substream(part.stream, name)
-        if value is not None and value.stream != stream and value._shared is not part._shared:
+        if value is not None and value.stream != stream:
             name_state(value, param, name, copied=is_unnamed(value, part) or is_copy(value))
 
 

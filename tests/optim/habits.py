@@ -241,6 +241,27 @@ class SetsData(Habit):
         param.data = param.data - self.lr * param.grad
 
 
+class SwapsData(Habit):
+    """Steps on another tensor, and has it change places with the parameter's own."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        other = state.get("other")
+        state["other"] = param.data
+        param.data = (param if other is None else other) - self.lr * param.grad
+
+
+class SharesData(Habit):
+    """Assigns state to ``.data``: what is written to either from there on is written to both."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        if not state:
+            state["sum"] = param.detach() * 1
+        state["sum"].sub_(self.lr * param.grad)
+        param.data = state["sum"]
+        param.mul_(0.99)
+        state["sum"].sub_(0.1 * self.lr * param.grad)
+
+
 class CopiesBack(Habit):
     """Computes on a copy, and copies it back."""
 
@@ -537,7 +558,8 @@ HABITS: list[Any] = [
     *(OwnBuffers, WeakBuffers, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
-    *(WritesData, SetsData, CopiesBack, WritesThroughViews, WritesAllAtOnce, DecaysInTheGradient, AddsNoise),
+    *(WritesData, SetsData, SwapsData, SharesData, CopiesBack, WritesThroughViews, WritesAllAtOnce),
+    *(DecaysInTheGradient, AddsNoise),
     *(StateOfAnotherType, StateInBfloat16, StateInFloat16, NestedState, StateInATuple, History, FactoredState),
     *(SlowWeights, TurningMomentum),
     *(CallsTwice, CallsThrice, SearchesLines, SharpInTwoCalls, Inner, InnerPerParameter, Around),
