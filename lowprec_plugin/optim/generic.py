@@ -208,15 +208,22 @@ def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, arg
 
     Raises:
         NonFiniteGradientError: if a gradient is NaN or infinite, or the step comes to NaN. In a step that skips, too,
-            if the closure is called again after the step has written: there is no going back.
+            if that is so when the closure is called again: the step has written, and there is no going back.
     """
     settings = optimizer.fixed_point
     own = OwnStep(optimizer, names_in(optimizer) if settings.counting else {})
 
+    calls = 0
+
     def looked_at(loss: Any) -> Any:
-        if gradients_are_finite(optimizer):
-            return loss
-        if own.rounded:
+        written = own.rounded or calls > 1  # by the second call at the latest, and to floats beside fixed-point
+        try:
+            if gradients_are_finite(optimizer):
+                return loss
+        except NonFiniteGradientError:
+            if not written:
+                raise
+        if written:
             raise NonFiniteGradientError(
                 f"a gradient of a further call of {optimizer.float_class.__name__}'s closure is NaN or infinite; the "
                 "step has written to parameters before that call: go back to a checkpoint"
@@ -231,6 +238,8 @@ def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, arg
 
             @wraps(closure)
             def looking_closure(*given: Any, **named: Any) -> Any:
+                nonlocal calls
+                calls += 1
                 with suspended(), eagerly(False):
                     loss = closure(*given, **named)
                 return looked_at(loss)

@@ -18,6 +18,7 @@ from lowprec_plugin.opening import Opening
 from lowprec_plugin.optim.evidence import evidence_of
 from lowprec_plugin.optim.float_lion import FloatLion
 from lowprec_plugin.optim.step import steps_each_by_itself
+from tests.optim.habits import CallsTwice
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [
     (torch.optim.Adagrad, {"lr": 0.01}),
@@ -433,6 +434,33 @@ def test_what_it_holds_in_floats_is_said_once(openings: list[Any]) -> None:
         with pytest.warns(UserWarning, match=said):
             optimizer.step()
     assert [each.together for each in openings] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_gradient_that_is_not_finite_in_one_call_of_the_closure(at: int, nonfinite: str) -> None:
+    """At the first nothing has been written. At a further one a parameter in float has, which nothing brings back."""
+    fixed = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16", label="w"))
+    floats = nn.Parameter(torch.ones(4))
+    optimizer = optim.adopt(CallsTwice([fixed, floats]), optim.StepSettings(nonfinite=nonfinite))
+    calls = 0
+
+    def closure() -> float:
+        nonlocal calls
+        calls += 1
+        fixed.grad, floats.grad = torch.full((4, 4), torch.nan if calls == at else 1.0), torch.ones(4)
+        return 2.0
+
+    if at == 1 and nonfinite == "skip":
+        assert optimizer.step(closure) == 2.0  # type: ignore[arg-type]
+        assert (optimizer.fixed_point.skipped_steps, calls) == (1, 1)  # type: ignore[attr-defined]
+    else:
+        said = "nothing was written" if at == 1 else "further call of CallsTwice's closure .*go back to a checkpoint"
+        with pytest.raises(optim.NonFiniteGradientError, match=said):
+            optimizer.step(closure)  # type: ignore[arg-type]
+    if at == 1:
+        assert torch.equal(fixed.dequantize(), torch.ones(4, 4))
+        assert torch.equal(floats, torch.ones(4))
 
 
 class SendsItself(torch.optim.SGD):
