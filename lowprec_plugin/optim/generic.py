@@ -7,12 +7,10 @@ next. A step that writes to many at once has them open at once.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +20,11 @@ from lowprec_plugin import ops
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
-from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding, suspended
-from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
-from lowprec_plugin.optim.naming import names_in
+from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding
+from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan
 from lowprec_plugin.optim.state import (
     Looks,
     Place,
-    float_bytes,
     format_by_values,
     is_elementwise,
     is_held_elsewhere,
@@ -47,13 +43,6 @@ if TYPE_CHECKING:
     from lowprec_plugin.optim.step import FixedPointStep
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-
-
-class _SkippedStepError(Exception):
-    """Gradients are not finite, and such steps are left out."""
-
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
 
 
 class OwnStep:
@@ -203,55 +192,6 @@ def _check_not_nan(nan: bool, group: dict[str, Any], param: Tensor | None) -> No
         )  # fmt: skip
 
 
-def step_whole(optimizer: FixedPointStep, closure: Callable[[], Any] | None, args: Any, kwargs: Any) -> Any:
-    """Run the optimizer's own step, once. It may call its closure as often as it likes.
-
-    Raises:
-        NonFiniteGradientError: if a gradient is NaN or infinite, or the step comes to NaN. In a step that skips, too,
-            if that is so when the closure is called again: the step has written, and there is no going back.
-    """
-    settings = optimizer.fixed_point
-    own = OwnStep(optimizer, names_in(optimizer) if settings.counting else {})
-
-    calls = 0
-
-    def looked_at(loss: Any) -> Any:
-        written = own.rounded or calls > 1  # by the second call at the latest, and to floats beside fixed-point
-        try:
-            if gradients_are_finite(optimizer):
-                return loss
-        except NonFiniteGradientError:
-            if not written:
-                raise
-        if written:
-            raise NonFiniteGradientError(
-                f"a gradient of a further call of {optimizer.float_class.__name__}'s closure is NaN or infinite; the "
-                "step has written to parameters before that call: go back to a checkpoint"
-            )
-        raise _SkippedStepError(loss)
-
-    try:
-        if closure is None:
-            looked_at(None)
-            result = own.run(*args, **kwargs)
-        else:
-
-            @wraps(closure)
-            def looking_closure(*given: Any, **named: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                with suspended(), eagerly(False):
-                    loss = closure(*given, **named)
-                return looked_at(loss)
-
-            result = own.run(looking_closure, *args, **kwargs)
-    except _SkippedStepError as skipped:
-        settings.skipped_steps += 1
-        return skipped.loss
-    _say_once(optimizer, own.opening)
-    return result
-
-
 def step_alone(
     optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]
 ) -> None:
@@ -318,24 +258,3 @@ def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Ten
 def _float_copy(value: Any) -> Any:
     floats = as_floats(value)
     return floats.clone() if floats is value and isinstance(value, Tensor) else floats
-
-
-def _say_once(optimizer: FixedPointStep, opening: Opening) -> None:
-    """Say, after the first step, what it holds in floats beyond one parameter at a time."""
-    settings = optimizer.fixed_point
-    if settings.said:
-        return
-    settings.said = True
-    name, said = optimizer.float_class.__name__, []
-    if opening.together > 1:
-        said.append(
-            f"writes to {opening.together} parameters at once, and has {opening.most:,} bytes of floats open meanwhile"
-            + (" (foreach=False may have one at a time)" if "foreach" in optimizer.defaults else "")
-        )
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    held = float_bytes(optimizer)
-    fixed = sum(4 * local_part(param).numel() for param in params if fixed_part(param) is not None)
-    if fixed and held > fixed // 8:
-        said.append(f"holds {held:,} bytes of its own in floats, where the parameters would take {fixed:,}")
-    if said:
-        warnings.warn(f"{name} {', and '.join(said)}: these bytes are not saved", stacklevel=4)

@@ -463,6 +463,42 @@ def test_a_gradient_that_is_not_finite_in_one_call_of_the_closure(at: int, nonfi
         assert torch.equal(floats, torch.ones(4))
 
 
+class TakesARate(torch.optim.Optimizer):
+    """Its closure is not the first of its step's arguments."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, rate: float = 0.5, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.sub_(rate * param.grad)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [
+        (lambda step, closure: step(0.25, closure), 0.75),
+        (lambda step, closure: step(closure=closure), 0.5),
+        (lambda step, closure: step(closure=closure, rate=0.25), 0.75),
+        (lambda step, closure: (closure(), step(0.25)), 0.75),
+        (lambda step, closure: (closure(), step(rate=0.25)), 0.75),
+        (lambda step, closure: (closure(), step()), 0.5),
+    ],
+)
+def test_a_steps_own_arguments_come_as_they_were_given(call: Any, left: float) -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(2, 3), "fixed16"))
+    optimizer = optim.adopt(TakesARate([param]), optim.StepSettings(nonfinite="skip"))
+    for grad in (torch.ones(2, 3), torch.full((2, 3), torch.inf)):
+        assert call(optimizer.step, lambda grad=grad: [setattr(param, "grad", grad), 2.0][1]) in (2.0, (2.0, None))
+        assert torch.equal(param.dequantize(), torch.full((2, 3), left))
+    assert optimizer.fixed_point.skipped_steps == 1  # type: ignore[attr-defined]
+
+
 class SendsItself(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
