@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lowprec_plugin.tensor import FixedPointTensor
 
 #: What a fixed-point tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
 _ITS_OWN = ("_is_param", *FixedPointTensor.__annotations__)
+_MODULES_OWN = ("_parameters", "_buffers", "_modules")
 
 
 def to_float_(
@@ -35,7 +36,7 @@ def to_float_(
     (in lists and dicts too), that are fixed-point. Nothing of this package is left on the module: a pickle of it loads
     where the package is not installed. An adopted optimizer is of its own class again, one of
     :mod:`lowprec_plugin.optim` of ``torch.optim``'s (``Lion``, which torch has not, of a float one of this package). It
-    holds plain state, second moments as squares; its schedulers stay bound.
+    holds plain state, second moments as squares, and so is what it holds beside its state; its schedulers stay bound.
 
     Args:
         module: changed in place. It takes 4 bytes per parameter from here on, in float32.
@@ -61,6 +62,7 @@ def to_float_(
     _check_wrappers(module)
     held = _fixed_tensors(module)
     _check_updated(optimizers, {id(tensor) for tensor in held.values()})
+    held = _once(held | _hung_on(optimizers))
     floats = {name: _as_float(tensor, dtype) for name, tensor in held.items()}
     states = [_plain_state(optimizer, dtype) for optimizer in optimizers]
     _exchange(held, floats)
@@ -90,10 +92,29 @@ def _fixed_tensors(module: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(module.named_parameters())
     found.update(module.named_buffers())
     for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                hung = (each for each in tree_leaves(value) if isinstance(each, Tensor))
-                found.update({f"{path}.{name} {index}": each for index, each in enumerate(hung)})
+        found |= _hung(path, {name: value for name, value in vars(part).items() if name not in _MODULES_OWN})
+    return _once(found)
+
+
+def _hung_on(optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """What ``optimizers`` hold in fixed-point beside their state, such as slow weights in a list."""
+    found: dict[str, Tensor] = {}
+    for place, optimizer in enumerate(optimizers):
+        attributes = {name: value for name, value in vars(optimizer).items() if name != "state"}
+        found |= _hung(f"{type(optimizer).__name__} {place}", attributes)
+    return found
+
+
+def _hung(path: str, attributes: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors among ``attributes`` of what is at ``path``, in lists and dicts too."""
+    hung = {
+        name: [each for each in tree_leaves(value) if isinstance(each, Tensor)] for name, value in attributes.items()
+    }
+    return {f"{path}.{name} {index}": each for name, some in hung.items() for index, each in enumerate(some)}
+
+
+def _once(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of ``found`` that are fixed-point, each under its first name."""
     once = {id(tensor): (name, tensor) for name, tensor in reversed(found.items()) if fixed_part(tensor) is not None}
     return dict(reversed(once.values()))
 
@@ -131,19 +152,20 @@ def _as_float(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return nn.Parameter(floats, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else floats
 
 
-def _plain_state(optimizer: Optimizer, dtype: torch.dtype | None) -> dict[Any, dict[str, Any]]:
+def _plain_state(optimizer: Optimizer, dtype: torch.dtype | None) -> dict[Any, Any]:
     """The optimizer's state with floats in place of codes, in the dtype of what they belong to, as torch has it."""
 
-    def plain(param: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+    def plain(param: Any, values: Any) -> Any:
         def one(value: Tensor) -> Tensor:
-            return value if fixed_part(value) is None else as_floats(value).to(dtype or param.dtype)
+            like = param if isinstance(param, Tensor) else value
+            return value if fixed_part(value) is None else as_floats(value).to(dtype or like.dtype)
 
-        return tree_map_only(Tensor, one, dict(values))  # type: ignore[no-any-return]
+        return tree_map_only(Tensor, one, dict(values) if isinstance(values, Mapping) else values)
 
     return {param: plain(param, values) for param, values in optimizer.state.items()}
 
 
-def _become_plain(optimizer: Optimizer, state: dict[Any, dict[str, Any]]) -> None:
+def _become_plain(optimizer: Optimizer, state: dict[Any, Any]) -> None:
     for param, values in state.items():
         optimizer.state[param] = values
     float_class = getattr(optimizer, "float_class", None)

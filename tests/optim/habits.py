@@ -390,6 +390,21 @@ class SlowWeights(Habit):
             param.copy_(state["slow"])
 
 
+class SlowWeightsInAList(Habit):
+    """The same, its copies in a list that it makes when it is made."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.k, self.slow = 0, [param.detach().clone() for param in self.param_groups[0]["params"]]
+
+    def update_all(self) -> None:
+        self.k += 1
+        for param, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+            param.sub_(self.lr * param.grad)
+            if self.k % 5 == 0:
+                param.copy_(slow.add_(param - slow, alpha=0.5))
+
+
 class TurningMomentum(Habit):
     """A momentum of one sign at first and of the other later: no state of squares, though it looks like one."""
 
@@ -561,6 +576,6 @@ HABITS: list[Any] = [
     *(WritesData, SetsData, SwapsData, SharesData, CopiesBack, WritesThroughViews, WritesAllAtOnce),
     *(DecaysInTheGradient, AddsNoise),
     *(StateOfAnotherType, StateInBfloat16, StateInFloat16, NestedState, StateInATuple, History, FactoredState),
-    *(SlowWeights, TurningMomentum),
+    *(SlowWeights, SlowWeightsInAList, TurningMomentum),
     *(CallsTwice, CallsThrice, SearchesLines, SharpInTwoCalls, Inner, InnerPerParameter, Around),
 ]
