@@ -301,10 +301,10 @@ def _float_bytes(value: Any, seen: dict[int, int]) -> None:
             _float_bytes(each, seen)
 
 
-def store_states(optimizer: FixedPointStep) -> None:
+def store_states(*optimizers: FixedPointStep) -> None:
     """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none."""
     stored: list[tuple[Any, Any, Any]] = []
-    for param, state in optimizer.state.items():
+    for optimizer, param, state in ((each, *item) for each in optimizers for item in each.state.items()):
         if not isinstance(param, Tensor) or fixed_part(param) is None:
             continue
         for holder, key, name in places(state):
