@@ -301,20 +301,28 @@ def _float_bytes(value: Any, seen: dict[int, int]) -> None:
             _float_bytes(each, seen)
 
 
-def store_states(*optimizers: FixedPointStep) -> None:
-    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none."""
+def store_states(*optimizers: FixedPointStep, exact: bool = False) -> None:
+    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none.
+
+    Args:
+        exact: what is in another format already is not rounded.
+
+    Raises:
+        ValueError: for state that is not finite, or not ``exact``.
+    """
     stored: list[tuple[Any, Any, Any]] = []
     for optimizer, param, state in ((each, *item) for each in optimizers for item in each.state.items()):
         if not isinstance(param, Tensor) or fixed_part(param) is None:
             continue
         for holder, key, name in places(state):
             value, part, own = holder[key], fixed_part(holder[key]), placed_part(param)
-            if part is not None and part._shared is own._shared:
-                continue  # the parameter itself, by another object
-            if part is not None and (part.format != _wanted(optimizer, param, name, part) or is_unnamed(part, own)):
+            if part is not None:
+                if part._shared is own._shared:
+                    continue  # the parameter itself, by another object
                 # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact. And
                 # what was cloned from the parameter may have become anything since.
-                value = as_floats(value)
+                if is_unnamed(part, own) or (not exact and part.format != _wanted(optimizer, param, name, part)):
+                    value = as_floats(value)
             stored.append((holder, key, store_state(optimizer, param, name, value)))
     for holder, key, value in stored:
         holder[key] = value

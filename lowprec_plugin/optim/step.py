@@ -91,8 +91,13 @@ class FixedPointStep(_Base):
             ValueError: if state is stored in another format and not exact in this one. Nothing is changed then.
         """
         if self.float_class.load_state_dict is not torch.optim.Optimizer.load_state_dict:
+            before = dict(self.__dict__)
             self.float_class.load_state_dict(self, state_dict)  # in a form of its own
-            store_states(self)
+            try:
+                store_states(self, exact=True)
+            except ValueError:
+                self.__dict__ = before
+                raise
             return
         stored: dict[Tensor, dict[str, Any]] = {}
         # The last of the hooks that may change what is given, before torch changes anything: state may be refused.

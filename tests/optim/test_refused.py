@@ -104,6 +104,32 @@ def test_a_state_dict_that_is_refused() -> None:
         optimizer.load_state_dict(given)
 
 
+class LoadsItself(habits.OwnList):
+    """In a form of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inside": super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["inside"])
+
+
+def test_a_state_dict_in_a_form_of_its_own_that_is_refused() -> None:
+    def make(bits: int) -> Any:
+        return lambda params: optim.adopt(LoadsItself(params), optim.StepSettings(bits))
+
+    _, wide = trained(make(16))
+    module, optimizer = trained(make(8), 3)
+    before = [plane.clone() for plane in planes(module, optimizer)]
+    with pytest.raises(ValueError, match="Resume with state_word_length=16"):
+        optimizer.load_state_dict(wide.state_dict())
+    assert same(planes(module, optimizer), before)
+    _, other = trained(make(8))
+    optimizer.load_state_dict(other.state_dict())
+    assert same(planes(nn.Module(), optimizer), planes(nn.Module(), other))
+    optimizer.step()
+
+
 @pytest.mark.parametrize("form", [lambda state: state, optim.plain_optimizer_state])
 def test_what_a_hook_makes_of_a_state_dict_is_loaded(form: Any) -> None:
     module, optimizer = trained(optim.AdamW)
