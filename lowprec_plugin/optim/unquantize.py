@@ -19,10 +19,8 @@ from lowprec_plugin.optim.adopt import count_steps
 from lowprec_plugin.optim.moving import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
 from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part
-from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor import OWN_ATTRIBUTES, FixedPointTensor
 
-#: What a fixed-point tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
-_ITS_OWN = ("_is_param", *FixedPointTensor.__annotations__)
 _MODULES_OWN = ("_parameters", "_buffers", "_modules")
 
 
@@ -139,7 +137,7 @@ def _exchange(held: dict[str, Tensor], floats: dict[str, Tensor]) -> None:
     exchange_all(held, floats)
     for tensor in held.values():
         if type(tensor) in (Tensor, nn.Parameter):
-            for own in _ITS_OWN:
+            for own in OWN_ATTRIBUTES:
                 tensor.__dict__.pop(own, None)
         if tensor.grad is not None and fixed_part(tensor.grad) is not None:
             tensor.grad = as_floats(tensor.grad).to(tensor.dtype)
