@@ -160,7 +160,7 @@ def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.o
     if float_class not in _classes:
         members = {
             **{name: FixedPointStep.__dict__[name] for name in REPLACED},
-            "float_class": float_class, "__reduce__": _reduce, "__doc__": float_class.__doc__,
+            "float_class": float_class, "__new__": _another, "__reduce__": _reduce, "__doc__": float_class.__doc__,
             "__module__": float_class.__module__, "__qualname__": float_class.__qualname__,
         }  # fmt: skip
         # The mixin is last: with another base in front Python would not let an object change its class.
@@ -173,6 +173,11 @@ def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.o
                 "what gets the step on fixed-point parameters; use another optimizer, or keep_float for its parameters"
             ) from error
     return _classes[float_class]
+
+
+def _another(cls: type[FixedPointStep], *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    """What ``type(optimizer)(params)`` makes of an adopted optimizer: one without settings, not adopted."""
+    return cls.float_class(*args, **kwargs)
 
 
 def _reduce(self: FixedPointStep) -> tuple[Any, ...]:

@@ -179,6 +179,15 @@ def test_copies_of_an_adopted_optimizer_step_as_it_does(duplicate: Any) -> None:
         assert torch.equal(module.weight.codes, other_module.weight.codes)  # type: ignore[operator,arg-type]
 
 
+def test_another_of_the_class_of_an_adopted_optimizer_is_not_adopted() -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16"))
+    for kind in (torch.optim.AdamW, torch.optim.NAdam, NormedSGD):
+        other = type(optim.adopt(kind([param])))([param])
+        assert type(other) is kind
+        assert not hasattr(other, "fixed_point")
+        optim.adopt(other)
+
+
 class Counts(torch.optim.Optimizer):
     """Corrects a momentum's bias by the number of its steps, which it keeps in its groups and in itself."""
 
