@@ -273,7 +273,13 @@ def is_held_elsewhere(place: Place) -> bool:
     value = local_part(holder[key])
     uses = look_up(value, "_use_count", host=TORCH, feature="to see what else holds an optimizer's state")
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    return bool(uses() > 1 or value._is_view() or not whole)
+    return bool(uses() > 1 or value._is_view() or not whole or _uses_of_memory(value) > _uses_of_memory(torch.empty(1)))
+
+
+def _uses_of_memory(tensor: Tensor) -> int:
+    storage = tensor.untyped_storage()
+    count = look_up(torch._C, "_storage_Use_Count", host=TORCH, feature="to see what else holds an optimizer's state")
+    return int(count(storage._cdata))
 
 
 def float_bytes(optimizer: torch.optim.Optimizer) -> int:

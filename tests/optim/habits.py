@@ -66,6 +66,16 @@ class WeakBuffers(OwnBuffers):
         self.buffers = WeakTensorKeyDictionary()
 
 
+class BuffersTwice(OwnBuffers):
+    """Its state is the same memory as a map of its own, by other objects."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        super().update(param, state)
+        if not state:
+            state["buffer"] = self.buffers[param].data
+        param.sub_(self.lr * state["buffer"])
+
+
 class BuffersById(Habit):
     """A map from what ``id`` says."""
 
@@ -570,7 +580,7 @@ class Around(torch.optim.Optimizer):
 
 
 HABITS: list[Any] = [
-    *(OwnBuffers, WeakBuffers, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
+    *(OwnBuffers, WeakBuffers, BuffersTwice, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
     *(WritesData, SetsData, SwapsData, SharesData, CopiesBack, WritesThroughViews, WritesAllAtOnce),
