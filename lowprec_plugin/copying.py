@@ -8,6 +8,8 @@ time (docs/decisions/0012-copies-round.md).
 
 from __future__ import annotations
 
+from weakref import ref
+
 import torch
 from torch import Tensor
 
@@ -98,6 +100,8 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
     target.format = source.format
     renew(target)
     target.roundings = roundings
+    if source is not value:
+        _note_assigned(target, value)
 
 
 def _assign_open(target: FixedPointTensor, value: Tensor) -> None:
@@ -110,6 +114,7 @@ def _assign_open(target: FixedPointTensor, value: Tensor) -> None:
         target._codes, target._low, target._exponents = target._planes.map(torch.clone)  # what an exception leaves
         renew(target)
         _copy_into_open(target, value)
+        _note_assigned(target, value)
     opened = target._shared.open
     if isinstance(value, FixedPointTensor):
         if not value.is_whole or value._codes.shape != target._codes.shape:
@@ -120,6 +125,12 @@ def _assign_open(target: FixedPointTensor, value: Tensor) -> None:
         value.stream = target.stream  # a copy of it, to whoever looks at an optimizer's state
     elif opened is not None and value.dtype == torch.float32 and value.is_contiguous():
         opened.floats = value.detach().view(opened.floats.shape)
+
+
+def _note_assigned(target: FixedPointTensor, value: Tensor) -> None:
+    """Of a float tensor ``value`` would be the memory: whoever goes on writing there is to be noticed."""
+    if not isinstance(value, FixedPointTensor):
+        target._shared.assigned = ref(value._base if value._base is not None else value)
 
 
 def _stored(target: FixedPointTensor, value: Tensor) -> FixedPointTensor:

@@ -35,6 +35,7 @@ class Shared:
         rows: of the codes, of which a window may show some.
         roundings: in place so far, which key the random bits of the next.
         open: the floats that stand for the codes just now.
+        assigned: the floats that were assigned to ``.data``, or those that they are a part of, if they live.
     """
 
     first_row: int
@@ -42,6 +43,7 @@ class Shared:
     roundings: int = 0
     placed: bool = True
     open: Open | None = None
+    assigned: ref[Tensor] | None = None
 
 
 @dataclass(eq=False)

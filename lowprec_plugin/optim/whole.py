@@ -14,6 +14,7 @@ from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.opening import Opening, suspended
 from lowprec_plugin.optim.finite import NonFiniteGradientError, gradients_are_finite
 from lowprec_plugin.optim.generic import OwnStep
+from lowprec_plugin.optim.laid_out import check_not_laid_out
 from lowprec_plugin.optim.naming import names_in
 from lowprec_plugin.optim.state import float_bytes
 from lowprec_plugin.sharding import fixed_part, local_part
@@ -35,6 +36,7 @@ def step_whole(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[st
     Raises:
         NonFiniteGradientError: if a gradient is NaN or infinite, or the step comes to NaN. In a step that skips, too,
             if that is so when the closure is called again: the step has written, and there is no going back.
+        ValueError: if the step has laid out parameters in memory that it holds.
     """
     settings = optimizer.fixed_point
     own = OwnStep(optimizer, names_in(optimizer) if settings.counting else {})
@@ -77,6 +79,7 @@ def step_whole(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[st
     except _SkippedStepError as skipped:
         settings.skipped_steps += 1
         return skipped.loss
+    check_not_laid_out(optimizer)
     _say_once(optimizer, own.opening)
     return result
 

@@ -272,6 +272,35 @@ class SharesData(Habit):
         state["sum"].sub_(0.1 * self.lr * param.grad)
 
 
+class LaysOut(Habit):
+    """Its parameters become parts of one tensor when it is made, and it steps on that."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        params = self.param_groups[0]["params"]
+        self.flat = torch.cat([(param.detach() + 0).flatten() for param in params])
+        for param, part in zip(params, self.flat.split([param.numel() for param in params]), strict=True):
+            param.data = part.view(param.shape)
+
+    def update_all(self) -> None:
+        self.flat.sub_(self.lr * torch.cat([param.grad.flatten() for param in self.all()]))
+
+
+class LaysOutLate(LaysOut):
+    """The same in its first step."""
+
+    def __init__(self, params: Any) -> None:
+        Habit.__init__(self, params)
+
+    def update_all(self) -> None:
+        if not hasattr(self, "flat"):
+            self.lay_out()
+        super().update_all()
+
+
 class CopiesBack(Habit):
     """Computes on a copy, and copies it back."""
 
@@ -583,7 +612,17 @@ HABITS: list[Any] = [
     *(OwnBuffers, WeakBuffers, BuffersTwice, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
-    *(WritesData, SetsData, SwapsData, SharesData, CopiesBack, WritesThroughViews, WritesAllAtOnce),
+    *(
+        WritesData,
+        SetsData,
+        SwapsData,
+        SharesData,
+        LaysOut,
+        LaysOutLate,
+        CopiesBack,
+        WritesThroughViews,
+        WritesAllAtOnce,
+    ),
     *(DecaysInTheGradient, AddsNoise),
     *(StateOfAnotherType, StateInBfloat16, StateInFloat16, NestedState, StateInATuple, History, FactoredState),
     *(SlowWeights, SlowWeightsInAList, TurningMomentum),

@@ -15,7 +15,11 @@ from tests.optim import habits
 from tests.optim.habits import HABITS
 
 #: Refused at adoption or in the first step, with a message that matches.
-REFUSED: dict[type[torch.optim.Optimizer], str] = {habits.BuffersByAddress: "asks for the address of .* keep_float"}
+REFUSED: dict[type[torch.optim.Optimizer], str] = {
+    habits.BuffersByAddress: "asks for the address of .* keep_float",
+    habits.LaysOut: "holds the memory that was assigned to the .data of parameter '0'.* keep_float",
+    habits.LaysOutLate: "holds the memory that was assigned to the .data of parameter '0'.* keep_float",
+}
 SHAPES = ((8, 40), (2, 3, 16), (12,))
 #: How far from float32's weights, as a share of float32's way: 24 bits round by 1e-7 of a block's largest.
 NEAR = 1e-3
