@@ -251,6 +251,14 @@ class SetsData(Habit):
         param.data = param.data - self.lr * param.grad
 
 
+class WritesArrays(Habit):
+    """Writes to parameters as NumPy arrays."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        array = param.detach().cpu().numpy()
+        array -= self.lr * param.grad.numpy()
+
+
 class SwapsData(Habit):
     """Steps on another tensor, and has it change places with the parameter's own."""
 
@@ -612,18 +620,8 @@ HABITS: list[Any] = [
     *(OwnBuffers, WeakBuffers, BuffersTwice, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
-    *(
-        WritesData,
-        SetsData,
-        SwapsData,
-        SharesData,
-        LaysOut,
-        LaysOutLate,
-        CopiesBack,
-        WritesThroughViews,
-        WritesAllAtOnce,
-    ),
-    *(DecaysInTheGradient, AddsNoise),
+    *(WritesData, WritesArrays, SetsData, SwapsData, SharesData, LaysOut, LaysOutLate),
+    *(CopiesBack, WritesThroughViews, WritesAllAtOnce, DecaysInTheGradient, AddsNoise),
     *(StateOfAnotherType, StateInBfloat16, StateInFloat16, NestedState, StateInATuple, History, FactoredState),
     *(SlowWeights, SlowWeightsInAList, TurningMomentum),
     *(CallsTwice, CallsThrice, SearchesLines, SharpInTwoCalls, Inner, InnerPerParameter, Around),
