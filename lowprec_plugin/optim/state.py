@@ -320,7 +320,10 @@ def store_states(*optimizers: FixedPointStep, exact: bool = False) -> None:
     for optimizer, param, state in ((each, *item) for each in optimizers for item in each.state.items()):
         if not isinstance(param, Tensor) or fixed_part(param) is None:
             continue
-        for holder, key, name in places(state):
+        for place in places(state):
+            holder, key, name = place
+            if fixed_part(holder[key]) is None and optimizer.float_class not in FUSED and is_held_elsewhere(place):
+                continue  # until a step finds that it is not any more
             value, part, own = holder[key], fixed_part(holder[key]), placed_part(param)
             if part is not None:
                 if part._shared is own._shared:

@@ -101,6 +101,19 @@ def test_trains_what_it_trains_in_float32(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HABITS if kind not in REFUSED])
+def test_one_that_has_made_steps_is_adopted(kind: Any) -> None:
+    """Its state becomes codes, but for what it refers to elsewhere, too."""
+    nets = [parameters(None) for _ in range(2)]
+    one, other = (kind(list(net)) for net in nets)
+    train(nets[0], one, 5)
+    train(nets[1], other, 5)
+    optim.quantize_(nets[1], "fixed24")
+    adopted_or_refused(kind, lambda: other, lambda optimizer: train(nets[1], optimizer, 10))
+    train(nets[0], one, 10)
+    assert share(values(nets[1]), values(nets[0]), values(parameters(None))) < HALVES.get(kind, NEAR)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HABITS if kind not in REFUSED])
 def test_at_16_bits_the_loss_falls_as_far(kind: Any) -> None:
     floats, fixed = parameters(None), parameters("fixed16")
     expected = train(floats, kind(list(floats)), 40)
