@@ -8,14 +8,13 @@ time (docs/decisions/0012-copies-round.md).
 
 from __future__ import annotations
 
-from weakref import ref
-
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.blocks import empty_blocks
 from lowprec_plugin.compat.exchanging import exchange, holder_of
-from lowprec_plugin.opening import current, renew
+from lowprec_plugin.opening import check_not_left, current, renew
 from lowprec_plugin.tensor import FixedPointTensor
 
 
@@ -25,6 +24,7 @@ def copy_(target: FixedPointTensor, source: Tensor) -> FixedPointTensor:
     Raises:
         ValueError: if they are not finite, or negative and ``target``'s format squared. ``target`` is then as it was.
     """
+    check_not_left(target)
     if current() is not None or target._shared.open is not None:
         return _copy_into_open(target, source)
     if isinstance(source, FixedPointTensor):
@@ -101,7 +101,7 @@ def assign_(target: FixedPointTensor, value: Tensor) -> None:
     renew(target)
     target.roundings = roundings
     if source is not value:
-        _note_assigned(target, value)
+        note_memory(target, value)
 
 
 def _assign_open(target: FixedPointTensor, value: Tensor) -> None:
@@ -114,7 +114,7 @@ def _assign_open(target: FixedPointTensor, value: Tensor) -> None:
         target._codes, target._low, target._exponents = target._planes.map(torch.clone)  # what an exception leaves
         renew(target)
         _copy_into_open(target, value)
-        _note_assigned(target, value)
+        note_memory(target, value)
     opened = target._shared.open
     if isinstance(value, FixedPointTensor):
         if not value.is_whole or value._codes.shape != target._codes.shape:
@@ -127,10 +127,13 @@ def _assign_open(target: FixedPointTensor, value: Tensor) -> None:
         opened.floats = value.detach().view(opened.floats.shape)
 
 
-def _note_assigned(target: FixedPointTensor, value: Tensor) -> None:
-    """Of a float tensor ``value`` would be the memory: whoever goes on writing there is to be noticed."""
-    if not isinstance(value, FixedPointTensor):
-        target._shared.assigned = ref(value._base if value._base is not None else value)
+def note_memory(target: FixedPointTensor, floats: Tensor) -> None:
+    """``target`` came from ``floats``, and a float tensor would be their memory: who goes on writing there is refused.
+
+    See :mod:`lowprec_plugin.optim.laid_out`.
+    """
+    if type(floats) in (Tensor, torch.nn.Parameter) and floats.layout == torch.strided:
+        target._shared.memory = StorageWeakRef(floats.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _stored(target: FixedPointTensor, value: Tensor) -> FixedPointTensor:

@@ -25,7 +25,7 @@ from lowprec_plugin.flattening import Flattened
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.integrity import check_facts, check_read, digest
-from lowprec_plugin.opening import Shared, open_floats, rows_in, settle
+from lowprec_plugin.opening import Shared, check_not_left, open_floats, rows_in, settle
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
 _ANY_MODE = nullcontext()
@@ -207,6 +207,7 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
 
     def _store(self, floats: Tensor, rounding: str) -> int:
         """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
+        check_not_left(self)
         if (opened := open_floats(self)) is not None:  # to be rounded when it is closed
             if opened.data_ptr() != floats.data_ptr():
                 opened.copy_(floats.reshape(opened.shape))

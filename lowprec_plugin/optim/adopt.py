@@ -15,7 +15,7 @@ from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
-from lowprec_plugin.optim.laid_out import check_not_laid_out
+from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
@@ -116,7 +116,7 @@ def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     _check_radix_points(optimizer, float_class, settings)
-    check_not_laid_out(optimizer)
+    check_holds_no_memory(optimizer)
     return True
 
 

@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lowprec_plugin.compat.exchanging import holder_of
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
+from lowprec_plugin.opening import Shared, rows_in
 from lowprec_plugin.optim.adopt import count_steps
 from lowprec_plugin.optim.moving import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
-from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, local_part
+from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, placed_part
 from lowprec_plugin.tensor import OWN_ATTRIBUTES, FixedPointTensor
 
 _MODULES_OWN = ("_parameters", "_buffers", "_modules")
@@ -61,9 +62,11 @@ def to_float_(
     held = _fixed_tensors(module)
     _check_updated(optimizers, {id(tensor) for tensor in held.values()})
     held = _once(held | _hung_on(optimizers))
-    floats = {name: _as_float(tensor, dtype) for name, tensor in held.items()}
-    states = [_plain_state(optimizer, dtype) for optimizer in optimizers]
-    _exchange(held, floats)
+    floats = _Floats(dtype)
+    become = {name: floats.of(tensor) for name, tensor in held.items()}
+    states = [_plain_state(optimizer, floats) for optimizer in optimizers]
+    _exchange(held, become)
+    floats.leave_windows()
     move_plainly(module)
     for optimizer, state in zip(optimizers, states, strict=True):
         _become_plain(optimizer, state)
@@ -143,20 +146,43 @@ def _exchange(held: dict[str, Tensor], floats: dict[str, Tensor]) -> None:
             tensor.grad = as_floats(tensor.grad).to(tensor.dtype)
 
 
-def _as_float(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    part = local_part(tensor)
-    assert isinstance(part, FixedPointTensor)
-    floats = in_place_of(part.dequantize(dtype), tensor)
-    return nn.Parameter(floats, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else floats
+class _Floats:
+    """Floats of fixed-point tensors; of windows on the same codes, such as a parameter and its ``.data``, the same."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self._whole: dict[Shared, Tensor] = {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What ``tensor`` is to become, a parameter if it is one."""
+        part = placed_part(tensor)
+        floats = in_place_of(self._part(part, part.dtype), tensor)
+        return nn.Parameter(floats, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else floats
+
+    def of_state(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """What ``value`` of an optimizer's state is to become, in ``dtype``: that of what it belongs to."""
+        part = fixed_part(value)
+        return value if part is None else in_place_of(self._part(part, dtype), value)
+
+    def _part(self, part: FixedPointTensor, dtype: torch.dtype) -> Tensor:
+        dtype, geometry = self.dtype or dtype, part._geometry
+        if part._shared.rows != rows_in(part._codes):  # of some rows alone
+            return part.dequantize(dtype)
+        whole = self._whole.setdefault(part._shared, part._floats(dtype)[0])
+        return whole if geometry is None else whole.as_strided(*geometry)
+
+    def leave_windows(self) -> None:
+        """Have other windows on these codes refuse to be written to."""
+        for shared in self._whole:
+            shared.left = "turned into floats"
 
 
-def _plain_state(optimizer: Optimizer, dtype: torch.dtype | None) -> dict[Any, Any]:
+def _plain_state(optimizer: Optimizer, floats: _Floats) -> dict[Any, Any]:
     """The optimizer's state with floats in place of codes, in the dtype of what they belong to, as torch has it."""
 
     def plain(param: Any, values: Any) -> Any:
         def one(value: Tensor) -> Tensor:
-            like = param if isinstance(param, Tensor) else value
-            return value if fixed_part(value) is None else as_floats(value).to(dtype or like.dtype)
+            return floats.of_state(value, param.dtype if isinstance(param, Tensor) else value.dtype)
 
         return tree_map_only(Tensor, one, dict(values) if isinstance(values, Mapping) else values)
 

@@ -14,7 +14,7 @@ from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.opening import Opening, suspended
 from lowprec_plugin.optim.finite import NonFiniteGradientError, gradients_are_finite
 from lowprec_plugin.optim.generic import OwnStep
-from lowprec_plugin.optim.laid_out import check_not_laid_out
+from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import names_in
 from lowprec_plugin.optim.state import float_bytes
 from lowprec_plugin.sharding import fixed_part, local_part
@@ -79,7 +79,7 @@ def step_whole(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[st
     except _SkippedStepError as skipped:
         settings.skipped_steps += 1
         return skipped.loss
-    check_not_laid_out(optimizer)
+    check_holds_no_memory(optimizer)
     _say_once(optimizer, own.opening)
     return result
 

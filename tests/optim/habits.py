@@ -251,6 +251,18 @@ class SetsData(Habit):
         param.data = param.data - self.lr * param.grad
 
 
+class KeepsData(Habit):
+    """Writes to each parameter's ``.data``, as it was when the optimizer was made."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.data = [param.data for param in self.param_groups[0]["params"]]
+
+    def update_all(self) -> None:
+        for param, data in zip(self.param_groups[0]["params"], self.data, strict=True):
+            data.sub_(self.lr * param.grad)
+
+
 class WritesArrays(Habit):
     """Writes to parameters as NumPy arrays."""
 
@@ -620,7 +632,7 @@ HABITS: list[Any] = [
     *(OwnBuffers, WeakBuffers, BuffersTwice, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
-    *(WritesData, WritesArrays, SetsData, SwapsData, SharesData, LaysOut, LaysOutLate),
+    *(WritesData, KeepsData, WritesArrays, SetsData, SwapsData, SharesData, LaysOut, LaysOutLate),
     *(CopiesBack, WritesThroughViews, WritesAllAtOnce, DecaysInTheGradient, AddsNoise),
     *(StateOfAnotherType, StateInBfloat16, StateInFloat16, NestedState, StateInATuple, History, FactoredState),
     *(SlowWeights, SlowWeightsInAList, TurningMomentum),
