@@ -38,18 +38,18 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
     """
     check_word_length(word_length)
     check_kind(module, nn.Module, "module")
-    optimizers = with_held(optimizers_of(optimizers, "optimizers"))
+    given = optimizers_of(optimizers, "optimizers")
     tensors = [param for param in module.parameters() if fixed_part(param) is not None]
     whole = {placed_part(param)._shared: placed_part(param) for param in tensors}
-    windows: list[
-        tuple[FixedPointTensor, FixedPointTensor]
-    ] = []  # that an optimizer holds, such as a parameter's .data
-    for optimizer in optimizers:
-        if not isinstance(optimizer, FixedPointStep):
+    windows: list[tuple[FixedPointTensor, FixedPointTensor]] = []  # that an optimizer holds, and the parameters
+    for optimizer in with_held(given):
+        bits = None  # of state that an optimizer has which another has made in its step, and which is not adopted
+        if isinstance(optimizer, FixedPointStep):
+            bits = optimizer.fixed_point.state_word_length
+        elif any(optimizer is each for each in given):
             raise ValueError(
                 f"{type(optimizer).__name__} is not of this package, and its state stays as it is: optim.adopt it first"
             )
-        bits = optimizer.fixed_point.state_word_length
         for leaf in tree_leaves(vars(optimizer)):
             part = fixed_part(leaf)
             if part is not None and part._shared in whole:

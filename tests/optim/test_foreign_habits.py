@@ -224,6 +224,18 @@ def test_any_layout_of_class_is_adopted(kind: Any) -> None:
     assert share(values(nets[1]), values(nets[0]), start) < NEAR
 
 
+@pytest.mark.parametrize("kind", [kind for kind in HABITS if kind not in REFUSED])
+def test_words_become_wider_between_steps(kind: Any) -> None:
+    nets = [parameters(None), parameters("fixed12")]
+    one, other = kind(list(nets[0])), kind(list(nets[1]))
+    train(nets[0], one)
+    adopted_or_refused(kind, lambda: other, lambda optimizer: train(nets[1], optimizer, 4))
+    optim.widen_(nets[1], other, 24)
+    train(nets[1], other, 16)
+    assert all(param.format.word_length == 24 for param in nets[1])  # type: ignore[attr-defined]
+    assert share(values(nets[1]), values(nets[0]), values(parameters(None))) < 0.05
+
+
 def test_data_that_an_optimizer_keeps_is_the_parameters_or_refused() -> None:
     """If they were in fixed-point when it was made they are, also when they are widened or turned into floats."""
     ends = []
