@@ -46,6 +46,7 @@ class FixedPointStep(_Base):
     fixed_point: StepSettings
     float_class: type[torch.optim.Optimizer]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its kernels are there, and Dynamo cannot follow
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Update every parameter that has a gradient, in place; each stored number is rounded once.
 

@@ -508,6 +508,21 @@ def test_a_steps_own_arguments_come_as_they_were_given(call: Any, left: float) -
     assert optimizer.fixed_point.skipped_steps == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.filterwarnings("ignore:Profiler function")
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.NAdam, NormedSGD])
+def test_a_compiled_step_does_what_it_does(kind: Any) -> None:
+    codes = []
+    for compiled in (False, True):
+        param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16", label="w"))
+        optimizer = optim.adopt(kind([param]))
+        step: Any = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(3):
+            param.grad = param.dequantize()
+            step()
+        codes.append(param.codes)  # type: ignore[attr-defined]
+    assert torch.equal(*codes)
+
+
 class SendsItself(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
