@@ -322,7 +322,8 @@ def store_states(*optimizers: FixedPointStep, exact: bool = False) -> None:
             continue
         for place in places(state):
             holder, key, name = place
-            if fixed_part(holder[key]) is None and optimizer.float_class not in FUSED and is_held_elsewhere(place):
+            left = not exact and optimizer.float_class not in FUSED  # what is loaded is held by whoever gave it
+            if left and fixed_part(holder[key]) is None and is_held_elsewhere(place):
                 continue  # until a step finds that it is not any more
             value, part, own = holder[key], fixed_part(holder[key]), placed_part(param)
             if part is not None:
