@@ -34,7 +34,11 @@ class Direct:
         return self.dequantize().tolist()
 
     def numpy(self: FixedPointTensor, *, force: bool = False) -> Any:  # type: ignore[misc]
-        """The stored numbers as a NumPy array, a copy."""
+        """The stored numbers as a NumPy array, a copy. In an optimizer's step, which may write there, its floats."""
+        if (opening := current()) is not None:
+            opening.write([self])
+            with torch.no_grad():
+                return self._floats()[1].numpy(force=force)
         return self.dequantize().numpy(force=force)
 
     def storage(self: FixedPointTensor) -> Any:  # type: ignore[misc]

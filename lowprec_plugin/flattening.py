@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lowprec_plugin.blocks import Blocks
-from lowprec_plugin.opening import refuse_compiled
+from lowprec_plugin.opening import refuse_compiled, settle
 
 if TYPE_CHECKING:
     from lowprec_plugin.tensor import FixedPointTensor
@@ -18,6 +18,7 @@ class Flattened:
 
     def __tensor_flatten__(self: FixedPointTensor) -> tuple[list[str], tuple[Any, ...]]:  # type: ignore[misc]
         refuse_compiled()
+        settle(self)  # a closure of an optimizer's step may run a compiled module
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
         context = (
             self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.whole_rows,

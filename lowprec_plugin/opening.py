@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.blocks import Blocks
 from lowprec_plugin.formats import FixedPointFormat
@@ -35,6 +36,9 @@ class Shared:
         rows: of the codes, of which a window may show some.
         roundings: in place so far, which key the random bits of the next.
         open: the floats that stand for the codes just now.
+        left: what became of the tensor when windows that still have this were left behind; nothing is to be written to
+            them.
+        memory: that of the floats these codes came from, by ``.data =`` or ``quantize_``, if others hold it yet.
     """
 
     first_row: int
@@ -42,6 +46,8 @@ class Shared:
     roundings: int = 0
     placed: bool = True
     open: Open | None = None
+    left: str = ""
+    memory: StorageWeakRef | None = None
 
 
 @dataclass(eq=False)
@@ -227,6 +233,29 @@ def renew(tensor: FixedPointTensor) -> None:
     tensor._offset = 0
     if opening is not None:
         opening.follow(before, tensor._shared)
+
+
+def follow(window: FixedPointTensor, tensor: FixedPointTensor) -> None:
+    """Let ``window``, on codes that ``tensor`` has had, be one on those that it has."""
+    start, rows = window._offset, rows_in(window._codes)
+    whole = rows == tensor._shared.rows
+    planes = tensor._planes if whole else tensor._planes.map(lambda plane: plane[start : start + rows])
+    window._codes, window._low, window._exponents = planes
+    window.format, window._shared = tensor.format, tensor._shared
+
+
+def check_not_left(tensor: FixedPointTensor) -> None:
+    """Refuse to write to a window whose tensor has become another.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if tensor._shared.left:
+        raise ValueError(
+            f"this is .data, or another window, of tensor {tensor.label!r} from before it was {tensor._shared.left}: "
+            "what is written to it would be lost. Take the parameter's .data anew, or make the optimizer that keeps it "
+            "anew"
+        )
 
 
 def part_from_padding(tensor: FixedPointTensor) -> None:

@@ -25,7 +25,7 @@ from lowprec_plugin.flattening import Flattened
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.gathered import Gathered
 from lowprec_plugin.integrity import check_facts, check_read, digest
-from lowprec_plugin.opening import Shared, open_floats, rows_in, settle
+from lowprec_plugin.opening import Shared, check_not_left, open_floats, rows_in, settle
 from lowprec_plugin.random_bits import key_of, stream_of, substream
 
 _ANY_MODE = nullcontext()
@@ -207,6 +207,7 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
 
     def _store(self, floats: Tensor, rounding: str) -> int:
         """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
+        check_not_left(self)
         if (opened := open_floats(self)) is not None:  # to be rounded when it is closed
             if opened.data_ptr() != floats.data_ptr():
                 opened.copy_(floats.reshape(opened.shape))
@@ -283,7 +284,9 @@ class FixedPointTensor(Gathered, Direct, Flattened, torch.Tensor):
             str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row, self.roundings,
             self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
         )  # fmt: skip
-        return rebuild, (*self.blocks, *facts, digest(self.blocks, *facts))
+        hung = {name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES}
+        written = digest(self.blocks, *facts)
+        return rebuild, (*self.blocks, *facts, written, hung) if hung else (*self.blocks, *facts, written)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -313,8 +316,11 @@ def rebuild(
     requires_grad: bool,
     whole_rows: int | None = None,
     written: str | None = None,
+    hung: dict[str, Any] | None = None,
 ) -> Tensor:
     """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``.
+
+    ``hung`` are the attributes that a user has hung on it.
 
     Raises:
         ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.integrity.check_read`.
@@ -328,7 +334,13 @@ def rebuild(
         first_row=first_row, geometry=geometry,
     )  # fmt: skip
     result.roundings, result.whole_rows = ticks, whole_rows
-    return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
+    tensor = torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
+    vars(tensor).update({name: value for name, value in (hung or {}).items() if name not in OWN_ATTRIBUTES})
+    return tensor
+
+
+#: What a tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
+OWN_ATTRIBUTES = frozenset(("_is_param", *FixedPointTensor.__annotations__))
 
 
 torch.serialization.add_safe_globals([rebuild])

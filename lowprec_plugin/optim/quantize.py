@@ -17,6 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
+from lowprec_plugin.copying import note_memory
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.apart import check_apart
@@ -130,6 +131,7 @@ def _stored(
     except ValueError as error:
         raise ValueError(f"parameter {name!r}: {error}") from None
     stored.rounding = rounding
+    note_memory(stored, values)
     if isinstance(param, DTensor):
         stored.whole_rows = param.shape[0]
     if not format.dynamic:
