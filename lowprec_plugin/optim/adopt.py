@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.formats import check_kind
-from lowprec_plugin.memory import held_by
+from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
+from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
@@ -39,7 +40,8 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     Its class becomes a subclass of what it was, of the same name. SGD, Adam and AdamW get a fused update. Any other
     runs its own step on the same parameter objects (see docs/decisions/0013-own-steps.md), and so do the optimizers
     that it holds. State the optimizer already has is rounded to nearest; so is that of one which is adopted already, if
-    ``settings`` want another format, and its counts go on in them. An LBFGS or SparseAdam all of whose parameters are
+    ``settings`` want another format, and its counts go on in them; optimizers that it holds get them too, unless they
+    have been adopted with others. An LBFGS or SparseAdam all of whose parameters are
     in float is left as it is. A ``GradScaler`` divides by its scale before the step, also of one made with
     ``fused=True``.
 
@@ -62,28 +64,50 @@ def adopt(optimizer: torch.optim.Optimizer, settings: StepSettings | None = None
     check_kind(optimizer, torch.optim.Optimizer, "optimizer")
     if settings is not None:
         check_kind(settings, StepSettings, "settings")
+    every = with_held([optimizer])
     if not isinstance(optimizer, FixedPointStep):
-        _adopt(optimizer, settings or StepSettings())
+        _adopt([each for each in every if not isinstance(each, FixedPointStep)], settings or StepSettings())
     elif settings is not None:
-        before, optimizer.fixed_point = optimizer.fixed_point, settings
-        try:
-            _check_radix_points(optimizer, optimizer.float_class, settings)
-            store_states(optimizer)
-        except ValueError:
-            optimizer.fixed_point = before
-            raise
-        settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
+        before = optimizer.fixed_point
+        _change_settings([each for each in every if getattr(each, "fixed_point", None) is before], settings)  # type: ignore[misc]
     return optimizer
 
 
-def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
+def _adopt(optimizers: list[torch.optim.Optimizer], settings: StepSettings) -> None:
+    fit = [each for each in optimizers if _check_fit(each, settings)]
+    adopted: list[FixedPointStep] = []
+    try:
+        for each in fit:
+            each.__class__ = _fixed_point_class(type(each))
+            assert isinstance(each, FixedPointStep)
+            adopted.append(each)
+            each.fixed_point = settings
+        store_states(*adopted)
+    except ValueError:
+        for one in adopted:
+            one.__class__ = one.float_class  # type: ignore[assignment]
+            del one.fixed_point
+        raise
+    for one in adopted:
+        torch.optim.Optimizer.__setstate__(one, {})  # torch's way to hook the new class's step for profiling
+        if (patched := one.__dict__.get("step")) is not None:
+            count_steps(one, patched)
+        scale_before_the_step(one)
+
+
+def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool:
+    """Whether ``optimizer`` is to be adopted.
+
+    Raises:
+        ValueError: if it has to be, and cannot.
+    """
     float_class = type(optimizer)
     fixed = next((param for param in _params(optimizer) if fixed_part(param) is not None), None)
     for (module, name), reason in _UNFIT.items():
         unfit = getattr(sys.modules.get(module), name, None)
         if unfit is not None and isinstance(optimizer, unfit):
             if fixed is None:
-                return
+                return False
             raise ValueError(
                 f"{module}.{name} cannot update fixed-point parameters, such as {label_of(fixed)}: "
                 f"{reason}, or keep_float for all that it updates"
@@ -94,27 +118,23 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     _check_radix_points(optimizer, float_class, settings)
-    held = [each for each in held_by(optimizer) if not isinstance(each, FixedPointStep)]
-    done: list[torch.optim.Optimizer] = []
+    check_holds_no_memory(optimizer)
+    return True
+
+
+def _change_settings(optimizers: list[FixedPointStep], settings: StepSettings) -> None:
+    """Give ``settings`` to optimizers that have been adopted with the same ones."""
+    before = optimizers[0].fixed_point
     try:
-        for each in held:
-            _adopt(each, settings)
-            done.append(each)
-        optimizer.__class__ = _fixed_point_class(float_class)
-        assert isinstance(optimizer, FixedPointStep)
-        optimizer.fixed_point = settings
-        done.append(optimizer)
-        store_states(optimizer)
+        for each in optimizers:
+            each.fixed_point = settings
+            _check_radix_points(each, each.float_class, settings)
+        store_states(*optimizers)
     except ValueError:
-        for each in done:
-            if isinstance(each, FixedPointStep):
-                each.__class__ = each.float_class  # type: ignore[assignment]
-                del each.fixed_point
+        for each in optimizers:
+            each.fixed_point = before
         raise
-    torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
-    if patched is not None:
-        count_steps(optimizer, patched)
-    scale_before_the_step(optimizer)
+    settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
 
 
 def _params(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
@@ -144,7 +164,7 @@ def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.o
     if float_class not in _classes:
         members = {
             **{name: FixedPointStep.__dict__[name] for name in REPLACED},
-            "float_class": float_class, "__reduce__": _reduce, "__doc__": float_class.__doc__,
+            "float_class": float_class, "__new__": _another, "__reduce__": _reduce, "__doc__": float_class.__doc__,
             "__module__": float_class.__module__, "__qualname__": float_class.__qualname__,
         }  # fmt: skip
         # The mixin is last: with another base in front Python would not let an object change its class.
@@ -157,6 +177,11 @@ def _fixed_point_class(float_class: type[torch.optim.Optimizer]) -> type[torch.o
                 "what gets the step on fixed-point parameters; use another optimizer, or keep_float for its parameters"
             ) from error
     return _classes[float_class]
+
+
+def _another(cls: type[FixedPointStep], *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    """What ``type(optimizer)(params)`` makes of an adopted optimizer: one without settings, not adopted."""
+    return cls.float_class(*args, **kwargs)
 
 
 def _reduce(self: FixedPointStep) -> tuple[Any, ...]:

@@ -7,48 +7,41 @@ to the next. A step that writes to many at once has them open at once.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.arithmetic.reference.update import counted
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
 from lowprec_plugin.optim.adopted import Adopted
-from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan, gradients_are_finite
-from lowprec_plugin.optim.naming import names_in
+from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan
 from lowprec_plugin.optim.state import (
     Looks,
     Place,
-    float_bytes,
+    format_by_values,
     is_elementwise,
     is_held_elsewhere,
+    is_unnamed,
     looks_of,
     name_copies,
+    name_state,
     places,
     round_state,
 )
 from lowprec_plugin.tensor.coded import Open, Shared
-from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, placed_part
-from lowprec_plugin.tensor.opening import Opening, part_from_padding, suspended
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, on_any_rank, placed_part
+from lowprec_plugin.tensor.opening import Opening, part_from_padding
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
-
-
-class _SkippedStepError(Exception):
-    """Gradients are not finite, and such steps are left out."""
-
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
 
 
 class OwnStep:
@@ -98,12 +91,17 @@ class OwnStep:
         looks = looks_of(param, values, [opened.floats for _, opened in members])
         _check_not_nan(any(each.nan for each in looks), group, param)
         own = placed_part(param)
-        for (shared, opened), look in zip(members, looks, strict=False):
+        weights = [ops.dequantize(own._planes, own.format)] if self._unnamed(param) else []
+        weights += [opened.floats for shared, opened in members if shared is own._shared]
+        fitted = [
+            opened if shared is own._shared else self._fitted(param, shared, opened, look.negative, weights)
+            for (shared, opened), look in zip(members, looks, strict=False)
+        ]
+        for (shared, _), opened in zip(members, fitted, strict=True):
             if shared is own._shared:
                 self._round_param(param, shared, opened)
             else:
-                squares = opened.format.squared and look.negative
-                self._round(shared, self._signed(param, shared, opened) if squares else opened)
+                self._round(shared, opened)
         self._store(param, new, looks[len(members) :])
 
     def _round(self, shared: Shared, opened: Open) -> int:
@@ -129,14 +127,36 @@ class OwnStep:
             counts = counted(before, opened.floats, opened.blocks, opened.format)
             settings.note(self._names[id(param)], counts._replace(saturated=saturated))
 
-    def _signed(self, param: Tensor, shared: Shared, opened: Open) -> Open:
-        """``opened``, in a format that has negative numbers: no root of such a state can be stored."""
-        signed = replace(opened.format, squared=False)
-        for holder, key, _ in places(self.optimizer.state.get(param)):
-            part = fixed_part(holder[key])
-            if part is not None and part._shared is shared:
-                part.format = signed
-        return replace(opened, format=signed)
+    def _fitted(self, param: Tensor, shared: Shared, opened: Open, negative: bool, weights: list[Tensor]) -> Open:
+        """State of ``param`` that is open, in a format that fits it, and so is what the optimizer holds.
+
+        No root of a negative number can be stored. And what has been cloned from the parameter, and is nothing like
+        its ``weights`` any more (``clone().zero_()``), is stored as what comes up otherwise.
+        """
+        own, format = placed_part(param), opened.format
+        held = ((fixed_part(holder[key]), name) for holder, key, name in places(self.optimizer.state.get(param)))
+        parts = [(part, name) for part, name in held if part is not None and part._shared is shared]
+        if format.squared and negative:
+            format = replace(format, squared=False)
+        elif any(is_unnamed(part, own) for part, _ in parts):
+            near = (float((opened.floats - each).norm()) < float(each.norm()) / 2 for each in weights)
+            if not on_any_rank(any(near), [param]):
+                format = format_by_values(self.optimizer, own, parts[0][1], negative)
+                for part, name in parts:
+                    name_state(part, param, name, copied=False)
+        if format == opened.format:
+            return opened
+        blocks = empty_blocks(opened.floats.shape, format, opened.floats.device)
+        for part, _ in parts:
+            part.format = format
+            part._codes, part._low, part._exponents = blocks
+        return replace(opened, format=format, blocks=blocks)
+
+    def _unnamed(self, param: Tensor) -> bool:
+        """Whether something in the state of ``param`` has been cloned from it, and is not known yet."""
+        own = placed_part(param)
+        held = (fixed_part(holder[key]) for holder, key, _ in places(self.optimizer.state.get(param)))
+        return any(part is not None and is_unnamed(part, own) for part in held)
 
     def _new(self, param: Tensor) -> list[Place]:
         """Where the state of ``param`` holds floats that nothing else does, for which codes could stand."""
@@ -169,46 +189,6 @@ def _check_not_nan(nan: bool, group: dict[str, Any], param: Tensor | None) -> No
             group, param, "it and its state were not written; or did rounding make a difference negative whose"
             " root is taken? Then choose more bits of state",
         )  # fmt: skip
-
-
-def step_whole(optimizer: Adopted, closure: Callable[[], Any] | None, args: Any, kwargs: Any) -> Any:
-    """Run the optimizer's own step, once. It may call its closure as often as it likes.
-
-    Raises:
-        NonFiniteGradientError: if a gradient is NaN or infinite, or the step comes to NaN. In a step that skips, too,
-            if the closure is called again after the step has written: there is no going back.
-    """
-    settings = optimizer.fixed_point
-    own = OwnStep(optimizer, names_in(optimizer) if settings.counting else {})
-
-    def looked_at(loss: Any) -> Any:
-        if gradients_are_finite(optimizer):
-            return loss
-        if own.rounded:
-            raise NonFiniteGradientError(
-                f"a gradient of a further call of {optimizer.float_class.__name__}'s closure is NaN or infinite; the "
-                "step has written to parameters before that call: go back to a checkpoint"
-            )
-        raise _SkippedStepError(loss)
-
-    try:
-        if closure is None:
-            looked_at(None)
-            result = own.run(*args, **kwargs)
-        else:
-
-            @wraps(closure)
-            def looking_closure(*given: Any, **named: Any) -> Any:
-                with suspended(), eagerly(False):
-                    loss = closure(*given, **named)
-                return looked_at(loss)
-
-            result = own.run(looking_closure, *args, **kwargs)
-    except _SkippedStepError as skipped:
-        settings.skipped_steps += 1
-        return skipped.loss
-    _say_once(optimizer, own.opening)
-    return result
 
 
 def step_alone(optimizer: Adopted, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]) -> None:
@@ -275,24 +255,3 @@ def update_as_float(optimizer: Adopted, group: dict[str, Any], param: Tensor) ->
 def _float_copy(value: Any) -> Any:
     floats = as_floats(value)
     return floats.clone() if floats is value and isinstance(value, Tensor) else floats
-
-
-def _say_once(optimizer: Adopted, opening: Opening) -> None:
-    """Say, after the first step, what it holds in floats beyond one parameter at a time."""
-    settings = optimizer.fixed_point
-    if settings.said:
-        return
-    settings.said = True
-    name, said = optimizer.float_class.__name__, []
-    if opening.together > 1:
-        said.append(
-            f"writes to {opening.together} parameters at once, and has {opening.most:,} bytes of floats open meanwhile"
-            + (" (foreach=False may have one at a time)" if "foreach" in optimizer.defaults else "")
-        )
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    held = float_bytes(optimizer)
-    fixed = sum(4 * local_part(param).numel() for param in params if fixed_part(param) is not None)
-    if fixed and held > fixed // 8:
-        said.append(f"holds {held:,} bytes of its own in floats, where the parameters would take {fixed:,}")
-    if said:
-        warnings.warn(f"{name} {', and '.join(said)}: these bytes are not saved", stacklevel=4)

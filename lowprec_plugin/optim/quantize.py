@@ -25,6 +25,7 @@ from lowprec_plugin.optim.module_apply import move_in_place
 from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.unadopted import look_again
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.copying import note_memory
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of
 
 
@@ -130,6 +131,7 @@ def _stored(
     except ValueError as error:
         raise ValueError(f"parameter {name!r}: {error}") from None
     stored.rounding = rounding
+    note_memory(stored, values)
     if isinstance(param, DTensor):
         stored.whole_rows = param.shape[0]
     if not format.dynamic:

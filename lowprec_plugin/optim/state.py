@@ -168,9 +168,7 @@ def round_state(
     copied = looks.nonzero and not looks.differs and optimizer.float_class not in FUSED
     format = _by_name(optimizer, param, name)
     if format is None:
-        declared = squared_states_of(optimizer)
-        squared = not looks.negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
-        format = part.format if copied else _of_state(optimizer, part, squared)
+        format = part.format if copied else format_by_values(optimizer, part, name, looks.negative)
     key = key_of(substream(substream(part.stream, name), "in place"), roundings or 0)
     try:
         blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)
@@ -188,8 +186,18 @@ def name_copies(param: Tensor, state: Any) -> None:
     for holder, key, name in places(state):
         value, stream = fixed_part(holder[key]), substream(part.stream, name)
         if value is not None and value.stream != stream:
-            copied = value.stream == part.stream or is_copy(value)
-            value.stream, value.label = stream, f"{label_of(param)}.{name}{_COPY if copied else ''}"
+            name_state(value, param, name, copied=is_unnamed(value, part) or is_copy(value))
+
+
+def name_state(state: FixedPointTensor, param: Tensor, name: str, *, copied: bool) -> None:
+    """Let ``state`` be the state ``name`` of ``param``; ``copied``: whether it is a copy of it."""
+    state.stream = substream(placed_part(param).stream, name)
+    state.label = f"{label_of(param)}.{name}{_COPY if copied else ''}"
+
+
+def is_unnamed(state: FixedPointTensor, part: FixedPointTensor) -> bool:
+    """Whether ``state`` is what the optimizer has cloned from the parameter ``part``, and not named yet."""
+    return state.stream == part.stream
 
 
 def is_copy(state: FixedPointTensor) -> bool:
@@ -214,6 +222,13 @@ def squared_states_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | Non
     """
     declared = getattr(optimizer, "squared_states", None)
     return None if declared is None else tuple(declared)
+
+
+def format_by_values(optimizer: Adopted, part: FixedPointTensor, name: str, negative: bool) -> FixedPointFormat:
+    """The format of state ``name`` that is no copy of its parameter; ``negative``: whether it has such a number."""
+    declared = squared_states_of(optimizer)
+    squared = not negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
+    return _of_state(optimizer, part, squared)
 
 
 def _of_state(optimizer: Adopted, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
@@ -256,7 +271,13 @@ def is_held_elsewhere(place: Place) -> bool:
     value = local_part(holder[key])
     uses = look_up(value, "_use_count", host=TORCH, feature="to see what else holds an optimizer's state")
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    return bool(uses() > 1 or value._is_view() or not whole)
+    return bool(uses() > 1 or value._is_view() or not whole or _uses_of_memory(value) > _uses_of_memory(torch.empty(1)))
+
+
+def _uses_of_memory(tensor: Tensor) -> int:
+    storage = tensor.untyped_storage()
+    count = look_up(torch._C, "_storage_Use_Count", host=TORCH, feature="to see what else holds an optimizer's state")
+    return int(count(storage._cdata))
 
 
 def float_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -284,17 +305,32 @@ def _float_bytes(value: Any, seen: dict[int, int]) -> None:
             _float_bytes(each, seen)
 
 
-def store_states(optimizer: Adopted) -> None:
-    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none."""
+def store_states(*optimizers: Adopted, exact: bool = False) -> None:
+    """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none.
+
+    Args:
+        exact: what is in another format already is not rounded.
+
+    Raises:
+        ValueError: for state that is not finite, or not ``exact``.
+    """
     stored: list[tuple[Any, Any, Any]] = []
-    for param, state in optimizer.state.items():
+    for optimizer, param, state in ((each, *item) for each in optimizers for item in each.state.items()):
         if not isinstance(param, Tensor) or fixed_part(param) is None:
             continue
-        for holder, key, name in places(state):
-            value, part = holder[key], fixed_part(holder[key])
-            if part is not None and part.format != _wanted(optimizer, param, name, part):
-                # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact.
-                value = as_floats(value)
+        for place in places(state):
+            holder, key, name = place
+            left = not exact and optimizer.float_class not in FUSED  # what is loaded is held by whoever gave it
+            if left and fixed_part(holder[key]) is None and is_held_elsewhere(place):
+                continue  # until a step finds that it is not any more
+            value, part, own = holder[key], fixed_part(holder[key]), placed_part(param)
+            if part is not None:
+                if part._shared is own._shared:
+                    continue  # the parameter itself, by another object
+                # Another format is what the settings ask for; a checkpoint in one, by contrast, has to be exact. And
+                # what was cloned from the parameter may have become anything since.
+                if is_unnamed(part, own) or (not exact and part.format != _wanted(optimizer, param, name, part)):
+                    value = as_floats(value)
             stored.append((holder, key, store_state(optimizer, param, name, value)))
     for holder, key, value in stored:
         holder[key] = value

@@ -7,7 +7,7 @@ whatever else takes its step from ``torch.optim``, where every parameter is upda
 * otherwise by the optimizer's own step, one at a time (:mod:`.generic`);
 * parameters that are kept in float go to the optimizer's own step together.
 
-Any other optimizer runs its own step once, over all that it has (:func:`.generic.step_whole`).
+Any other optimizer runs its own step once, over all that it has (:mod:`.whole`).
 
 Before anything is written every gradient is checked. State is held as :class:`FixedPointTensor` under the names that
 the optimizer gives it, so ``state_dict`` and ``load_state_dict`` work as ever.
@@ -27,21 +27,23 @@ from lowprec_plugin.arithmetic.random_bits import key_of
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
 from lowprec_plugin.optim.fused import STATES, FusedUpdate, Group, fused_update
-from lowprec_plugin.optim.generic import step_alone, step_whole
+from lowprec_plugin.optim.generic import step_alone
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import label_of, names_in
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
+from lowprec_plugin.optim.whole import step_whole
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, placed_part
 
 
 class FixedPointStep(Adopted):
     """Replaces methods of an optimizer's class, ``float_class``, and calls them."""
 
-    def step(self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its kernels are there, and Dynamo cannot follow
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         """Update every parameter that has a gradient, in place; each stored number is rounded once.
 
         Args:
-            closure, args, kwargs: as the optimizer's own step takes them.
+            args, kwargs: as the optimizer's own step takes them, a closure among them.
 
         Raises:
             NonFiniteGradientError: if a gradient is NaN or infinite and ``nonfinite="raise"``.
@@ -49,15 +51,9 @@ class FixedPointStep(Adopted):
         """
         if self.fixed_point.counting:
             self.fixed_point.counts = {}
-        if not steps_each_by_itself(self.float_class):
-            return step_whole(self, closure, args, kwargs)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            _step_each(self)
-        return loss
+        if steps_each_by_itself(self.float_class):
+            return _step_each(self, *args, **kwargs)
+        return step_whole(self, args, kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; also warns of a float parameter that joins fixed-point ones, for that is easily meant otherwise.
@@ -88,8 +84,13 @@ class FixedPointStep(Adopted):
             ValueError: if state is stored in another format and not exact in this one. Nothing is changed then.
         """
         if self.float_class.load_state_dict is not torch.optim.Optimizer.load_state_dict:
+            before = dict(self.__dict__)
             self.float_class.load_state_dict(self, state_dict)  # in a form of its own
-            store_states(self)
+            try:
+                store_states(self, exact=True)
+            except ValueError:
+                self.__dict__ = before
+                raise
             return
         stored: dict[Tensor, dict[str, Any]] = {}
         # The last of the hooks that may change what is given, before torch changes anything: state may be refused.
@@ -122,7 +123,17 @@ def steps_each_by_itself(float_class: type[torch.optim.Optimizer]) -> bool:
     return within and modules[-1].startswith(("torch.optim.", "lowprec_plugin.optim."))
 
 
-def _step_each(optimizer: FixedPointStep) -> None:
+def _step_each(optimizer: FixedPointStep, closure: Callable[[], Any] | None = None) -> Any:
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    with torch.no_grad():
+        _update_each(optimizer)
+    return loss
+
+
+def _update_each(optimizer: FixedPointStep) -> None:
     if not gradients_are_finite(optimizer):
         optimizer.fixed_point.skipped_steps += 1
         return

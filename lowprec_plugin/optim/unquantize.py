@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,13 +18,11 @@ from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.adopt import count_steps
 from lowprec_plugin.optim.module_apply import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
-from lowprec_plugin.tensor import (
-    FixedPointTensor,
-)
-from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, local_part
+from lowprec_plugin.tensor.coded import Shared, rows_in
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, placed_part
+from lowprec_plugin.tensor.tensor import OWN_ATTRIBUTES, FixedPointTensor
 
-#: What a fixed-point tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
-_ITS_OWN = ("_is_param", *FixedPointTensor.__annotations__)
+_MODULES_OWN = ("_parameters", "_buffers", "_modules")
 
 
 def to_float_(
@@ -37,7 +35,7 @@ def to_float_(
     (in lists and dicts too), that are fixed-point. Nothing of this package is left on the module: a pickle of it loads
     where the package is not installed. An adopted optimizer is of its own class again, one of
     :mod:`lowprec_plugin.optim` of ``torch.optim``'s (``Lion``, which torch has not, of a float one of this package). It
-    holds plain state, second moments as squares; its schedulers stay bound.
+    holds plain state, second moments as squares, and so is what it holds beside its state; its schedulers stay bound.
 
     Args:
         module: changed in place. It takes 4 bytes per parameter from here on, in float32.
@@ -63,9 +61,12 @@ def to_float_(
     _check_wrappers(module)
     held = _fixed_tensors(module)
     _check_updated(optimizers, {id(tensor) for tensor in held.values()})
-    floats = {name: _as_float(tensor, dtype) for name, tensor in held.items()}
-    states = [_plain_state(optimizer, dtype) for optimizer in optimizers]
-    _exchange(held, floats)
+    held = _once(held | _hung_on(optimizers))
+    floats = _Floats(dtype)
+    become = {name: floats.of(tensor) for name, tensor in held.items()}
+    states = [_plain_state(optimizer, floats) for optimizer in optimizers]
+    _exchange(held, become)
+    floats.leave_windows()
     move_plainly(module)
     for optimizer, state in zip(optimizers, states, strict=True):
         _become_plain(optimizer, state)
@@ -92,10 +93,29 @@ def _fixed_tensors(module: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(module.named_parameters())
     found.update(module.named_buffers())
     for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                hung = (each for each in tree_leaves(value) if isinstance(each, Tensor))
-                found.update({f"{path}.{name} {index}": each for index, each in enumerate(hung)})
+        found |= _hung(path, {name: value for name, value in vars(part).items() if name not in _MODULES_OWN})
+    return _once(found)
+
+
+def _hung_on(optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """What ``optimizers`` hold in fixed-point beside their state, such as slow weights in a list."""
+    found: dict[str, Tensor] = {}
+    for place, optimizer in enumerate(optimizers):
+        attributes = {name: value for name, value in vars(optimizer).items() if name != "state"}
+        found |= _hung(f"{type(optimizer).__name__} {place}", attributes)
+    return found
+
+
+def _hung(path: str, attributes: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors among ``attributes`` of what is at ``path``, in lists and dicts too."""
+    hung = {
+        name: [each for each in tree_leaves(value) if isinstance(each, Tensor)] for name, value in attributes.items()
+    }
+    return {f"{path}.{name} {index}": each for name, some in hung.items() for index, each in enumerate(some)}
+
+
+def _once(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of ``found`` that are fixed-point, each under its first name."""
     once = {id(tensor): (name, tensor) for name, tensor in reversed(found.items()) if fixed_part(tensor) is not None}
     return dict(reversed(once.values()))
 
@@ -120,32 +140,56 @@ def _exchange(held: dict[str, Tensor], floats: dict[str, Tensor]) -> None:
     exchange_all(held, floats)
     for tensor in held.values():
         if type(tensor) in (Tensor, nn.Parameter):
-            for own in _ITS_OWN:
+            for own in OWN_ATTRIBUTES:
                 tensor.__dict__.pop(own, None)
         if tensor.grad is not None and fixed_part(tensor.grad) is not None:
             tensor.grad = as_floats(tensor.grad).to(tensor.dtype)
 
 
-def _as_float(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    part = local_part(tensor)
-    assert isinstance(part, FixedPointTensor)
-    floats = in_place_of(part.dequantize(dtype), tensor)
-    return nn.Parameter(floats, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else floats
+class _Floats:
+    """Floats of fixed-point tensors; of windows on the same codes, such as a parameter and its ``.data``, the same."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self._whole: dict[Shared, Tensor] = {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What ``tensor`` is to become, a parameter if it is one."""
+        part = placed_part(tensor)
+        floats = in_place_of(self._part(part, part.dtype), tensor)
+        return nn.Parameter(floats, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else floats
+
+    def of_state(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """What ``value`` of an optimizer's state is to become, in ``dtype``: that of what it belongs to."""
+        part = fixed_part(value)
+        return value if part is None else in_place_of(self._part(part, dtype), value)
+
+    def _part(self, part: FixedPointTensor, dtype: torch.dtype) -> Tensor:
+        dtype, geometry = self.dtype or dtype, part._geometry
+        if part._shared.rows != rows_in(part._codes):  # of some rows alone
+            return part.dequantize(dtype)
+        whole = self._whole.setdefault(part._shared, part._floats(dtype)[0])
+        return whole if geometry is None else whole.as_strided(*geometry)
+
+    def leave_windows(self) -> None:
+        """Have other windows on these codes refuse to be written to."""
+        for shared in self._whole:
+            shared.left = "turned into floats"
 
 
-def _plain_state(optimizer: Optimizer, dtype: torch.dtype | None) -> dict[Any, dict[str, Any]]:
+def _plain_state(optimizer: Optimizer, floats: _Floats) -> dict[Any, Any]:
     """The optimizer's state with floats in place of codes, in the dtype of what they belong to, as torch has it."""
 
-    def plain(param: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+    def plain(param: Any, values: Any) -> Any:
         def one(value: Tensor) -> Tensor:
-            return value if fixed_part(value) is None else as_floats(value).to(dtype or param.dtype)
+            return floats.of_state(value, param.dtype if isinstance(param, Tensor) else value.dtype)
 
-        return tree_map_only(Tensor, one, dict(values))  # type: ignore[no-any-return]
+        return tree_map_only(Tensor, one, dict(values) if isinstance(values, Mapping) else values)
 
     return {param: plain(param, values) for param, values in optimizer.state.items()}
 
 
-def _become_plain(optimizer: Optimizer, state: dict[Any, dict[str, Any]]) -> None:
+def _become_plain(optimizer: Optimizer, state: dict[Any, Any]) -> None:
     for param, values in state.items():
         optimizer.state[param] = values
     float_class = getattr(optimizer, "float_class", None)

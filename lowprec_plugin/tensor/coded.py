@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, check_window
@@ -36,6 +37,9 @@ class Shared:
         rows: of the codes, of which a window may show some.
         roundings: in place so far, which key the random bits of the next.
         open: the floats that stand for the codes just now.
+        left: what became of the tensor when windows that still have this were left behind; nothing is to be written to
+            them.
+        memory: that of the floats these codes came from, by ``.data =`` or ``quantize_``, if others hold it yet.
     """
 
     first_row: int
@@ -43,6 +47,8 @@ class Shared:
     roundings: int = 0
     placed: bool = True
     open: Open | None = None
+    left: str = ""
+    memory: StorageWeakRef | None = None
 
 
 @dataclass(eq=False)
@@ -133,9 +139,13 @@ class Coded(torch.Tensor):
     @property
     def blocks(self) -> Blocks:
         """Codes and exponents, not a copy."""
+        self._settle()
+        return self._planes
+
+    def _settle(self) -> None:
+        """Round it if it is open: its codes are wanted."""
         if (opened := self._shared.open) is not None:
             opened.close(self._shared)
-        return self._planes
 
     @property
     def _planes(self) -> Blocks:
@@ -200,6 +210,7 @@ class Coded(torch.Tensor):
 
     def _store(self, floats: Tensor, rounding: str) -> int:
         """Overwrite all codes behind this tensor with rounded ``floats``, in their order. Returns how many saturate."""
+        check_not_left(self)
         if (opened := self._open_floats()) is not None:  # to be rounded when it is closed
             if opened.data_ptr() != floats.data_ptr():
                 opened.copy_(floats.reshape(opened.shape))
@@ -242,3 +253,17 @@ class Coded(torch.Tensor):
 def rows_in(codes: Tensor) -> int:
     """How many rows ``codes`` have."""
     return codes.shape[0] if codes.dim() else 1
+
+
+def check_not_left(tensor: Coded) -> None:
+    """Refuse to write to a window whose tensor has become another.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if tensor._shared.left:
+        raise ValueError(
+            f"this is .data, or another window, of tensor {tensor.label!r} from before it was {tensor._shared.left}: "
+            "what is written to it would be lost. Take the parameter's .data anew, or make the optimizer that keeps it "
+            "anew"
+        )

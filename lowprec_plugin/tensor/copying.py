@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.compat.exchanging import exchange, holder_of
-from lowprec_plugin.tensor.coded import Coded
+from lowprec_plugin.tensor.coded import Coded, check_not_left
 from lowprec_plugin.tensor.opening import current, renew
 
 
@@ -23,6 +24,7 @@ def copy_(target: Coded, source: Tensor) -> Coded:
     Raises:
         ValueError: if they are not finite, or negative and ``target``'s format squared. ``target`` is then as it was.
     """
+    check_not_left(target)
     if current() is not None or target._shared.open is not None:
         return _copy_into_open(target, source)
     if isinstance(source, Coded):
@@ -71,14 +73,16 @@ def _alike(target: Coded, source: Coded) -> bool:
 def assign_(target: Coded, value: Tensor) -> None:
     """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded as it rounds.
 
-    A fixed-point ``value`` brings its own codes and format along.
+    A fixed-point ``value`` brings its own codes and format along, but not into an optimizer's step: a parameter keeps
+    its format there.
 
     Raises:
         ValueError: if ``value`` is not floating point, or not finite, or on another kind of device while an autograd
             graph has hold of ``target``.
     """
-    if current() is not None and not isinstance(value, Coded) and value.shape == target.shape:
-        _copy_into_open(target, value)
+    fits = value.is_floating_point() and (value.shape, value.device) == (target.shape, target.device)
+    if current() is not None and target.is_whole and fits:
+        _assign_open(target, value)
         return
     source = value if isinstance(value, Coded) and value.is_whole else _stored(target, value)
     # Whatever is put here, the random bits of what was rounded before are not drawn again.
@@ -96,6 +100,40 @@ def assign_(target: Coded, value: Tensor) -> None:
     target.format = source.format
     renew(target)
     target.roundings = roundings
+    if source is not value:
+        note_memory(target, value)
+
+
+def _assign_open(target: Coded, value: Tensor) -> None:
+    """``target.data = value`` during an optimizer's step: from here on they are the same memory.
+
+    ``target`` keeps its format, and fixed-point ``value`` gets it; floats are the same until they are rounded.
+    """
+    same = isinstance(value, Coded) and _alike(target, value)
+    if not same:
+        target._codes, target._low, target._exponents = target._planes.map(torch.clone)  # what an exception leaves
+        renew(target)
+        _copy_into_open(target, value)
+        note_memory(target, value)
+    opened = target._shared.open
+    if isinstance(value, Coded):
+        if not value.is_whole or value._codes.shape != target._codes.shape:
+            return  # a window on something else, which stays one
+        one, other = (target, value) if same else (value, target)
+        one._codes, one._low, one._exponents = other._planes
+        one.format, one._shared, one._offset = other.format, other._shared, other._offset
+        value.stream = target.stream  # a copy of it, to whoever looks at an optimizer's state
+    elif opened is not None and value.dtype == torch.float32 and value.is_contiguous():
+        opened.floats = value.detach().view(opened.floats.shape)
+
+
+def note_memory(target: Coded, floats: Tensor) -> None:
+    """``target`` came from ``floats``, and a float tensor would be their memory: who goes on writing there is refused.
+
+    See :mod:`lowprec_plugin.optim.laid_out`.
+    """
+    if type(floats) in (Tensor, torch.nn.Parameter) and floats.layout == torch.strided:
+        target._shared.memory = StorageWeakRef(floats.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _stored(target: Coded, value: Tensor) -> Coded:

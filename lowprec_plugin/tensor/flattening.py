@@ -19,6 +19,7 @@ class Flattened(Coded):
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
         refuse_compiled()
+        self._settle()  # a closure of an optimizer's step may run a compiled module
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
         context = (
             self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.whole_rows,

@@ -36,7 +36,11 @@ class Direct(Coded):
         return self.dequantize().tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
-        """The stored numbers as a NumPy array, a copy."""
+        """The stored numbers as a NumPy array, a copy. In an optimizer's step, which may write there, its floats."""
+        if (opening := current()) is not None:
+            opening.write([self])
+            with torch.no_grad():
+                return self._floats()[1].numpy(force=force)
         return self.dequantize().numpy(force=force)
 
     def storage(self) -> Any:

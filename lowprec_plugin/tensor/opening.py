@@ -169,6 +169,15 @@ def renew(tensor: Coded) -> None:
         opening.follow(before, tensor._shared)
 
 
+def follow(window: Coded, tensor: Coded) -> None:
+    """Let ``window``, on codes that ``tensor`` has had, be one on those that it has."""
+    start, rows = window._offset, rows_in(window._codes)
+    whole = rows == tensor._shared.rows
+    planes = tensor._planes if whole else tensor._planes.map(lambda plane: plane[start : start + rows])
+    window._codes, window._low, window._exponents = planes
+    window.format, window._shared = tensor.format, tensor._shared
+
+
 def part_from_padding(tensor: Coded) -> None:
     """Part a parameter from the larger tensor whose first rows it is: FSDP2 pads shards to one size."""
     if tensor._shared.rows != rows_in(tensor._codes):

@@ -11,13 +11,13 @@ Four rules cover all operations, chosen by the operation's own schema:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.compat.callers import called_by
@@ -31,6 +31,7 @@ from lowprec_plugin.tensor.opening import current
 aten = torch.ops.aten
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 RULES: dict[Any, Rule] = {}
+_NARROW = (torch.bfloat16, torch.float16)
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -65,14 +66,16 @@ def _floats(value: Any) -> Any:
     return value
 
 
-def _read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if current() is not None:  # an optimizer computes in float32 at least, whatever the dtype of its parameters
+def _read(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: Sequence[Any] = ()) -> Any:
+    # An optimizer computes in float32 at least, whatever the dtype of its parameters. But where it writes to narrower
+    # floats (``written``), as decay to a gradient, it would write to a widened copy of them.
+    if current() is not None and not any(leaf.dtype in _NARROW for leaf in tree_leaves(written) if leaf is not None):
         args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
     return func(*_floats(args), **{name: _floats(value) for name, value in kwargs.items()})
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    if tensor.dtype not in (torch.bfloat16, torch.float16):
+    if tensor.dtype not in _NARROW:
         return tensor
     return tensor._floats(torch.float32)[1] if isinstance(tensor, Coded) else tensor.float()
 
@@ -130,7 +133,7 @@ def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     written = [named.get(argument.name) for argument in func._schema.arguments if _is_written(argument)]
     targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, Coded)]
     if not targets:  # batch norm writes to its statistics, and reads its weights in their own dtype
-        return _read(func, args, kwargs)
+        return _read(func, args, kwargs, written)
     if (opening := current()) is not None:
         opening.write(targets)
     replaced: dict[int, tuple[Coded, Tensor, Tensor]] = {}
@@ -167,7 +170,7 @@ def _write_each(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         one_kwargs = {name: pick(argument, index) for name, argument in kwargs.items()}
         target = one_args[0][0]
         if not isinstance(target, Coded):
-            _read(func, one_args, one_kwargs)
+            _read(func, one_args, one_kwargs, [target])
             continue
         floats, window = target._floats(torch.float32)
         others, one_kwargs = tree_map_only(Tensor, _in_float32, (one_args[1:], one_kwargs))
@@ -179,7 +182,7 @@ def _in_float32(tensor: Tensor) -> Tensor:
     """An operand of an operation that writes: narrower ones would be rounded before that, and some not taken at all."""
     if isinstance(tensor, Coded):
         return tensor._floats(torch.float32)[1]
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16, torch.float64) else tensor
+    return tensor.float() if tensor.dtype in (*_NARROW, torch.float64) else tensor
 
 
 def _is_written(argument: Any) -> bool:

@@ -21,6 +21,7 @@ from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.tensor import first_tensor
+from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.copying import assign_
 from lowprec_plugin.tensor.flattening import Flattened
 from lowprec_plugin.tensor.fsdp import Gathered
@@ -121,7 +122,9 @@ class FixedPointTensor(Gathered, Direct, Flattened):
             str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row, self.roundings,
             self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
         )  # fmt: skip
-        return rebuild, (*self.blocks, *facts, digest(self.blocks, *facts))
+        hung = {name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES}
+        written = digest(self.blocks, *facts)
+        return rebuild, (*self.blocks, *facts, written, hung) if hung else (*self.blocks, *facts, written)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -149,8 +152,11 @@ def rebuild(
     requires_grad: bool,
     whole_rows: int | None = None,
     written: str | None = None,
+    hung: dict[str, Any] | None = None,
 ) -> Tensor:
     """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``.
+
+    ``hung`` are the attributes that a user has hung on it.
 
     Raises:
         ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.tensor.integrity.check_read`.
@@ -164,7 +170,13 @@ def rebuild(
         first_row=first_row, geometry=geometry,
     )  # fmt: skip
     result.roundings, result.whole_rows = ticks, whole_rows
-    return torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
+    tensor = torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
+    vars(tensor).update({name: value for name, value in (hung or {}).items() if name not in OWN_ATTRIBUTES})
+    return tensor
+
+
+#: What a tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
+OWN_ATTRIBUTES = frozenset(("_is_param", *Coded.__annotations__))
 
 
 rebuild.__module__ = "lowprec_plugin.tensor"  # as files name it, of earlier versions too

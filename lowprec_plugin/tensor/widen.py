@@ -9,6 +9,7 @@ import torch
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks, pack, unpack
 from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat
+from lowprec_plugin.tensor.opening import renew
 from lowprec_plugin.tensor.tensor import FixedPointTensor
 
 
@@ -30,7 +31,7 @@ def widen_(tensor: FixedPointTensor, word_length: int) -> None:
     """Store ``tensor`` in words of ``word_length`` bits, in place; every value stays what it is.
 
     From 16 bits to more, the codes stay where they are and a plane of one byte per number joins them. Windows on the
-    tensor made before keep its former codes.
+    tensor made before keep its former codes, and refuse to be written to.
 
     Raises:
         ValueError: if that is fewer bits than it has, or ``tensor`` is a window on a part of another.
@@ -48,6 +49,9 @@ def widen_(tensor: FixedPointTensor, word_length: int) -> None:
         blocks = blocks._replace(codes=tensor.codes)
     tensor._codes, tensor._low, tensor._exponents = blocks
     tensor.format = format
+    left = tensor._shared
+    renew(tensor)
+    left.left = f"widened to {word_length} bits"
 
 
 @torch.no_grad()

@@ -66,6 +66,16 @@ class WeakBuffers(OwnBuffers):
         self.buffers = WeakTensorKeyDictionary()
 
 
+class BuffersTwice(OwnBuffers):
+    """Its state is the same memory as a map of its own, by other objects."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        super().update(param, state)
+        if not state:
+            state["buffer"] = self.buffers[param].data
+        param.sub_(self.lr * state["buffer"])
+
+
 class BuffersById(Habit):
     """A map from what ``id`` says."""
 
@@ -241,6 +251,76 @@ class SetsData(Habit):
         param.data = param.data - self.lr * param.grad
 
 
+class KeepsData(Habit):
+    """Writes to each parameter's ``.data``, as it was when the optimizer was made."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.data = [param.data for param in self.param_groups[0]["params"]]
+
+    def update_all(self) -> None:
+        for param, data in zip(self.param_groups[0]["params"], self.data, strict=True):
+            data.sub_(self.lr * param.grad)
+
+
+class WritesArrays(Habit):
+    """Writes to parameters as NumPy arrays."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        array = param.detach().cpu().numpy()
+        array -= self.lr * param.grad.numpy()
+
+
+class SwapsData(Habit):
+    """Steps on another tensor, and has it change places with the parameter's own."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        other = state.get("other")
+        state["other"] = param.data
+        param.data = (param if other is None else other) - self.lr * param.grad
+
+
+class SharesData(Habit):
+    """Assigns state to ``.data``: what is written to either from there on is written to both."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        if not state:
+            state["sum"] = param.detach() * 1
+        state["sum"].sub_(self.lr * param.grad)
+        param.data = state["sum"]
+        param.mul_(0.99)
+        state["sum"].sub_(0.1 * self.lr * param.grad)
+
+
+class LaysOut(Habit):
+    """Its parameters become parts of one tensor when it is made, and it steps on that."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        params = self.param_groups[0]["params"]
+        self.flat = torch.cat([(param.detach() + 0).flatten() for param in params])
+        for param, part in zip(params, self.flat.split([param.numel() for param in params]), strict=True):
+            param.data = part.view(param.shape)
+
+    def update_all(self) -> None:
+        self.flat.sub_(self.lr * torch.cat([param.grad.flatten() for param in self.all()]))
+
+
+class LaysOutLate(LaysOut):
+    """The same in its first step."""
+
+    def __init__(self, params: Any) -> None:
+        Habit.__init__(self, params)
+
+    def update_all(self) -> None:
+        if not hasattr(self, "flat"):
+            self.lay_out()
+        super().update_all()
+
+
 class CopiesBack(Habit):
     """Computes on a copy, and copies it back."""
 
@@ -367,6 +447,21 @@ class SlowWeights(Habit):
         if state["k"] % 5 == 0:
             state["slow"].add_(param - state["slow"], alpha=0.5)
             param.copy_(state["slow"])
+
+
+class SlowWeightsInAList(Habit):
+    """The same, its copies in a list that it makes when it is made."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.k, self.slow = 0, [param.detach().clone() for param in self.param_groups[0]["params"]]
+
+    def update_all(self) -> None:
+        self.k += 1
+        for param, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+            param.sub_(self.lr * param.grad)
+            if self.k % 5 == 0:
+                param.copy_(slow.add_(param - slow, alpha=0.5))
 
 
 class TurningMomentum(Habit):
@@ -534,11 +629,12 @@ class Around(torch.optim.Optimizer):
 
 
 HABITS: list[Any] = [
-    *(OwnBuffers, WeakBuffers, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
+    *(OwnBuffers, WeakBuffers, BuffersTwice, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
-    *(WritesData, SetsData, CopiesBack, WritesThroughViews, WritesAllAtOnce, DecaysInTheGradient, AddsNoise),
+    *(WritesData, KeepsData, WritesArrays, SetsData, SwapsData, SharesData, LaysOut, LaysOutLate),
+    *(CopiesBack, WritesThroughViews, WritesAllAtOnce, DecaysInTheGradient, AddsNoise),
     *(StateOfAnotherType, StateInBfloat16, StateInFloat16, NestedState, StateInATuple, History, FactoredState),
-    *(SlowWeights, TurningMomentum),
+    *(SlowWeights, SlowWeightsInAList, TurningMomentum),
     *(CallsTwice, CallsThrice, SearchesLines, SharpInTwoCalls, Inner, InnerPerParameter, Around),
 ]

@@ -15,7 +15,11 @@ from tests.optim import habits
 from tests.optim.habits import HABITS
 
 #: Refused at adoption or in the first step, with a message that matches.
-REFUSED: dict[type[torch.optim.Optimizer], str] = {habits.BuffersByAddress: "asks for the address of .* keep_float"}
+REFUSED: dict[type[torch.optim.Optimizer], str] = {
+    habits.BuffersByAddress: "asks for the address of .* keep_float",
+    habits.LaysOut: "holds memory that parameter '0' had as floats .* keep_float",
+    habits.LaysOutLate: "holds memory that parameter '0' had as floats .* keep_float",
+}
 SHAPES = ((8, 40), (2, 3, 16), (12,))
 #: How far from float32's weights, as a share of float32's way: 24 bits round by 1e-7 of a block's largest.
 NEAR = 1e-3
@@ -94,6 +98,19 @@ def test_trains_what_it_trains_in_float32(kind: Any) -> None:
     assert max(abs(one / other - 1) for one, other in zip(found, expected, strict=True)) < HALVES.get(kind, NEAR)
     assert [(id(param), param.label) for param in fixed] == held  # type: ignore[attr-defined]
     assert all(isinstance(param, FixedPointTensor) for param in fixed)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HABITS if kind not in (*REFUSED, habits.KeepsData)])
+def test_one_that_has_made_steps_is_adopted(kind: Any) -> None:
+    """Its state becomes codes, but for what it refers to elsewhere, too."""
+    nets = [parameters(None) for _ in range(2)]
+    one, other = (kind(list(net)) for net in nets)
+    train(nets[0], one, 5)
+    train(nets[1], other, 5)
+    optim.quantize_(nets[1], "fixed24")
+    adopted_or_refused(kind, lambda: other, lambda optimizer: train(nets[1], optimizer, 10))
+    train(nets[0], one, 10)
+    assert share(values(nets[1]), values(nets[0]), values(parameters(None))) < HALVES.get(kind, NEAR)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HABITS if kind not in REFUSED])
@@ -205,6 +222,47 @@ def test_any_layout_of_class_is_adopted(kind: Any) -> None:
     assert other is made
     assert isinstance(made, kind)
     assert share(values(nets[1]), values(nets[0]), start) < NEAR
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HABITS if kind not in REFUSED])
+def test_words_become_wider_between_steps(kind: Any) -> None:
+    nets = [parameters(None), parameters("fixed12")]
+    one, other = kind(list(nets[0])), kind(list(nets[1]))
+    train(nets[0], one)
+    adopted_or_refused(kind, lambda: other, lambda optimizer: train(nets[1], optimizer, 4))
+    optim.widen_(nets[1], other, 24)
+    train(nets[1], other, 16)
+    assert all(param.format.word_length == 24 for param in nets[1])  # type: ignore[attr-defined]
+    assert share(values(nets[1]), values(nets[0]), values(parameters(None))) < 0.05
+
+
+def test_data_that_an_optimizer_keeps_is_the_parameters_or_refused() -> None:
+    """If they were in fixed-point when it was made they are, also when they are widened or turned into floats."""
+    ends = []
+    for format in (None, "fixed16"):
+        net = parameters(format)
+        optimizer = habits.KeepsData(list(net))
+        if format:
+            optim.adopt(optimizer)
+        train(net, optimizer, 5)
+        held = net[0].data
+        if format:
+            optim.widen_(net, optimizer, 24)
+            with pytest.raises(ValueError, match=r"from before it was widened to 24 bits: .*anew"):
+                held.zero_()
+            held = net[0].data
+        train(net, optimizer, 5)
+        if format:
+            optim.to_float_(net, optimizer)
+            with pytest.raises(ValueError, match=r"from before it was turned into floats: .*anew"):
+                held.copy_(torch.ones(SHAPES[0]))
+        train(net, optimizer, 5)
+        ends.append(values(net))
+    assert share(ends[1], ends[0], values(parameters(None))) < 1e-2
+    optim.quantize_(net)
+    with pytest.raises(ValueError, match=r"KeepsData holds memory that parameter '0' had as floats .* after quantize_"):
+        optim.adopt(optimizer)
+    assert type(optimizer) is habits.KeepsData
 
 
 SQUARES = ("v", "exp_avg_var", "grad_sum_sq", "second_moments", "s")

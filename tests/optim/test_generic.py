@@ -18,6 +18,7 @@ from lowprec_plugin.optim.lion import FloatLion
 from lowprec_plugin.optim.lost_updates import evidence_of
 from lowprec_plugin.optim.step import steps_each_by_itself
 from lowprec_plugin.tensor.opening import Opening
+from tests.optim.habits import CallsTwice
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [
     (torch.optim.Adagrad, {"lr": 0.01}),
@@ -176,6 +177,15 @@ def test_copies_of_an_adopted_optimizer_step_as_it_does(duplicate: Any) -> None:
             one(torch.ones(1, 300)).sum().backward()
             stepped.step()
         assert torch.equal(module.weight.codes, other_module.weight.codes)  # type: ignore[operator,arg-type]
+
+
+def test_another_of_the_class_of_an_adopted_optimizer_is_not_adopted() -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16"))
+    for kind in (torch.optim.AdamW, torch.optim.NAdam, NormedSGD):
+        other = type(optim.adopt(kind([param])))([param])
+        assert type(other) is kind
+        assert not hasattr(other, "fixed_point")
+        optim.adopt(other)
 
 
 class Counts(torch.optim.Optimizer):
@@ -351,6 +361,53 @@ class OwnAdam(torch.optim.Optimizer):
             param.sub_(0.01 * moment / (square.sqrt() + 1e-8))
 
 
+class ClonesState(torch.optim.Optimizer):
+    """Adam with slow weights, whose state is made of copies of its parameters: by its first step, or before it."""
+
+    def __init__(self, params: Any, early: bool) -> None:
+        super().__init__(params, {})
+        if early:
+            self.begin()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param].update(
+                    m=param.clone().zero_(), v=param.detach().clone().fill_(0.0), slow=param.detach().clone()
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        if not self.state:
+            self.begin()
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                moment = state["m"].lerp_(param.grad, 0.1)
+                square = state["v"].mul_(0.99).addcmul_(param.grad, param.grad, value=0.01)
+                param.sub_(0.01 * moment / (square.sqrt() + 1e-8))
+                param.copy_(state["slow"].lerp_(param, 0.5))
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("bits", [15, 16])
+def test_state_made_of_a_copy_of_the_parameter_is_stored_as_what_it_has_become(early: bool, bits: int) -> None:
+    """A copy that has become a mean of squares keeps its small values; slow weights stay a copy."""
+    start, small = torch.randn(4, 64), 10.0 ** -torch.linspace(0, 3, 64)
+    floats = nn.Parameter(start.clone())
+    fixed = nn.Parameter(FixedPointTensor.quantize(start, "fixed16", label="w"))
+    one, other = ClonesState([floats], early), optim.adopt(ClonesState([fixed], early), optim.StepSettings(bits))
+    for _ in range(30):
+        floats.grad = fixed.grad = torch.randn(4, 64) * small
+        one.step()
+        other.step()
+    assert {name: (value.format.word_length, value.format.squared) for name, value in other.state[fixed].items()} == {
+        "m": (bits, False), "v": (bits, True), "slow": (16, False),
+    }  # fmt: skip
+    torch.testing.assert_close(fixed.dequantize(), floats.detach(), rtol=0, atol=0.1)
+
+
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
@@ -386,6 +443,84 @@ def test_what_it_holds_in_floats_is_said_once(openings: list[Any]) -> None:
         with pytest.warns(UserWarning, match=said):
             optimizer.step()
     assert [each.together for each in openings] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_gradient_that_is_not_finite_in_one_call_of_the_closure(at: int, nonfinite: str) -> None:
+    """At the first nothing has been written. At a further one a parameter in float has, which nothing brings back."""
+    fixed = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16", label="w"))
+    floats = nn.Parameter(torch.ones(4))
+    optimizer = optim.adopt(CallsTwice([fixed, floats]), optim.StepSettings(nonfinite=nonfinite))
+    calls = 0
+
+    def closure() -> float:
+        nonlocal calls
+        calls += 1
+        fixed.grad, floats.grad = torch.full((4, 4), torch.nan if calls == at else 1.0), torch.ones(4)
+        return 2.0
+
+    if at == 1 and nonfinite == "skip":
+        assert optimizer.step(closure) == 2.0  # type: ignore[arg-type]
+        assert (optimizer.fixed_point.skipped_steps, calls) == (1, 1)  # type: ignore[attr-defined]
+    else:
+        said = "nothing was written" if at == 1 else "further call of CallsTwice's closure .*go back to a checkpoint"
+        with pytest.raises(optim.NonFiniteGradientError, match=said):
+            optimizer.step(closure)  # type: ignore[arg-type]
+    if at == 1:
+        assert torch.equal(fixed.dequantize(), torch.ones(4, 4))
+        assert torch.equal(floats, torch.ones(4))
+
+
+class TakesARate(torch.optim.Optimizer):
+    """Its closure is not the first of its step's arguments."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, rate: float = 0.5, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.sub_(rate * param.grad)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [
+        (lambda step, closure: step(0.25, closure), 0.75),
+        (lambda step, closure: step(closure=closure), 0.5),
+        (lambda step, closure: step(closure=closure, rate=0.25), 0.75),
+        (lambda step, closure: (closure(), step(0.25)), 0.75),
+        (lambda step, closure: (closure(), step(rate=0.25)), 0.75),
+        (lambda step, closure: (closure(), step()), 0.5),
+    ],
+)
+def test_a_steps_own_arguments_come_as_they_were_given(call: Any, left: float) -> None:
+    param = nn.Parameter(FixedPointTensor.quantize(torch.ones(2, 3), "fixed16"))
+    optimizer = optim.adopt(TakesARate([param]), optim.StepSettings(nonfinite="skip"))
+    for grad in (torch.ones(2, 3), torch.full((2, 3), torch.inf)):
+        assert call(optimizer.step, lambda grad=grad: [setattr(param, "grad", grad), 2.0][1]) in (2.0, (2.0, None))
+        assert torch.equal(param.dequantize(), torch.full((2, 3), left))
+    assert optimizer.fixed_point.skipped_steps == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:Profiler function")
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.NAdam, NormedSGD])
+def test_a_compiled_step_does_what_it_does(kind: Any) -> None:
+    codes = []
+    for compiled in (False, True):
+        param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 4), "fixed16", label="w"))
+        optimizer = optim.adopt(kind([param]))
+        step: Any = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(3):
+            param.grad = param.dequantize()
+            step()
+        codes.append(param.codes)  # type: ignore[attr-defined]
+    assert torch.equal(*codes)
 
 
 class SendsItself(torch.optim.SGD):

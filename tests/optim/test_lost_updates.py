@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.optim.lost_updates import evidence_of
+from tests.optim import habits
 
 
 def code_size(tensor: FixedPointTensor) -> Tensor:
@@ -49,6 +50,16 @@ def test_nearest_loses_the_whole_of_a_small_update() -> None:
     evidence = evidence_of(optim.SGD([weight], lr=1.0, rounding="nearest"))
     assert evidence is not None
     assert evidence.noise == pytest.approx(1.0)
+
+
+def test_of_an_optimizer_that_holds_another_it_is_what_that_does() -> None:
+    weight = param()
+    optimizer: Any = optim.adopt(habits.Inner([weight]))  # lr=0.05, by the SGD that it holds
+    for codes, lost in ((0.25, 1.0), (4.0, 0.0)):
+        weight.grad = torch.full(weight.shape, 20 * codes * 2.0**-8)
+        evidence = evidence_of(optimizer)
+        assert evidence is not None
+        assert evidence.lost == lost
 
 
 OPTIMIZERS: dict[str, Any] = {

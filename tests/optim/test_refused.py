@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from lowprec_plugin import FixedPointTensor, optim
+from lowprec_plugin.optim.step import FixedPointStep
 from tests.cases import planes
+from tests.optim import habits
 
 
 def trained(make: Any, steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -60,6 +63,32 @@ def test_other_settings_that_are_refused() -> None:
     assert same(planes(module, optimizer), before)
 
 
+@pytest.mark.parametrize("adopted", [False, True])
+def test_all_that_an_optimizer_holds_or_none(adopted: bool) -> None:
+    """Settings go to the optimizers that it holds too; if one is refused, none is changed."""
+    module = nn.Linear(40, 4)
+    optim.quantize_(module)
+    optimizer: Any = habits.Inner(module.parameters())
+    if adopted:
+        optim.adopt(optimizer)
+    for param in module.parameters():
+        param.grad = torch.ones(param.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    state, settings = optimizer.inner.state[module.weight], optim.StepSettings(12)
+    before = state["momentum_buffer"]
+    optimizer.state[module.bias]["bad"] = torch.full((4,), torch.inf)
+    with pytest.raises(ValueError, match="state 'bad' of parameter 'bias': a NaN or an infinity"):
+        optim.adopt(optimizer, settings)
+    assert state["momentum_buffer"] is before
+    assert isinstance(optimizer, FixedPointStep) == isinstance(optimizer.inner, FixedPointStep) == adopted
+    del optimizer.state[module.bias]["bad"]
+    optim.adopt(optimizer, settings)
+    assert optimizer.fixed_point is optimizer.inner.fixed_point is settings
+    assert state["momentum_buffer"].format.word_length == 12
+
+
 def test_a_state_dict_that_is_refused() -> None:
     _, wide = trained(lambda params: optim.AdamW(params, 0.5, state_word_length=16))
     module, optimizer = trained(lambda params: optim.AdamW(params, 0.1, state_word_length=8), 3)
@@ -73,6 +102,32 @@ def test_a_state_dict_that_is_refused() -> None:
     given["param_groups"] = given["param_groups"] * 2
     with pytest.raises(ValueError, match="different number of parameter groups"):  # torch's own
         optimizer.load_state_dict(given)
+
+
+class LoadsItself(habits.OwnList):
+    """In a form of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inside": super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["inside"])
+
+
+def test_a_state_dict_in_a_form_of_its_own_that_is_refused() -> None:
+    def make(bits: int) -> Any:
+        return lambda params: optim.adopt(LoadsItself(params), optim.StepSettings(bits))
+
+    _, wide = trained(make(16))
+    module, optimizer = trained(make(8), 3)
+    before = [plane.clone() for plane in planes(module, optimizer)]
+    with pytest.raises(ValueError, match="Resume with state_word_length=16"):
+        optimizer.load_state_dict(wide.state_dict())
+    assert same(planes(module, optimizer), before)
+    _, other = trained(make(8))
+    optimizer.load_state_dict(other.state_dict())
+    assert same(planes(nn.Module(), optimizer), planes(nn.Module(), other))
+    optimizer.step()
 
 
 @pytest.mark.parametrize("form", [lambda state: state, optim.plain_optimizer_state])

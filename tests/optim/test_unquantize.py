@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.tensor.dtensor import fixed_part
 from tests.comm import ranks
+from tests.optim import habits
 
 Make = Callable[[Any], torch.optim.Optimizer]
 #: What loads a file in a process that has no ``lowprec_plugin``.
@@ -180,6 +181,19 @@ def test_an_optimizer_is_of_its_own_class_with_plain_state_and_goes_on(make: Mak
     train(fresh, expected, range(3, 6))
     for param, other in zip(module.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(param, other)
+
+
+def test_what_an_optimizer_holds_elsewhere_becomes_float_too() -> None:
+    """In lists of its own, and counts under a name where its state has parameters stay counts."""
+    for kind in (habits.SlowWeightsInAList, habits.CountsUnderAName):
+        module = net()
+        optimizer: Any = optim.adopt(kind(module.parameters()))
+        train(module, optimizer, range(6))
+        slow = [each.dequantize() for each in getattr(optimizer, "slow", [])]
+        optim.to_float_(module, optimizer)
+        assert b"lowprec_plugin" not in pickle.dumps([vars(optimizer), module])
+        assert all(torch.equal(*pair) for pair in zip(slow, getattr(optimizer, "slow", []), strict=True))
+        train(module, optimizer, range(6, 12))
 
 
 def test_ours_become_torchs() -> None:

@@ -139,12 +139,36 @@ def test_outside_for_a_while() -> None:
         assert closing.closed == []
 
 
+def test_what_is_compiled_sees_what_is_open() -> None:
+    """A closure that is called again may run a compiled module, which takes its parameters apart."""
+    tensor = fixed(torch.ones(4, 8))
+    with Closing(tensor).opening.entered():
+        tensor.mul_(2)
+        with suspended():
+            planes, context = tensor.__tensor_flatten__()
+            inner = {name: getattr(tensor, name).clone() for name in planes}
+    rebuilt = FixedPointTensor.__tensor_unflatten__(inner, context, tensor.shape, tensor.stride())
+    assert torch.equal(rebuilt.dequantize(), torch.full((4, 8), 2.0))
+
+
 def test_it_computes_in_float32_at_least() -> None:
     tensor = FixedPointTensor.quantize(torch.ones(4, 8), "fixed24", dtype=torch.bfloat16)
     with Closing(tensor).opening.entered():
         assert (tensor + 2.0**-12).dtype == torch.float32
         assert (tensor * torch.ones(4, 8, dtype=torch.bfloat16)).dtype == torch.float32
     assert (tensor + 1).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_floats_are_written_to_themselves(dtype: torch.dtype) -> None:
+    """Such as a gradient that weight decay is added to; not a widened copy of them."""
+    tensor, closing = FixedPointTensor.quantize(torch.ones(4, 8), "fixed24", dtype=dtype), Closing()
+    decayed, averages, noted = (torch.zeros(4, 8, dtype=dtype) for _ in range(3))
+    with closing.opening.entered():
+        decayed.add_(tensor, alpha=0.5)
+        torch._foreach_lerp_([averages], [tensor], 0.5)
+        torch.mul(tensor, 0.5, out=noted)
+    assert all(torch.equal(each, torch.full((4, 8), 0.5, dtype=dtype)) for each in (decayed, averages, noted))
 
 
 def test_what_goes_past_it_is_refused() -> None:

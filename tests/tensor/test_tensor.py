@@ -333,6 +333,21 @@ class TestKeeping:
         twin.zero_()
         assert not identical(twin, x)
 
+    def test_what_is_hung_on_a_parameter_is_pickled_with_it(self, format: str) -> None:
+        """As torch does with its own, also under ``weights_only``; but nothing that the tensor holds of itself."""
+        param: Any = nn.Parameter(self.make(format))
+        param.lr_mul, param.before = 0.5, torch.ones(3)
+        file = io.BytesIO()
+        torch.save(param, file)
+        for read in (pickle.loads(pickle.dumps(param)), torch.load(io.BytesIO(file.getvalue()), weights_only=True)):
+            assert identical(read, param)
+            assert read.lr_mul == 0.5
+            assert torch.equal(read.before, torch.ones(3))
+        function, arguments = param.__reduce_ex__(2)
+        forged = function(*arguments[:-1], {"lr_mul": 2.0, "label": "other", "_codes": torch.zeros(1)})
+        assert (forged.lr_mul, forged.label) == (2.0, param.label)
+        assert identical(forged, param)
+
     def test_a_view_pickles_as_what_it_shows(self, format: str) -> None:
         view = self.make(format).t()
         assert torch.equal(pickle.loads(pickle.dumps(view)).dequantize(), view.dequantize())
