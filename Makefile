@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # The Triton that CUDA builds of this torch require. CPU builds require none, and would be tested with any other.
-TRITON_TABLE := tests/kernels/tritons.txt
+TRITON_TABLE := tests/arithmetic/triton/tritons.txt
 TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
 # Tests keep one core busy each. Those of a file share what it has set up.
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
@@ -35,18 +35,18 @@ bench: $(VENV)/quickstart
 
 # An hour: killed trainings, flipped bits, hostile tensors, odd arguments. It ends with an error if the package fails one.
 faults: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py kills --out docs/results/faults
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py damage --out docs/results/faults
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py hostile --out docs/results/faults
-	OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py fuzz --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults kills --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults damage --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults hostile --out docs/results/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.faults fuzz --out docs/results/faults
 
 # The native kernels under GCC's sanitizers, with a record.
 sanitize: $(VENV)/dev
-	$(BIN)/python tools/sanitize.py --output docs/results/sanitize.md
+	$(BIN)/python -m tools.sanitize --output docs/results/sanitize.md
 
 # Every kernel, compiled by every version of Triton.
 tritons: $(VENV)/dev $(TRITONS)
-	$(BIN)/python -m tests.kernels.tritons docs/results/triton_versions.md
+	$(BIN)/python -m tests.arithmetic.triton.tritons docs/results/triton_versions.md
 
 # The oldest and the newest versions of what the package depends on, each in an environment of its own.
 versions:
@@ -68,7 +68,7 @@ $(VENV)/tritons/%: | $(VENV)/torch
 	$(BIN)/pip install -q --no-deps --target $@.part "triton==$*; sys_platform == 'linux'"
 	mv $@.part $@
 
-$(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plugin/csrc/*)
+$(VENV)/quickstart: $(VENV)/torch pyproject.toml setup.py $(wildcard lowprec_plugin/arithmetic/native/csrc/*)
 	$(BIN)/pip install -q -e ".[poc]"
 	touch $@
 
@@ -87,4 +87,4 @@ $(VENV)/foreign/installed: $(VENV)/dev pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-versions build dist *.egg-info lowprec_plugin/_native.so
+	rm -rf $(VENV) .venv-versions build dist *.egg-info lowprec_plugin/arithmetic/native/_native.so

@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-CSRC = "lowprec_plugin/csrc"
+CSRC = "lowprec_plugin/arithmetic/native/csrc"
 FLAGS = [
     "-O3",
     "-std=c++17",
@@ -52,6 +52,6 @@ class BuildKernels(build_ext):
 
 
 setup(
-    ext_modules=[Extension("lowprec_plugin._native", sources=[], optional=True)],
+    ext_modules=[Extension("lowprec_plugin.arithmetic.native._native", sources=[], optional=True)],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -13,10 +13,10 @@ wait for one, and who uses one need not for the other.
 
 from typing import TYPE_CHECKING, Any
 
-from lowprec_plugin import comm, memory, optim
-from lowprec_plugin.emulation import Emulation, emulate
+from lowprec_plugin import comm, former_names, memory, optim
+from lowprec_plugin.activations.emulation import Emulation, emulate
+from lowprec_plugin.activations.packed import keep_activations
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.kept import keep_activations
 from lowprec_plugin.ramp import WordLengthRamp
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.version import __version__
@@ -24,6 +24,8 @@ from lowprec_plugin.version import __version__
 if TYPE_CHECKING:
     from lowprec_plugin.monitoring import FixedPointMonitor
     from lowprec_plugin.plugin import FixedPointPrecision
+
+former_names.keep()
 
 __all__ = [
     "Emulation", "FixedPointFormat", "FixedPointMonitor", "FixedPointPrecision", "FixedPointTensor", "WordLengthRamp",

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.formats import check_kind
-from lowprec_plugin.sharding import local_part
+from lowprec_plugin.tensor.dtensor import local_part
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lowprec_plugin.formats import check_integer, check_kind, check_number, check_word_length
+from lowprec_plugin.formats import (
+    check_integer,
+    check_kind,
+    check_number,
+    check_word_length,
+)
 
 #: Steps whose mean training loss is one look.
 STEPS_PER_LOOK = 10

@@ -24,7 +24,11 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from lowprec_plugin import comm, memory, optim
+from lowprec_plugin import (
+    comm,
+    memory,
+    optim,
+)
 
 # Word lengths of weights, state and gradients on the wire; None: float32.
 VARIANTS = {"float32": None, "float32 twin": None, "16": (16, 16, 16), "16/8": (16, 8, 16), "16, wire 8": (16, 16, 8)}

@@ -23,8 +23,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.utils.data import DataLoader, IterableDataset
 
 from lowprec_plugin import FixedPointPrecision
+from lowprec_plugin.experiments.making import perturb_last_bit_
 from lowprec_plugin.tasks import MLP, Classifier, MNISTDataModule
-from lowprec_plugin.trainings.making import perturb_last_bit_
 
 RANKS, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 # The plugin's options; None: float32.

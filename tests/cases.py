@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin import FixedPointFormat, FixedPointTensor, ops
-from lowprec_plugin.random_bits import key_of
+from lowprec_plugin import FixedPointFormat, FixedPointTensor
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.random_bits import key_of
 
 SHAPES = [(), (1,), (300,), (5, 0), (3, 1), (7, 9), (40, 37), (3, 129), (2, 256), (3, 700), (1, 3000), (8, 3, 3, 3)]
 

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from lowprec_plugin import native
+from lowprec_plugin.arithmetic.native import library as native
 from tests import strategies
 
 torch.set_num_threads(1)

@@ -45,7 +45,7 @@ STRATEGIES: dict[str, tuple[Cell, ...]] = {
         Cell("small gradients as float32", ("comm/test_collectives.py::test_bytes_are_those_of_the_formula",)),
     ),
     "FSDP2 (`fully_shard`)": (
-        Cell("shards of weights and state, gathered weights", ("test_sharding.py::test_bytes_per_rank",)),
+        Cell("shards of weights and state, gathered weights", ("tensor/test_dtensor.py::test_bytes_per_rank",)),
         Cell(
             "16, 12, 8 or 4 bits, weights as codes",
             (
@@ -56,22 +56,22 @@ STRATEGIES: dict[str, tuple[Cell, ...]] = {
         Cell(
             "DCP or Lightning's; exact on any number of processes",
             (
-                "test_sharding.py::test_saved_on_four_ranks_and_loaded_on_any_number",
-                "test_sharding.py::test_floats_out_and_in",
-                "test_sharding.py::test_a_process_killed_while_saving_leaves_the_checkpoint_before",
+                "tensor/test_dtensor.py::test_saved_on_four_ranks_and_loaded_on_any_number",
+                "tensor/test_dtensor.py::test_floats_out_and_in",
+                "tensor/test_dtensor.py::test_a_process_killed_while_saving_leaves_the_checkpoint_before",
                 "plugin/test_model_parallel.py::test_the_flag_shards_codes",
             ),
         ),
         Cell(
             "dimension 0 only; no error feedback",
             (
-                "test_sharding.py::test_what_cannot_be_done_is_refused_on_every_rank",
+                "tensor/test_dtensor.py::test_what_cannot_be_done_is_refused_on_every_rank",
                 "plugin/test_model_parallel.py::test_refusals",
             ),
         ),
     ),
     "HSDP (FSDP2 on a mesh with replicas)": (
-        Cell("as FSDP2", ("test_sharding.py::test_a_model_trains_as_in_float",)),
+        Cell("as FSDP2", ("tensor/test_dtensor.py::test_a_model_trains_as_in_float",)),
         Cell(
             "as FSDP2 within a replica; between replicas as FSDP2 itself sends them",
             ("comm/test_fsdp.py::test_gradients_are_averages_within_what_the_word_length_allows",),

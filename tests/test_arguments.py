@@ -83,7 +83,7 @@ CALLS: dict[str, Call] = {
     "FixedPointMonitor": Call(FixedPointMonitor),
     "FixedPointFormat": Call(FixedPointFormat, lambda: {"word_length": 16}),
     "FixedPointFormat.parse": Call(FixedPointFormat.parse),
-    "FixedPointTensor.quantize": Call(  # what x may hold: tests/test_tensor.py
+    "FixedPointTensor.quantize": Call(  # what x may hold: tests/tensor/test_tensor.py
         FixedPointTensor.quantize, lambda: {"x": torch.ones(4, 4), "format": "fixed16"},
         ("format", "rounding", "seed", "label", "dtype", "first_row"),
     ),

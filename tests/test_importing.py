@@ -71,7 +71,7 @@ def run(program: str, *arguments: str) -> Any:
 
 IMPORTED = [
     "",
-    "lowprec_plugin.plugin",
+    "lowprec_plugin.plugin.precision",
     "lowprec_plugin.monitoring",
     "lowprec_plugin.cli.main",
     "lowprec_plugin.deepspeed",
@@ -82,7 +82,7 @@ def test_an_import_leaves_everything_of_torch_and_python_as_it_was() -> None:
     # Lightning and DeepSpeed first: what they change is theirs.
     hosts = "import lightning.pytorch, deepspeed, jsonargparse, torch.distributed.checkpoint, wandb\nbefore = state()\n"
     names = ", ".join(f"lowprec_plugin{name.removeprefix('lowprec_plugin')}" for name in IMPORTED)
-    act = hosts + f"names = set(logging.root.manager.loggerDict)\nimport {names}, lowprec_plugin.optim.watch"
+    act = hosts + f"names = set(logging.root.manager.loggerDict)\nimport {names}, lowprec_plugin.optim.unadopted"
     assert run(STATE.replace("{act}", act)) == []
 
 
@@ -104,7 +104,7 @@ import hashlib, json, sys
 import torch
 from torch import nn
 if sys.argv[1] != "without":
-    import lowprec_plugin, lowprec_plugin.plugin
+    import lowprec_plugin, lowprec_plugin.plugin.precision
 if sys.argv[1] == "used":
     lowprec_plugin.optim.quantize_(nn.Linear(8, 8))
 digests = {}

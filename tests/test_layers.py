@@ -1,98 +1,93 @@
-"""Imports go down only (see docs/decisions/0001-layers.md)."""
+"""Folders are the layers, and imports go down only (see docs/decisions/0001-layers.md)."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "lowprec_plugin"
+from tools.import_graph import PACKAGE, circles, floors, imports_of, read, room_of
 
-#: Layer of each module or folder; a module may import its own layer's and lower ones'.
-LAYERS = {
-    "version": 0, "formats": 0, "quality": 0, "ramp": 0, "files": 0, "counts": 0, "markdown": 0,
-    "blocks": 1, "random_bits": 1, "updates": 1, "reference": 1, "native": 1, "kernels": 1,
-    "update_reference": 1, "wire_reference": 1, "native_wire": 1, "compat": 1,
-    "ops": 2, "wire": 2,
-    "tensor": 3, "tensor_rules": 3, "tensor_comm": 3, "gathered": 3, "casting": 3, "sharding": 3, "widening": 3,
-    "comm": 3, "copying": 3, "opening": 3,
-    "flattening": 3, "direct": 3, "dequantizing": 3, "integrity": 3, "damage": 3, "first_tensor": 3,
-    "optim": 4, "memory": 4, "describe": 4, "running": 4, "emulation": 4, "kept": 4, "inside": 4,
-    "computing": 4, "plan": 4, "telemetry": 4,
-    "plugin": 5, "ramping": 5, "resuming": 5, "wiring": 5, "strategies": 5, "nonfinite": 5, "deepspeed": 5,
-    "monitoring": 5, "leaving": 5,
-    "tasks": 6, "poc": 6, "bench": 6, "tune": 6, "cli": 6, "export": 6,
-    "inspection": 6, "sources": 6, "unread": 6,
-    "trainings": 6,
-    "__init__": 6,
-}  # fmt: skip
-#: Third-party packages and the lowest layer (or the only folders) that may import them.
+#: The rooms of each layer, from the ground up: a room may import those of its own layer and of lower ones.
+LAYERS = (
+    ("version", "formats", "quality", "ramp", "text", "former_names", "compat"),
+    ("arithmetic",),
+    ("tensor",),
+    ("optim", "comm", "activations", "memory", "compute_dtype", "experiments", "checkpoints"),
+    ("plan", "telemetry"),
+    ("plugin", "deepspeed", "monitoring"),
+    ("tasks", "poc", "bench", "tune", "export", "cli", "__init__"),
+)
+LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
+#: Third-party packages and the lowest layer that may import them.
 HOSTS = {
-    "torch": 1,
-    "lightning_utilities": 4,
-    "jsonargparse": 6,
-    "sklearn": 6,
-    "wandb": 5,
-    "rich": 6,
-    "onnx": 6,
-    "safetensors": 6,
-    "yaml": 6,
-    "optuna": 6,
-    "matplotlib": 6,
-    "tqdm": 6,
-    "jinja2": 6,
-    "markupsafe": 6,
-}
-ONLY_IN = {"triton": "kernels", "deepspeed": "deepspeed"}
+    "torch": 0, "jsonargparse": 3, "yaml": 3, "lightning_utilities": 3, "wandb": 5, "sklearn": 6, "rich": 6, "onnx": 6,
+    "safetensors": 6, "optuna": 6, "matplotlib": 6, "tqdm": 6, "jinja2": 6, "markupsafe": 6,
+}  # fmt: skip
+ONLY_IN = {"triton": "lowprec_plugin.arithmetic.triton", "deepspeed": "lowprec_plugin.deepspeed"}
+#: Of the lowest layer these alone may import torch.
+WITH_TORCH = {"compat"}
 #: Whose classes are asked of lowprec_plugin.compat, for they come from any of several packages.
 BY_NAME = {"lightning", "pytorch_lightning", "lightning_fabric"}
+HOUSE = read()
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+def test_rooms_are_few() -> None:
+    assert len(HOUSE.rooms) <= 30
+    assert len(list(PACKAGE.glob("*.py"))) <= 9
+    assert sorted(HOUSE.rooms) == sorted(LAYER)
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_no_circle() -> None:
+    """Not between rooms and not between modules, what a type checker alone reads included."""
+    assert circles(HOUSE.rooms) == []
+    assert circles(HOUSE.modules) == []
+    assert max(floors(HOUSE.rooms).values()) < 12
 
 
-def nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All that runs: what a type checker alone reads is left out."""
-    for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            yield node
-            yield from nodes(node)
+@pytest.mark.parametrize("room", sorted(LAYER))
+def test_imports_go_down(room: str) -> None:
+    upwards = [each for each in HOUSE.rooms[room] if LAYER[each] > LAYER[room]]
+    assert upwards == []
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in nodes(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-            found.add(str(node.module))
-    return found
+@pytest.mark.parametrize("module", sorted(HOUSE.modules))
+def test_hosts_are_imported_where_they_belong(module: str) -> None:
+    for name, runs in imports_of(HOUSE.paths[module]).items():
+        host = name.partition(".")[0]
+        if not runs:
+            continue
+        assert host not in BY_NAME, f"{module} imports {name} itself"
+        if host in ONLY_IN:
+            assert module.startswith(ONLY_IN[host]), f"{module} imports {name}"
+        if host in HOSTS:
+            assert HOSTS[host] <= LAYER[room_of(module)], f"{module} imports {name}"
+        if host == "torch" and LAYER[room_of(module)] == 0:
+            assert room_of(module) in WITH_TORCH, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down(path: Path) -> None:
-    layer = LAYERS[name_of(path)]
-    for imported in imports(path):
-        parts = imported.split(".")
-        assert parts[0] not in BY_NAME, f"{path.name} imports {imported} itself"
-        if parts[0] == "lowprec_plugin":
-            if len(parts) > 1 and parts[1] in LAYERS:
-                assert LAYERS[parts[1]] <= layer, f"{path.name} (layer {layer}) imports {imported}"
-        elif parts[0] in ONLY_IN:
-            assert name_of(path) == ONLY_IN[parts[0]], f"{path.name} imports {imported}"
-        elif parts[0] in HOSTS:
-            assert HOSTS[parts[0]] <= layer, f"{path.name} (layer {layer}) imports {imported}"
+def test_a_circle_and_an_upward_arrow_are_seen(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "low").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "high.py").write_text("from package.low import one")
+    (package / "low" / "__init__.py").write_text("")
+    for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from package.low import two"
+    (package / "low" / "one.py").write_text(for_types)
+    (package / "low" / "two.py").write_text("def later():\n    from package.low.one import x\n    import package.high")
+    house = read(package)
+    assert circles(house.modules) == [["package.high", "package.low.one", "package.low.two"]]
+    assert circles(house.rooms) == [["high", "low"]]
+    assert house.rooms["low"] == {"high"}
 
 
 def test_files_are_small() -> None:
-    long = {str(path): len(path.read_text().splitlines()) for path in modules()}
+    long = {str(path): len(path.read_text().splitlines()) for path in HOUSE.paths.values()}
     assert {path: lines for path, lines in long.items() if lines > 350} == {}
+
+
+def test_imports_are_absolute() -> None:
+    for path in HOUSE.paths.values():
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert all(node.level == 0 for node in nodes if isinstance(node, ast.ImportFrom)), path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lowprec_plugin import native
+from lowprec_plugin.arithmetic.native import library as native
 from tools import sanitize
 
 able, reason = native.available()
@@ -48,7 +48,7 @@ def _has_sanitizers() -> bool:
 def test_every_kernel_under_sanitizers(tmp_path: Path) -> None:
     """Every word length, format and algorithm; and that faults made on purpose are seen."""
     name = native.instruction_set()
-    command = [sys.executable, "tools/sanitize.py", "--only", "controls", "driver", "--sets", name]
+    command = [sys.executable, "-m", "tools.sanitize", "--only", "controls", "driver", "--sets", name]
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)], cwd=sanitize.ROOT, capture_output=True, text=True, check=False
     )

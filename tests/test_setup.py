@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NATIVE = Path("lowprec_plugin", "arithmetic", "native")
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -22,7 +23,7 @@ def test_the_kernels_are_optional(tmp_path: Path, compiler: str | None) -> None:
     shutil.copytree(ROOT / "lowprec_plugin", tmp_path / "lowprec_plugin", ignore=shutil.ignore_patterns("*.so"))
     if compiler is None:
         # Quick to compile, and to the same end: what is tested is that the library appears where it is looked for.
-        for source in (tmp_path / "lowprec_plugin" / "csrc").glob("*.cpp"):
+        for source in (tmp_path / NATIVE / "csrc").glob("*.cpp"):
             source.write_text("")
     environment = os.environ | ({} if compiler is None else {"CC": compiler, "CXX": compiler})
     done = subprocess.run(
@@ -30,7 +31,7 @@ def test_the_kernels_are_optional(tmp_path: Path, compiler: str | None) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "lowprec_plugin" / "_native.so").exists() == (compiler is None)
+    assert (tmp_path / NATIVE / "_native.so").exists() == (compiler is None)
 
 
 def test_how_to_install_is_said() -> None:

@@ -1,17 +1,14 @@
 """Trials of the plugin under faults, each a sub-command that ends with 1 if the plugin failed one.
 
-python tools/faults.py kills --out docs/results/faults
+python -m tools.faults kills --out docs/results/faults
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).parent.parent))  # for the tables of the tests
-
-from faulty import damage, fuzz, hostile, kills
+from tools.faulty import damage, fuzz, hostile, kills
 
 SUBCOMMANDS = (kills, damage, hostile, fuzz)
 

@@ -23,14 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lowprec_plugin.arithmetic.native import library as native
+from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.tables import markdown_table
+from tools.sanitize_driver import CONTROLS
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # this checkout's package, wherever another one is installed
-
-from lowprec_plugin import native  # noqa: E402
-from lowprec_plugin.files import whole_text  # noqa: E402
-from lowprec_plugin.markdown import markdown_table  # noqa: E402
-from tools.sanitize_driver import CONTROLS  # noqa: E402
-
+NATIVE = Path("lowprec_plugin", "arithmetic", "native")
 COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "lowprec_plugin", "tests", "tools")
 # A float that no integer holds is converted by undefined behaviour too, which "undefined" leaves out. Divisions by
 # zero are left out on purpose: floats have infinities.
@@ -38,11 +37,12 @@ ADDRESS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-
 THREAD = ["-fsanitize=thread", "-g1"]
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 TESTS = (
-    "tests/test_native.py", "tests/test_wire.py", "tests/test_update_reference.py", "tests/test_counts.py",
-    "tests/test_kept.py", "tests/test_tensor.py", "tests/test_integrity.py", "tests/optim",
+    "tests/arithmetic/test_native.py", "tests/arithmetic/test_wire.py", "tests/arithmetic/test_update.py",
+    "tests/arithmetic/test_update_counts.py", "tests/activations/test_packed.py",
+    "tests/tensor/test_tensor.py", "tests/tensor/test_integrity.py", "tests/optim",
 )  # fmt: skip
 # It counts the bytes of glibc's allocator, whose place AddressSanitizer takes.
-LEFT_OUT = "tests/test_kept.py::test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes"
+LEFT_OUT = "tests/activations/test_packed.py::test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes"
 HOSTILE = 400
 STEPS = ("controls", "driver", "tests", "hostile", "threads")
 # Both runtimes have a function of this name, and each would set the other's path.
@@ -94,7 +94,7 @@ def build(folder: Path, flags: list[str]) -> Path:
     environment = os.environ | {"CC": cxx, "CXX": cxx, "CFLAGS": flag, "CXXFLAGS": flag, "LDFLAGS": flag}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env=environment, check=True)
-    if not (folder / "lowprec_plugin" / "_native.so").exists():
+    if not (folder / NATIVE / "_native.so").exists():
         raise ValueError(f"{cxx} could not build the kernels with {flag}")
     return folder
 
@@ -122,12 +122,12 @@ class Sanitized:
 
     def controls(self, instruction_set: str) -> list[Run]:
         """Faults on purpose, each of which has to be reported."""
-        _, said = self.run("tools/sanitize_driver.py", instruction_set, "controls")
+        _, said = self.run("-m", "tools.sanitize_driver", instruction_set, "controls")
         return [control(instruction_set, name, words, said) for name, (_, words) in CONTROLS.items()]
 
     def driver(self, instruction_set: str) -> Run:
         """Every kernel on every word length."""
-        status, said = self.run("tools/sanitize_driver.py", instruction_set)
+        status, said = self.run("-m", "tools.sanitize_driver", instruction_set)
         return checked(instruction_set, "every kernel, 2 to 24 bits", status, said)
 
     def tests(self, instruction_set: str, tests: Sequence[str]) -> Run:
@@ -146,7 +146,7 @@ class Sanitized:
 
     def hostile(self, instruction_set: str) -> Run:
         """Planes that do not fit their format, by every way in, read and written to by the kernels that load."""
-        status, said = self.run("tools/faults.py", "hostile", "--cases", str(HOSTILE))
+        status, said = self.run("-m", "tools.faults", "hostile", "--cases", str(HOSTILE))
         return checked(instruction_set, f"hostile tensors, {HOSTILE} by each way in", status, said)
 
 
@@ -175,7 +175,7 @@ def control(instruction_set: str, name: str, words: str, said: str) -> Run:
 def threads(folder: Path, instruction_sets: Sequence[str]) -> list[Run]:
     """The kernels with four threads under ThreadSanitizer, and two threads that write one tensor."""
     folder = build(folder, THREAD)
-    library, program, logs = folder / "lowprec_plugin", folder / "threads", folder / "reports"
+    library, program, logs = folder / NATIVE, folder / "threads", folder / "reports"
     command = [compiler(), "-std=c++17", "-O1", *THREAD, "-pthread", "-I", str(library / "csrc"), "-o", str(program)]
     command += [str(folder / "tools" / "sanitize_threads.cpp"), str(library / "_native.so"), f"-Wl,-rpath,{library}"]
     subprocess.run(command, check=True)
@@ -250,7 +250,7 @@ def main() -> int:
         rows += [sanitized.hostile(here()[-1])] if "hostile" in given.only else []
     if "threads" in given.only:
         rows += threads(folder / "thread", sets)
-    text = record(rows, "make sanitize" if given.output else "python tools/sanitize.py", time.monotonic() - started)
+    text = record(rows, "make sanitize" if given.output else "python -m tools.sanitize", time.monotonic() - started)
     print(text)
     if given.output:
         whole_text(given.output, text)

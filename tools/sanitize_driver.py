@@ -1,6 +1,6 @@
-"""Every native kernel on every word length, or calls that are wrong: what ``tools/sanitize.py`` runs.
+"""Every native kernel on every word length, or calls that are wrong: what ``tools.sanitize`` runs.
 
-``python tools/sanitize_driver.py SET [controls]``, in a process whose kernels are built with sanitizers.
+``python -m tools.sanitize_driver SET [controls]``, in a process whose kernels are built with sanitizers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,25 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin import FixedPointFormat, native, native_wire, ops
-from lowprec_plugin.blocks import Blocks, empty_blocks
+from lowprec_plugin import FixedPointFormat
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
+from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.native import library as native
+from lowprec_plugin.arithmetic.native import wire as native_wire
+from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.arithmetic.reference.wire import (
+    BLOCK,
+    RESIDUAL,
+    WORD_LENGTHS,
+    Piece,
+    blocks_of,
+    chunk_bytes,
+    chunk_of,
+)
 from lowprec_plugin.formats import rows_of
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.updates import Algorithm
-from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, WORD_LENGTHS, Piece, blocks_of, chunk_bytes, chunk_of
 from tests import cases
-from tests.test_native import HYPERS
+from tests.arithmetic.test_native import HYPERS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: Where random bits begin: at the start, across the upper half of a counter, and past the last of 64 bits.

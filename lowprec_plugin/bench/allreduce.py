@@ -28,10 +28,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin import comm
+from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.bench.models import Transformer
-from lowprec_plugin.files import whole_text
+from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
-from lowprec_plugin.wire_reference import WORD_LENGTHS
 
 FLOAT32 = "float32"
 Side = Callable[[int], Any]

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lowprec_plugin import native, ops, optim
+from lowprec_plugin import optim
+from lowprec_plugin.activations.emulation import Emulation, emulate
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.bench.run import FLOAT32, report
-from lowprec_plugin.emulation import Emulation, emulate
-from lowprec_plugin.files import whole_text
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tasks import CNN
+from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
 WEIGHTS, ACTIVATIONS, ERRORS = (FixedPointFormat.parse(format) for format in ("<2,14>", "<6,10>", "<2,14>"))

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lowprec_plugin import ops, optim
+from lowprec_plugin import optim
+from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.bench.models import Transformer, matrices
-from lowprec_plugin.files import whole_text
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
 FLOAT32 = "float32"

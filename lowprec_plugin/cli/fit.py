@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lowprec_plugin.compat.lightnings import LIGHTNINGS, Lightning
-from lowprec_plugin.trainings import Config, cause_of, raised_in, read_yaml
-from lowprec_plugin.trainings.lightnings import lightning_of_config
+from lowprec_plugin.experiments import Config, cause_of, raised_in, read_yaml
+from lowprec_plugin.experiments.lightnings import lightning_of_config
 
 #: Whose refusals are one line.
 _OURS = ("lowprec_plugin", *(name.partition(".")[0] for each in LIGHTNINGS for name in (each.name, each.fabric)))

@@ -43,10 +43,10 @@ OWN = {
         "Time a training step of emulated arithmetic against float32's.",
     ),
     "plan": (
-        "lowprec_plugin.cli.plan:run_plan",
+        "lowprec_plugin.plan.command:run_plan",
         "Predict the bytes that each GPU holds and sends, before anything is bought or run.",
     ),
-    "inspect": ("lowprec_plugin.inspection:run_inspect", "Show what a checkpoint stores how."),
+    "inspect": ("lowprec_plugin.checkpoints.inspect:run_inspect", "Show what a checkpoint stores how."),
     "export": ("lowprec_plugin.export:run_export", "Write a checkpoint's weights for hardware or another tool."),
     "cost": ("lowprec_plugin.export:run_cost", "Estimate a network on the systolic array of Gupta et al. 2015."),
 }
@@ -121,7 +121,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _call(command: str, given: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from lowprec_plugin.trainings import place, raised_in
+    from lowprec_plugin.experiments import place, raised_in
 
     path, description = OWN[command]
     function = resolve_name(path)

@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin import ops, wire
+from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic.random_bits import stream_of
+from lowprec_plugin.arithmetic.reference.wire import Piece, blocks_of, chunk_bytes, chunk_of
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, gather, keys
 from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
 from lowprec_plugin.comm.handshake import agreement
 from lowprec_plugin.formats import check_integer, check_kind
-from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.wire_reference import Piece, blocks_of, chunk_bytes, chunk_of
 
 OPS = ("mean", "sum")
 
@@ -154,12 +154,12 @@ def all_gather(
     key, _ = keys(stream_of(seed, name), step, rank)
     sent = torch.zeros(chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
     piece = Piece(ops.readable(input.detach()).view(-1), 0, 0, key, 0)
-    wire.round_([piece], chunk_of(sent, blocks, word_length), word_length, rounding)
+    wire_ops.round_([piece], chunk_of(sent, blocks, word_length), word_length, rounding)
     received, work = gather(sent, group)
     work.wait()
     flat = ops.readable(output.detach()).view(ranks, share)
     for row, values in zip(received, flat, strict=True):
-        wire.read_([piece._replace(values=values)], chunk_of(row, blocks, word_length), word_length)
+        wire_ops.read_([piece._replace(values=values)], chunk_of(row, blocks, word_length), word_length)
     return _give_back(output, flat)
 
 
@@ -180,7 +180,7 @@ def _check_op(op: str) -> None:
 
 def _checked(tensor: Tensor, word_length: int, rounding: str, seed: int, name: str, step: int) -> dict[str, Any]:
     """The terms of every collective."""
-    wire.check_word_length(word_length)
+    wire_ops.check_word_length(word_length)
     ops.check_rounding(rounding)
     check_integer(seed, "seed")
     check_integer(step, "step")

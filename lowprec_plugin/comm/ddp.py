@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
 
-from lowprec_plugin import ops, wire
-from lowprec_plugin.blocks import Blocks, empty_blocks
+from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
+from lowprec_plugin.arithmetic.random_bits import stream_of
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
 from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.formats import check_integer, check_kind
-from lowprec_plugin.integrity import check_numbers
-from lowprec_plugin.random_bits import stream_of
+from lowprec_plugin.tensor.integrity import check_numbers
 from lowprec_plugin.version import __version__
-from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, blocks_of
 
 
 class DDPState:
@@ -61,7 +61,7 @@ class DDPState:
         seed: int = 0,
         terms: dict[str, Any] | None = None,
     ) -> None:
-        wire.check_word_length(word_length)
+        wire_ops.check_word_length(word_length)
         ops.check_rounding(rounding)
         check_feedback(word_length, error_feedback)
         check_integer(seed, "seed")
@@ -102,7 +102,7 @@ class DDPState:
 
     @word_length.setter
     def word_length(self, word_length: int) -> None:
-        wire.check_word_length(word_length)
+        wire_ops.check_word_length(word_length)
         self._exchange.word_length = word_length
 
     @property

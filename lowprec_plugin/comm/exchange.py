@@ -1,9 +1,9 @@
 """One all-reduce in fixed-point, as a program of two collectives of bytes.
 
-Each rank rounds its gradients to packed blocks (:mod:`lowprec_plugin.wire_reference`). The blocks are shared out: rank
-``r`` is sent everybody's ``r``-th slice (``all_to_all_single``), sums it in float32 in rank order, rounds the mean
-once more, and sends it to all (``all_gather_into_tensor``). Every rank reads the same bytes, so every rank ends with
-the same bits. Per element and rank that sends ``2 (N - 1) / N * (word_length / 8 + 1 / 256)`` bytes.
+Each rank rounds its gradients to packed blocks (:mod:`lowprec_plugin.arithmetic.reference.wire`). The blocks are shared
+out: rank ``r`` is sent everybody's ``r``-th slice (``all_to_all_single``), sums it in float32 in rank order, rounds the
+mean once more, and sends it to all (``all_gather_into_tensor``). Every rank reads the same bytes, so every rank ends
+with the same bits. Per element and rank that sends ``2 (N - 1) / N * (word_length / 8 + 1 / 256)`` bytes.
 
 Small gradients travel as float32 behind the blocks of the same two collectives: one flat row, of which rank ``r`` is
 sent everybody's ``r``-th slice, sums it in rank order and sends the mean to all. That sends ``2 (N - 1) / N * 4`` bytes
@@ -24,11 +24,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowprec_plugin import ops, wire
-from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.arithmetic.reference.wire import (
+    BLOCK,
+    Chunk,
+    Piece,
+    blocks_of,
+    chunk_bytes,
+    chunk_of,
+)
 from lowprec_plugin.comm.worker import wait
-from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.wire_reference import BLOCK, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 
 #: Of numbers that can be rounded and read.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,7 +45,7 @@ _ALIGNMENT = 16
 
 
 class Gradient(NamedTuple):
-    """What one parameter sends: see :class:`~lowprec_plugin.wire_reference.Piece`."""
+    """What one parameter sends: see :class:`~lowprec_plugin.arithmetic.reference.wire.Piece`."""
 
     values: Tensor
     key: int
@@ -110,7 +117,7 @@ class _Part:
         """Round, and start the first collective."""
         sent = torch.zeros(self.ranks, self.stride, dtype=torch.uint8, device=self.device)
         for row, pieces in zip(sent, self.slices, strict=True):
-            wire.round_(pieces, self._chunk(row), self.exchange.word_length, self.exchange.rounding)
+            wire_ops.round_(pieces, self._chunk(row), self.exchange.word_length, self.exchange.rounding)
         if self.plain:
             flat = torch.cat([tensor.float() for tensor in self.plain])
             flat = pad(flat, (0, self.ranks * self.floats - flat.numel()))
@@ -128,7 +135,7 @@ class _Part:
         mean = torch.zeros(self.stride, dtype=torch.uint8, device=self.device)
         divisor = float(self.ranks if self.exchange.mean else 1)
         chunks = [self._chunk(row) for row in self.received]
-        wire.sum_(own, chunks, self._chunk(mean), self.exchange.word_length, divisor, self.exchange.rounding)
+        wire_ops.sum_(own, chunks, self._chunk(mean), self.exchange.word_length, divisor, self.exchange.rounding)
         if self.plain:
             rows = self._floats(self.received).contiguous().view(torch.float32)
             total = rows[0].double()  # in which no sum of float32's overflows
@@ -143,7 +150,7 @@ class _Part:
         """Write what came to the gradients."""
         wait(self.work)
         for row, pieces in zip(self.received, self.slices, strict=True):
-            wire.read_(pieces, self._chunk(row), self.exchange.word_length)
+            wire_ops.read_(pieces, self._chunk(row), self.exchange.word_length)
         at, flat = 0, self._floats(self.received).contiguous().view(torch.float32).view(-1)
         for tensor in self.plain:
             tensor.copy_(flat[at : at + tensor.numel()])
@@ -168,14 +175,14 @@ def reduce_scatter(output: Tensor, input: Tensor, exchange: Exchange, stream: in
     sent = torch.zeros(ranks, chunk_bytes(blocks, word_length), dtype=torch.uint8, device=input.device)
     for index, values in enumerate(ops.readable(input.detach()).view(ranks, share)):
         piece = Piece(values, index * blocks, 0, key, 0)
-        wire.round_([piece], chunk_of(sent[index], blocks, word_length), word_length, exchange.rounding)
+        wire_ops.round_([piece], chunk_of(sent[index], blocks, word_length), word_length, exchange.rounding)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=exchange.group)
     scale = 2.0 ** -(ranks - 1).bit_length()  # at which no sum of so many overflows
     total = torch.zeros(share, device=input.device)
     values = torch.empty(share, device=input.device)
     for row in received:
-        wire.read_([Piece(values, 0, 0, 0, 0)], chunk_of(row, blocks, word_length), word_length)
+        wire_ops.read_([Piece(values, 0, 0, 0, 0)], chunk_of(row, blocks, word_length), word_length)
         total += values * scale
     total /= scale * (ranks if exchange.mean else 1)
     output.detach().view(-1).copy_(total)

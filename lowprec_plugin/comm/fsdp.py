@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin import ops, wire
+from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic.random_bits import stream_of
+from lowprec_plugin.arithmetic.reference.wire import BLOCK
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.compat.fsdp import mixed_precision_of, reducers_of, state_of
 from lowprec_plugin.formats import check_integer, check_kind
-from lowprec_plugin.random_bits import stream_of
-from lowprec_plugin.sharding import fixed_part, local_part
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 from lowprec_plugin.version import __version__
-from lowprec_plugin.wire_reference import BLOCK
 
 
 class FSDPState:
@@ -61,7 +61,7 @@ class FSDPState:
         seed: int = 0,
         terms: dict[str, Any] | None = None,
     ) -> None:
-        wire.check_word_length(word_length)
+        wire_ops.check_word_length(word_length)
         ops.check_rounding(rounding)
         check_integer(seed, "seed")
         check_kind({} if terms is None else terms, dict, "terms")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowprec_plugin.comm.exchange import gather
-from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor.dtensor import fixed_part
 
 _DIGEST_BYTES = 16
 _AT_START = "start every process with the same model, arguments and version of the package"

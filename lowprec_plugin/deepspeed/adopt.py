@@ -10,17 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowprec_plugin import ops, optim, wire
+from lowprec_plugin import optim
+from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
 from lowprec_plugin.deepspeed.internals import Inside, open_engine
-from lowprec_plugin.describe import Row, as_text, describe, group_row
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import format_of_state, is_elementwise
 from lowprec_plugin.optim.step import FixedPointStep
-from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.telemetry.storage_table import Row, as_text, describe, group_row
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.dtensor import fixed_part
 from lowprec_plugin.version import __version__
 
 
@@ -89,7 +90,7 @@ def adopt_engine(
     format = FixedPointFormat.parse(format)
     settings = StepSettings(state_word_length, rounding)
     if comm_word_length not in ("auto", None):
-        wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
+        wire_ops.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
     check_integer(seed, "seed")
     inside = open_engine(engine)
     are_fixed = any(isinstance(param, FixedPointTensor) for param in _held(inside))

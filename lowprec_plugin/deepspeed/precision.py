@@ -12,16 +12,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from lowprec_plugin import wire
+from lowprec_plugin.arithmetic import wire_ops
 from lowprec_plugin.compat.bases import DeepSpeedPrecision, serve
 from lowprec_plugin.compat.lightnings import in_use
 from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
 from lowprec_plugin.formats import FixedPointFormat, check_integer
-from lowprec_plugin.nonfinite import Aftermath
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.resuming import LAYOUT, check_resumed, check_saved, say_changed
-from lowprec_plugin.strategies import ELSEWHERE, check_strategy
+from lowprec_plugin.plugin.nonfinite import Aftermath
+from lowprec_plugin.plugin.resuming import LAYOUT, check_resumed, check_saved, say_changed
+from lowprec_plugin.plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.version import __version__
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
@@ -78,7 +78,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         self.format = FixedPointFormat(word_length, fraction_length, block_size)
         StepSettings(state_word_length, rounding, nonfinite)  # refuses bad values now rather than at fit
         if comm_word_length not in ("auto", None):
-            wire.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
+            wire_ops.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
         check_integer(seed, "seed")
         self._options = {
             "state_word_length": state_word_length, "comm_word_length": comm_word_length, "rounding": rounding,

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lowprec_plugin.export.words import Words
-from lowprec_plugin.files import path_of
+from lowprec_plugin.export.integers import Words
+from lowprec_plugin.text.files import path_of
 
 #: What a header of ours defines, at the beginning of a line.
 _DEFINED = re.compile(r"^(?:#define (\w+)|(?:static|typedef|template) .*?(\w+)[\[(;])", re.MULTILINE)

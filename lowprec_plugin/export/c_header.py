@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from lowprec_plugin.emulation.settings import Formats
+from lowprec_plugin.activations.emulation.settings import Formats
 from lowprec_plugin.export.c_arrays import array, check_distinct, codes, constants, identifier, names_in_c, shape_text
 from lowprec_plugin.export.c_network import program
+from lowprec_plugin.export.integers import State, Words, integers_only
 from lowprec_plugin.export.network import part_of, plan_if_asked
-from lowprec_plugin.export.words import State, Words, integers_only
-from lowprec_plugin.files import whole_file
+from lowprec_plugin.text.files import whole_file
 from lowprec_plugin.version import __version__
 
 

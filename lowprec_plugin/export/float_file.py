@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lowprec_plugin.export.words import State, split
-from lowprec_plugin.files import whole_file
+from lowprec_plugin.export.integers import State, split
 from lowprec_plugin.optim import float_state_dict
+from lowprec_plugin.text.files import whole_file
 
 
 def to_float(module_or_state: nn.Module | State, path: str | Path) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from torch import nn
 
-from lowprec_plugin.emulation.settings import Formats
+from lowprec_plugin.activations.emulation.settings import Formats
 from lowprec_plugin.export.c_arrays import check_distinct, codes, identifier, in_comment, names_in_c, shape_text
+from lowprec_plugin.export.integers import State, Words, integers_only
 from lowprec_plugin.export.network import Layer, part_of, plan_if_asked
-from lowprec_plugin.export.words import State, Words, integers_only
-from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.text.files import whole_file
 from lowprec_plugin.version import __version__
 
 

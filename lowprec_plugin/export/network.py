@@ -1,6 +1,6 @@
 """A network as the integer arithmetic that it is: layers in order, the format of what goes in and out of each.
 
-This is the arithmetic of :class:`~lowprec_plugin.emulation.Emulation` with ``accumulate="exact"`` and rounding to
+This is the arithmetic of :class:`~lowprec_plugin.Emulation` with ``accumulate="exact"`` and rounding to
 nearest: a sum of products is exact, and rounded once to the layer's output format; everything else selects numbers.
 """
 
@@ -13,10 +13,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from lowprec_plugin.emulation import Emulation
-from lowprec_plugin.emulation.settings import Formats
-from lowprec_plugin.export.words import State, Words, split
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.activations.emulation import Emulation
+from lowprec_plugin.activations.emulation.settings import Formats
+from lowprec_plugin.export.integers import State, Words, split
+from lowprec_plugin.formats import (
+    FixedPointFormat,
+)
 
 #: What a network may consist of, in an nn.Sequential or several within each other.
 COVERED = "Linear, Conv2d, ReLU, MaxPool2d, Flatten and Identity"

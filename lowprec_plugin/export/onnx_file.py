@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin.emulation.settings import Formats
+from lowprec_plugin.activations.emulation.settings import Formats
+from lowprec_plugin.export.integers import Words, split
 from lowprec_plugin.export.network import Layer, part_of, plan
-from lowprec_plugin.export.words import Words, split
-from lowprec_plugin.files import whole_file
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import float_state_dict
+from lowprec_plugin.text.files import whole_file
 
 OPSET = 21
 #: protobuf's own limit.

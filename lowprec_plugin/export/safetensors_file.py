@@ -2,9 +2,9 @@
 
 A fixed-point tensor ``name`` is up to three entries: ``name`` (codes, int8 or int16), ``name.low`` (uint8, of words of
 17 to 24 bits) and ``name.exponents`` (int8, of dynamic formats), laid out as
-:class:`~lowprec_plugin.blocks.Blocks` says. Other tensors are entries as they are. The metadata's ``"lowprec"`` is
-JSON: per fixed-point tensor its ``word_length``, ``fraction_length`` (``null`` if dynamic) and ``block_size``. Its
-``"lowprec_digest"`` is a checksum of all entries and of that JSON, which reading compares.
+:class:`~lowprec_plugin.arithmetic.blocks.Blocks` says. Other tensors are entries as they are. The metadata's
+``"lowprec"`` is JSON: per fixed-point tensor its ``word_length``, ``fraction_length`` (``null`` if dynamic) and
+``block_size``. Its ``"lowprec_digest"`` is a checksum of all entries and of that JSON, which reading compares.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin.blocks import Blocks
-from lowprec_plugin.export.words import State, split, stored_part
-from lowprec_plugin.files import path_of, whole_file
+from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import stream_of
+from lowprec_plugin.export.integers import State, split, stored_part
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.integrity import check_numbers
-from lowprec_plugin.random_bits import stream_of
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.integrity import check_numbers
+from lowprec_plugin.text.files import path_of, whole_file
 
 _FIELDS = ("word_length", "fraction_length", "block_size")
 _REMEDY = "write it again with to_safetensors, or take another copy"

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowprec_plugin.counts import UpdateCounts, total
-from lowprec_plugin.kept import KeptBytes
+from lowprec_plugin.activations.packed import KeptBytes
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.memory import report
 from lowprec_plugin.monitoring.watched import Watched
-from lowprec_plugin.sharding import fixed_part, local_part
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 
 PREFIX = "lowprec/"
 GIB, MIB = 2**30, 2**20

@@ -9,11 +9,11 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lowprec_plugin import memory
+from lowprec_plugin.activations.packed import KeptBytes
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.compat.lightning import misconfiguration
-from lowprec_plugin.counts import UpdateCounts, total
 from lowprec_plugin.formats import check_integer, check_kind
-from lowprec_plugin.kept import KeptBytes
 from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
 from lowprec_plugin.monitoring.watched import Watched, watched

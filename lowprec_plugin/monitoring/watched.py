@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.optim import Optimizer
 
+from lowprec_plugin.activations.packed import KeptBytes
 from lowprec_plugin.deepspeed import AdoptedEngine, FixedPointDeepSpeedPrecision
-from lowprec_plugin.describe import Row, describe
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.kept import KeptBytes
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.telemetry import predicted
+from lowprec_plugin.telemetry.storage_table import Row, describe
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -11,10 +11,10 @@
 
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.finite import NonFiniteGradientError
-from lowprec_plugin.optim.interchange import float_state_dict, plain_optimizer_state
 from lowprec_plugin.optim.optimizers import SGD, Adam, AdamW, Lion
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.to_float import float_state_dict, plain_optimizer_state
 from lowprec_plugin.optim.unquantize import to_float_
 from lowprec_plugin.optim.widen import widen_
 

@@ -20,7 +20,9 @@ from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
-from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor.dtensor import (
+    fixed_part,
+)
 
 #: By the module and name of their class, which need not have been imported.
 _UNFIT = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from lowprec_plugin.ops import in_memory
+from lowprec_plugin.arithmetic.ops import in_memory
 
 
 def check_apart(module: nn.Module, kept: Mapping[str, str]) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.naming import label_of
-from lowprec_plugin.sharding import fixed_part, local_part, on_any_rank
 from lowprec_plugin.tensor import FixedPointTensor
-
-if TYPE_CHECKING:
-    from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
 
 
 class NonFiniteGradientError(ValueError):
     """A gradient is NaN or infinite: the step was refused and nothing was written."""
 
 
-def gradients_are_finite(optimizer: FixedPointStep) -> bool:
+def gradients_are_finite(optimizer: Adopted) -> bool:
     """Look at every gradient, before anything is written; of sharded parameters at those of all ranks.
 
     Raises:

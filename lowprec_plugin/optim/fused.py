@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin.optim.float_lion import FloatLion
-from lowprec_plugin.updates import Algorithm, Hyper
+from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper
+from lowprec_plugin.optim.lion import FloatLion
 
 Group = dict[str, Any]
 

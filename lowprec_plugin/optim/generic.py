@@ -1,8 +1,8 @@
 """The step of an optimizer that has no fused update: its own, on the parameters that it has.
 
-The parameters are the same objects, in fixed-point. Inside an :class:`~lowprec_plugin.opening.Opening` what the step
-writes to stays open as floats, one parameter with its state at a time, and is rounded once when the step goes on to the
-next. A step that writes to many at once has them open at once.
+The parameters are the same objects, in fixed-point. Inside an :class:`~lowprec_plugin.tensor.opening.Opening` what the
+step writes to stays open as floats, one parameter with its state at a time, and is rounded once when the step goes on
+to the next. A step that writes to many at once has them open at once.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
-from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import empty_blocks
+from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.arithmetic.reference.update import counted
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
-from lowprec_plugin.opening import Open, Opening, Shared, part_from_padding
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan
 from lowprec_plugin.optim.state import (
     Looks,
@@ -35,12 +37,9 @@ from lowprec_plugin.optim.state import (
     places,
     round_state,
 )
-from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, fixed_part, local_part, on_any_rank, placed_part
-from lowprec_plugin.update_reference import counted
-
-if TYPE_CHECKING:
-    from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.tensor.coded import Open, Shared
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, on_any_rank, placed_part
+from lowprec_plugin.tensor.opening import Opening, part_from_padding
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -48,7 +47,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 class OwnStep:
     """An optimizer's own step, under way; ``names``: of its parameters by id, if the step is counted."""
 
-    def __init__(self, optimizer: FixedPointStep, names: Mapping[int, str]) -> None:
+    def __init__(self, optimizer: Adopted, names: Mapping[int, str]) -> None:
         self.optimizer, self._names = optimizer, names
         self.rounded = False
         self._params: dict[Hashable, tuple[dict[str, Any], Tensor]] = {}
@@ -192,9 +191,7 @@ def _check_not_nan(nan: bool, group: dict[str, Any], param: Tensor | None) -> No
         )  # fmt: skip
 
 
-def step_alone(
-    optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]
-) -> None:
+def step_alone(optimizer: Adopted, group: dict[str, Any], params: list[Tensor], names: Mapping[int, str]) -> None:
     """Run the optimizer's own step over ``params`` of ``group`` alone: one of torch's, which treats each by itself.
 
     Args:
@@ -226,7 +223,7 @@ def _kept(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor]) -> Iterator[None]:
+def _alone(optimizer: Adopted, group: dict[str, Any], params: list[Tensor]) -> Iterator[None]:
     # Its step would run with autograd on, which refuses to write to codes that require gradients.
     changed = {"differentiable": False} if any(fixed_part(param) is not None for param in params) else {}
     groups, defaults = optimizer.param_groups, optimizer.defaults
@@ -239,7 +236,7 @@ def _alone(optimizer: FixedPointStep, group: dict[str, Any], params: list[Tensor
         group.update({name: value for name, value in alone.items() if name not in ("params", *changed)})
 
 
-def update_as_float(optimizer: FixedPointStep, group: dict[str, Any], param: Tensor) -> Tensor:
+def update_as_float(optimizer: Adopted, group: dict[str, Any], param: Tensor) -> Tensor:
     """What one of torch's own steps would make of ``param`` in float32. Nothing is changed."""
     leaf = torch.nn.Parameter(as_floats(param), requires_grad=False)
     assert param.grad is not None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.optim.naming import label_of
-from lowprec_plugin.sharding import fixed_part, placed_part
+from lowprec_plugin.tensor.dtensor import fixed_part, placed_part
 
 
 def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:

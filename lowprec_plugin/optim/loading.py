@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.optim.fused import STATES, fused_update
-from lowprec_plugin.sharding import fixed_part
-from lowprec_plugin.updates import Algorithm
+from lowprec_plugin.tensor.dtensor import fixed_part
 
 _MOST_STEPS = 2**53  # that a float counts one by one
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowprec_plugin.sharding import local_part
+from lowprec_plugin.tensor.dtensor import local_part
 
 
 def label_of(param: Tensor) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lowprec_plugin.compat.optimizers import scale_before_the_step
-from lowprec_plugin.optim.float_lion import FloatLion
+from lowprec_plugin.optim.lion import FloatLion
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.sharding import local_part
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.dtensor import local_part
 
 _PLAIN = (Tensor, nn.Parameter, FixedPointTensor)
 #: Others are narrower than codes, complex, or no floats.

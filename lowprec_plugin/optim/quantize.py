@@ -15,18 +15,18 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lowprec_plugin.arithmetic.ops import check_rounding
+from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
-from lowprec_plugin.copying import note_memory
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
-from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.optim.apart import check_apart
-from lowprec_plugin.optim.moving import move_in_place
+from lowprec_plugin.optim.module_apply import move_in_place
 from lowprec_plugin.optim.plain import left_of
-from lowprec_plugin.optim.watch import look_again
-from lowprec_plugin.random_bits import stream_of
-from lowprec_plugin.sharding import fixed_part, in_place_of, local_part, on_any_rank, place_of
+from lowprec_plugin.optim.unadopted import look_again
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.copying import note_memory
+from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of
 
 
 def quantize_(

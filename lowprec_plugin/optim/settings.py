@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lowprec_plugin import ops
-from lowprec_plugin.counts import UpdateCounts, total
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.formats import FixedPointFormat, check_word_length
 from lowprec_plugin.optim.tally import Tally
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
-from lowprec_plugin.blocks import empty_blocks
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import empty_blocks
+from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.compat.lookup import TORCH, look_up
-from lowprec_plugin.copying import convert_
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import label_of
-from lowprec_plugin.random_bits import key_of, substream
-from lowprec_plugin.sharding import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
-
-if TYPE_CHECKING:
-    from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.tensor.copying import convert_
+from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 Place = tuple[Any, Any, str]
@@ -46,7 +44,7 @@ def format_of_state(
     return FixedPointFormat(word_length or weights.word_length, fraction_length, weights.block_size, squared)
 
 
-def state_format(optimizer: FixedPointStep, param: Tensor, name: str) -> FixedPointFormat:
+def state_format(optimizer: Adopted, param: Tensor, name: str) -> FixedPointFormat:
     """The format in which ``optimizer`` stores state ``name`` of ``param``, by the name that a fused update knows."""
     settings = optimizer.fixed_point
     weights = placed_part(param).format
@@ -73,14 +71,14 @@ def places(state: Any, name: str = "") -> list[Place]:
     return found
 
 
-def new_state(optimizer: FixedPointStep, param: Tensor, name: str) -> Tensor:
+def new_state(optimizer: Adopted, param: Tensor, name: str) -> Tensor:
     """State ``name`` of ``param``, all zeros."""
     format, part = state_format(optimizer, param, name), placed_part(param)
     empty = FixedPointTensor(empty_blocks(part.codes.shape, format, part.device), format)
     return _own(optimizer, empty, param, name, part.dtype)
 
 
-def store_state(optimizer: FixedPointStep, param: Tensor, name: str, value: Any) -> Any:
+def store_state(optimizer: Adopted, param: Tensor, name: str, value: Any) -> Any:
     """``value`` of state ``name`` as ``optimizer`` holds it: fixed-point if it has an element per parameter's.
 
     Floats are rounded to nearest.
@@ -147,7 +145,7 @@ def looks_of(param: Tensor, new: Sequence[Tensor], written: Sequence[Tensor] = (
 
 
 def round_state(
-    optimizer: FixedPointStep, param: Tensor, name: str, value: Tensor, looks: Looks, roundings: int | None = None
+    optimizer: Adopted, param: Tensor, name: str, value: Tensor, looks: Looks, roundings: int | None = None
 ) -> Tensor:
     """Floats that are state ``name`` of ``param``, stored: rounded to nearest, or as the optimizer rounds in its step.
 
@@ -207,14 +205,14 @@ def is_copy(state: FixedPointTensor) -> bool:
     return state.label.endswith(_COPY)
 
 
-def _is_stored(optimizer: FixedPointStep, param: Tensor, name: str, value: Any) -> bool:
+def _is_stored(optimizer: Adopted, param: Tensor, name: str, value: Any) -> bool:
     if name == "step" or not is_elementwise(value, param):
         return False
     # One number may be a count, unless an update is known to take it for a moment.
     return param.numel() > 1 or optimizer.float_class in FUSED
 
 
-def _by_name(optimizer: FixedPointStep, param: Tensor, name: str) -> FixedPointFormat | None:
+def _by_name(optimizer: Adopted, param: Tensor, name: str) -> FixedPointFormat | None:
     return state_format(optimizer, param, name) if optimizer.float_class in FUSED else None
 
 
@@ -226,20 +224,20 @@ def squared_states_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | Non
     return None if declared is None else tuple(declared)
 
 
-def format_by_values(optimizer: FixedPointStep, part: FixedPointTensor, name: str, negative: bool) -> FixedPointFormat:
+def format_by_values(optimizer: Adopted, part: FixedPointTensor, name: str, negative: bool) -> FixedPointFormat:
     """The format of state ``name`` that is no copy of its parameter; ``negative``: whether it has such a number."""
     declared = squared_states_of(optimizer)
     squared = not negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
     return _of_state(optimizer, part, squared)
 
 
-def _of_state(optimizer: FixedPointStep, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
+def _of_state(optimizer: Adopted, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
     settings = optimizer.fixed_point
     bits, fraction_length = settings.state_word_length or part.format.word_length, settings.state_fraction_length
     return FixedPointFormat(bits, None if squared else fraction_length, part.format.block_size, squared)
 
 
-def _wanted(optimizer: FixedPointStep, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
+def _wanted(optimizer: Adopted, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
     """The format that fixed-point ``value`` of a state is to have."""
     named, part = _by_name(optimizer, param, name), placed_part(param)
     if named is not None:
@@ -248,7 +246,7 @@ def _wanted(optimizer: FixedPointStep, param: Tensor, name: str, value: FixedPoi
 
 
 def _own(
-    optimizer: FixedPointStep,
+    optimizer: Adopted,
     tensor: FixedPointTensor,
     param: Tensor,
     name: str,
@@ -307,7 +305,7 @@ def _float_bytes(value: Any, seen: dict[int, int]) -> None:
             _float_bytes(each, seen)
 
 
-def store_states(*optimizers: FixedPointStep, exact: bool = False) -> None:
+def store_states(*optimizers: Adopted, exact: bool = False) -> None:
     """Hold the state of fixed-point parameters as the settings say, rounded to nearest; all of it, or none.
 
     Args:

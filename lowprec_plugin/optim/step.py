@@ -17,34 +17,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin import ops
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
 from lowprec_plugin.optim.fused import STATES, FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import label_of, names_in
-from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.sharding import as_floats, fixed_part, placed_part
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer as _Base
-else:  # of the layout of any optimizer, so that an object may become one of such a class, and be as it was again
-    _Base = object
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, placed_part
 
 
-class FixedPointStep(_Base):
+class FixedPointStep(Adopted):
     """Replaces methods of an optimizer's class, ``float_class``, and calls them."""
-
-    fixed_point: StepSettings
-    float_class: type[torch.optim.Optimizer]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its kernels are there, and Dynamo cannot follow
     def step(self, *args: Any, **kwargs: Any) -> Any:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lowprec_plugin import reference
-from lowprec_plugin.blocks import Blocks
+from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.ramp import Evidence
 

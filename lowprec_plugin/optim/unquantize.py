@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lowprec_plugin.compat.exchanging import holder_of
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
-from lowprec_plugin.opening import Shared, rows_in
 from lowprec_plugin.optim.adopt import count_steps
-from lowprec_plugin.optim.moving import move_plainly
+from lowprec_plugin.optim.module_apply import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
-from lowprec_plugin.sharding import as_floats, fixed_part, in_place_of, placed_part
-from lowprec_plugin.tensor import OWN_ATTRIBUTES, FixedPointTensor
+from lowprec_plugin.tensor.coded import Shared, rows_in
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, placed_part
+from lowprec_plugin.tensor.tensor import OWN_ATTRIBUTES, FixedPointTensor
 
 _MODULES_OWN = ("_parameters", "_buffers", "_modules")
 

@@ -6,21 +6,19 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lowprec_plugin.compat.compiling import eagerly
-from lowprec_plugin.opening import Opening, suspended
+from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, gradients_are_finite
 from lowprec_plugin.optim.generic import OwnStep
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import names_in
 from lowprec_plugin.optim.state import float_bytes
-from lowprec_plugin.sharding import fixed_part, local_part
-
-if TYPE_CHECKING:
-    from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part
+from lowprec_plugin.tensor.opening import Opening, suspended
 
 
 class _SkippedStepError(Exception):
@@ -30,7 +28,7 @@ class _SkippedStepError(Exception):
         self.loss = loss
 
 
-def step_whole(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def step_whole(optimizer: Adopted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the optimizer's own step, once, with its own arguments. It may call its closure as often as it likes.
 
     Raises:
@@ -91,7 +89,7 @@ def _closure_among(given: dict[Any, Any], optimizer_class: type[torch.optim.Opti
     return next((at for at in ("closure", place) if callable(given.get(at))), None)
 
 
-def _say_once(optimizer: FixedPointStep, opening: Opening) -> None:
+def _say_once(optimizer: Adopted, opening: Opening) -> None:
     """Say, after the first step, what it holds in floats beyond one parameter at a time."""
     settings = optimizer.fixed_point
     if settings.said:

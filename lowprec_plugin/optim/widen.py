@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.formats import check_kind, check_word_length
 from lowprec_plugin.memory import optimizers_of, with_held
-from lowprec_plugin.opening import follow
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.state import is_copy, places
 from lowprec_plugin.optim.step import FixedPointStep
-from lowprec_plugin.sharding import fixed_part, placed_part
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.widening import widen_ as widen_tensor_
+from lowprec_plugin.tensor.dtensor import fixed_part, placed_part
+from lowprec_plugin.tensor.opening import follow
+from lowprec_plugin.tensor.widen import widen_ as widen_tensor_
 
 
 def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_length: int) -> None:

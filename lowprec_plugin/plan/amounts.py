@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of, chunk_bytes
 from lowprec_plugin.comm.exchange import message_bytes
 from lowprec_plugin.plan.inventory import Inventory, Parameter
-from lowprec_plugin.sharding import share_of
-from lowprec_plugin.wire_reference import BLOCK, RESIDUAL, blocks_of, chunk_bytes
+from lowprec_plugin.tensor.dtensor import share_of
 
 Shape = tuple[int, ...]
 #: Bytes of the first of DistributedDataParallel's buckets, and of the others: torch's defaults.

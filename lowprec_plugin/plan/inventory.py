@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from lowprec_plugin.optim.plain import left_of
-from lowprec_plugin.optim.quantize import kept_of, patterns_of
+from lowprec_plugin.optim.quantize import (
+    kept_of,
+    patterns_of,
+)
 
 #: The length of a row of weights that are given by their number alone.
 ROW = 256

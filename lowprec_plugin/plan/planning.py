@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lowprec_plugin import wire
+from lowprec_plugin.arithmetic import wire_ops
 from lowprec_plugin.comm.ddp import check_feedback
-from lowprec_plugin.computing import ComputeDtype, Computing
+from lowprec_plugin.compute_dtype import ComputeDtype, Computing
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.optim.quantize import patterns_of
 from lowprec_plugin.optim.settings import StepSettings
@@ -109,7 +109,7 @@ def plan(
     StepSettings(state_word_length, state_fraction_length=state_fraction_length)  # refuses bad values
     bits = 16 if comm_word_length == "auto" else comm_word_length
     if bits is not None:
-        wire.check_word_length(bits, "comm_word_length")
+        wire_ops.check_word_length(bits, "comm_word_length")
     check_feedback(bits, comm_error_feedback, "comm_")
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(OPTIMIZERS)}")

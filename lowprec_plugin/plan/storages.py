@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import STATES
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
 from lowprec_plugin.plan.inventory import Parameter
-from lowprec_plugin.updates import Algorithm
 
 OPTIMIZERS = {
     "adamw": Algorithm.ADAM, "adam": Algorithm.ADAM, "sgd": Algorithm.SGD, "sgd-momentum": Algorithm.MOMENTUM,

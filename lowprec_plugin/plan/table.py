@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowprec_plugin.plan.amounts import Amounts
-from lowprec_plugin.plan.planning import Plan
+from lowprec_plugin.plan.planning import (
+    Plan,
+)
 
 #: Memory of GPUs in GiB, as they are sold (a driver keeps a little of it), and cards that are known to have it.
 SIZES = {

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lowprec_plugin.arithmetic.reference.wire import (
+    blocks_of,
+    chunk_bytes,
+)
 from lowprec_plugin.comm.exchange import message_bytes
 from lowprec_plugin.plan.amounts import Amounts, Storage
 from lowprec_plugin.plan.inventory import Inventory, Parameter
-from lowprec_plugin.wire_reference import blocks_of, chunk_bytes
 
 #: DeepSpeed's defaults for stage 3, in elements: smaller parameters stay gathered, and at most so much of the others.
 PERSISTENT, LIVE = 100_000, 1_000_000_000

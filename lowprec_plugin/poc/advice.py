@@ -8,7 +8,9 @@ from lowprec_plugin.poc.pace import pace
 from lowprec_plugin.poc.phrases import names
 from lowprec_plugin.poc.wording import Words
 from lowprec_plugin.poc.words import bytes_text, counted, spoken, times
-from lowprec_plugin.quality import MIN_SEEDS
+from lowprec_plugin.quality import (
+    MIN_SEEDS,
+)
 
 #: Share of all bytes that activations take, from which on they are worth a word.
 MOSTLY = 0.5

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.variants import FLOAT32, TWIN
-from lowprec_plugin.quality import Comparison, allowance, compare
+from lowprec_plugin.quality import (
+    Comparison,
+    allowance,
+    compare,
+)
 
 #: bfloat16 autocast, by the name that the command line has for it.
 BF16 = "bf16"

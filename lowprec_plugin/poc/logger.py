@@ -8,7 +8,10 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lowprec_plugin.compat.bases import DummyLogger, ExperimentWriter
-from lowprec_plugin.trainings.unlogged import Nothing, TakesAnything
+from lowprec_plugin.experiments.unlogged import (
+    Nothing,
+    TakesAnything,
+)
 
 #: Steps between two writes to the file, as of CSVLogger.
 STEPS = 100

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lowprec_plugin import memory
+from lowprec_plugin.activations.packed import is_weight
 from lowprec_plugin.compat.bases import Callback
-from lowprec_plugin.kept import is_weight
 from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.telemetry import held

@@ -16,7 +16,10 @@ from typing import Literal
 
 from lowprec_plugin.poc.curves import are_one, learned
 from lowprec_plugin.poc.groups import Group, Groups
-from lowprec_plugin.quality import LIMIT, Comparison
+from lowprec_plugin.quality import (
+    LIMIT,
+    Comparison,
+)
 
 #: Fewer steps than these, and updates that are lost have not added up to anything yet.
 SHORT = 50

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lowprec_plugin.files import whole_text
 from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.text.files import whole_text
 
 Status = Literal["finished", "diverged", "failed"]
 #: Of the layout of ``run.json``.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.compat.lightning import overrides
+from lowprec_plugin.experiments import Config
+from lowprec_plugin.experiments.making import IN_THIS_PROCESS, instantiate, quietly, rehearse, unseen
 from lowprec_plugin.poc.environment import device_name
 from lowprec_plugin.poc.measures import Measures
 from lowprec_plugin.poc.training import is_left_out
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
 from lowprec_plugin.poc.words import ACCURACY, LOSS, way
-from lowprec_plugin.trainings import Config
-from lowprec_plugin.trainings.making import IN_THIS_PROCESS, instantiate, quietly, rehearse, unseen
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

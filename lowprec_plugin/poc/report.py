@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowprec_plugin.files import whole_text
 from lowprec_plugin.poc import contents
 from lowprec_plugin.poc.as_text import as_json, as_markdown, summary
 from lowprec_plugin.poc.page import html
+from lowprec_plugin.text.files import whole_text
 
 FILES = ("report.html", "report.md", "report.json")
 

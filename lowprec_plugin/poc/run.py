@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from lowprec_plugin.files import alone_in
+from lowprec_plugin.experiments import DIGITS, Config, class_path, read_config
+from lowprec_plugin.experiments.lightnings import lightning_of_config
+from lowprec_plugin.experiments.making import IN_THIS_PROCESS
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.poc import report
 from lowprec_plugin.poc.environment import versions
@@ -30,9 +32,7 @@ from lowprec_plugin.poc.training import Order, diverged_by_another, fit, interva
 from lowprec_plugin.poc.variants import DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.poc.words import about, counted, listed
 from lowprec_plugin.quality import allowance
-from lowprec_plugin.trainings import DIGITS, Config, class_path, read_config
-from lowprec_plugin.trainings.lightnings import lightning_of_config
-from lowprec_plugin.trainings.making import IN_THIS_PROCESS
+from lowprec_plugin.text.files import alone_in
 
 TITLES = {
     "digits": "Handwritten digits, MLP 64-256-256-10, AdamW",

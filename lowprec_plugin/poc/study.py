@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lowprec_plugin.files import whole_text
 from lowprec_plugin.poc.records import RunRecord, load
+from lowprec_plugin.text.files import whole_text
 
 #: Of the layout of ``poc.json``.
 VERSION = 1

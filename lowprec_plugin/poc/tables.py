@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowprec_plugin.markdown import markdown_table
 from lowprec_plugin.poc.contents import Contents
 from lowprec_plugin.poc.figures import BF16_MIXED, CARDS
 from lowprec_plugin.poc.groups import KINDS
 from lowprec_plugin.poc.outcomes import SPOKEN
 from lowprec_plugin.poc.words import Scale, share, significant, spoken
 from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.text.tables import markdown_table
 
 #: Layers, and parameters left in float, that are listed of a variant.
 MOST = 12

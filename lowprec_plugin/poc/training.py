@@ -18,6 +18,9 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.compat.lightnings import is_a
+from lowprec_plugin.experiments import Config
+from lowprec_plugin.experiments.lightnings import lightning_of_config
+from lowprec_plugin.experiments.making import LastBit, instantiate, quietly
 from lowprec_plugin.monitoring import FixedPointMonitor
 from lowprec_plugin.monitoring.figures import PREFIX
 from lowprec_plugin.monitoring.watched import watched
@@ -28,9 +31,6 @@ from lowprec_plugin.poc.measures import Measures, logged
 from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
 from lowprec_plugin.poc.study import RUN
-from lowprec_plugin.trainings import Config
-from lowprec_plugin.trainings.lightnings import lightning_of_config
-from lowprec_plugin.trainings.making import LastBit, instantiate, quietly
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowprec_plugin.experiments import (
+    Config,
+    plugin_options,
+    with_plugin,
+)
 from lowprec_plugin.ramp import STEPS_PER_LOOK, WordLengthRamp
-from lowprec_plugin.trainings import Config, plugin_options, with_plugin
 
 #: The plugin's options that make a variant; the others, such as keep_float, stay as the configuration has them.
 CHOSEN = (

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowprec_plugin.files import whole_file
 from lowprec_plugin.tasks.images import ImageDataModule, Images
 from lowprec_plugin.tasks.packed import unpacked
+from lowprec_plugin.text.files import whole_file
 
 #: Where the files are downloaded from, tried in order.
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")

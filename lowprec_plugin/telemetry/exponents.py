@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor.dtensor import fixed_part
 
 #: The place of exponent 0 in a count of blocks.
 ZERO = 128

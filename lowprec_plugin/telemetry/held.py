@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lowprec_plugin.kept import KeptBytes
+from lowprec_plugin.activations.packed import KeptBytes
 from lowprec_plugin.memory import MemoryReport
 
 

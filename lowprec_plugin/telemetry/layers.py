@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin.counts import UpdateCounts
-from lowprec_plugin.describe import storage_of
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.memory import bytes_of
 from lowprec_plugin.optim.step import FixedPointStep
-from lowprec_plugin.sharding import fixed_part, local_part
+from lowprec_plugin.telemetry.storage_table import storage_of
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 
 
 @dataclass(frozen=True)

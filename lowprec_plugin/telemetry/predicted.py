@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.plain import left_of
@@ -17,7 +18,6 @@ from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plan.amounts import Storage, on_one, under_fsdp2
 from lowprec_plugin.plan.inventory import Inventory, Parameter
 from lowprec_plugin.plan.storages import fixed_point
-from lowprec_plugin.updates import Algorithm
 
 
 def predicted(

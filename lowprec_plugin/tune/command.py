@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from lowprec_plugin.files import alone_in
+from lowprec_plugin.experiments import Config, plugin_options, read_config, with_plugin
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.quality import MIN_SEEDS, allowance
-from lowprec_plugin.trainings import Config, plugin_options, read_config, with_plugin
+from lowprec_plugin.text.files import alone_in
 from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Costs, network_of
 from lowprec_plugin.tune.records import Judge, Records, Run

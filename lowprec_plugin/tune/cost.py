@@ -22,10 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin.emulation import Emulator
+from lowprec_plugin.activations.emulation import Emulator
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 from lowprec_plugin.optim.quantize import patterns_of
-from lowprec_plugin.tune.space import Setting, Space, make_plugin, word_length
+from lowprec_plugin.tune.space import (
+    Setting,
+    Space,
+    make_plugin,
+    word_length,
+)
 
 #: The three figures, and which kinds each is of.
 PARTS = {

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.tune.space import Setting
+from lowprec_plugin.tune.space import (
+    Setting,
+)
 
 #: Called with the epoch (from 1) and the metric at its end; ``True`` stops the run.
 Judge = Callable[[int, float], bool]

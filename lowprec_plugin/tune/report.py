@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from lowprec_plugin.files import whole_text
-from lowprec_plugin.markdown import markdown_table
-from lowprec_plugin.trainings import Config
+from lowprec_plugin.experiments import Config
+from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.tables import markdown_table
 from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Bits, Costs
 from lowprec_plugin.tune.frontier import frontier

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from lowprec_plugin.emulation import Emulation
+from lowprec_plugin.activations.emulation import Emulation
+from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.ops import check_rounding
 from lowprec_plugin.plugin import FixedPointPrecision
 
 Setting = dict[str, str]

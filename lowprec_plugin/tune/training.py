@@ -10,9 +10,9 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lowprec_plugin.compat.bases import Callback
+from lowprec_plugin.experiments import Config
+from lowprec_plugin.experiments.making import LastBit, instantiate, quietly, rehearse
 from lowprec_plugin.optim.finite import NonFiniteGradientError
-from lowprec_plugin.trainings import Config
-from lowprec_plugin.trainings.making import LastBit, instantiate, quietly, rehearse
 from lowprec_plugin.tune.records import Judge, Run
 from lowprec_plugin.tune.space import Setting
 

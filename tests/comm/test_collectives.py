@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowprec_plugin import FixedPointTensor, comm
+from lowprec_plugin.arithmetic.random_bits import stream_of
+from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.comm import exchange
 from lowprec_plugin.comm.exchange import Exchange, Gradient, keys
-from lowprec_plugin.random_bits import stream_of
-from lowprec_plugin.wire_reference import WORD_LENGTHS
 from tests.comm import ranks
 
 SIZES = (0, 1, 255, 256, 257, 1000, 70_001)

@@ -142,9 +142,9 @@ def _residuals(rank: int, saved: Any) -> dict[str, list[torch.Tensor]]:
 
 
 def test_residuals_of_another_number_of_ranks_are_averaged() -> None:
-    from lowprec_plugin import ops
-    from lowprec_plugin.blocks import Blocks
-    from lowprec_plugin.wire_reference import RESIDUAL
+    from lowprec_plugin.arithmetic import ops
+    from lowprec_plugin.arithmetic.blocks import Blocks
+    from lowprec_plugin.arithmetic.reference.wire import RESIDUAL
 
     def mean(saved: Any, name: str) -> torch.Tensor:
         codes, exponents = saved["residuals"][name]

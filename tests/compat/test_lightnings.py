@@ -21,12 +21,12 @@ from lowprec_plugin.cli.main import main
 from lowprec_plugin.compat import bases, lightnings
 from lowprec_plugin.compat.lightnings import LIGHTNINGS
 from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
+from lowprec_plugin.experiments.lightnings import lightning_of_config
+from lowprec_plugin.experiments.unlogged import Unlogged
+from lowprec_plugin.plugin.resuming import WholeCheckpointIO
 from lowprec_plugin.poc.logger import RunLogger
 from lowprec_plugin.poc.run import run_poc
-from lowprec_plugin.resuming import WholeCheckpointIO
 from lowprec_plugin.tasks import DigitsDataModule
-from lowprec_plugin.trainings.lightnings import lightning_of_config
-from lowprec_plugin.trainings.unlogged import Unlogged
 from lowprec_plugin.tune import tune
 from tests.compat import users
 

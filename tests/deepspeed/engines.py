@@ -18,18 +18,24 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 5))
 
 
+def begin(rank: int) -> None:
+    """Make DeepSpeed ready in this process, which is one of two."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "DEEPSPEED_LOG_LEVEL": "error"}
+    warnings.simplefilter("ignore")  # DeepSpeed's, in these processes alone
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # it would be compiled: a minute at first
+
+
 def engine(rank: int, stage: int, dtype: str = "bfloat16", **given: Any) -> Any:
     """An engine of two processes over ``network()``, not adopted yet.
 
     ``given`` is of the config, and ``optimizer`` and ``quantized``.
     """
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "DEEPSPEED_LOG_LEVEL": "error"}
-    warnings.simplefilter("ignore")  # DeepSpeed's, in these processes alone
+    begin(rank)
     import deepspeed
-    import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # it would be compiled: a minute at first
     torch.manual_seed(0)
     module = network()
     if given.pop("quantized", stage == 0):

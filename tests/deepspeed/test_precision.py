@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,9 @@ ROOT = Path(__file__).parent.parent.parent
 def _fit(rank: int, plugin: Any, stage: int = 2, *, epochs: int, poison: bool = False, **given: Any) -> Any:
     """Fit a module of the user's with ``plugin`` (or at a precision), and return the trainer."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo",
-        "DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error",
+        "GROUP_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
-    warnings.simplefilter("ignore")
+    engines.begin(rank)
     from lightning.pytorch import LightningModule, Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import DeepSpeedStrategy

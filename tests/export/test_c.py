@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowprec_plugin import Emulation, FixedPointTensor, emulate, optim
 from lowprec_plugin.export import to_c
 from lowprec_plugin.tasks import CNN, MNISTDataModule
-from tests.emulation import integers
+from tests.activations.emulation import integers
 from tests.export import nets
 
 STRICT = ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]

@@ -19,8 +19,9 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from lowprec_plugin import FixedPointFormat, FixedPointTensor, ops, optim
-from lowprec_plugin.blocks import unpack
+from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import unpack
 from lowprec_plugin.export import to_hls
 from lowprec_plugin.export.hls import ap_fixed
 from tests.export import nets

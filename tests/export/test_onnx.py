@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
 from lowprec_plugin.export import onnx_file, to_onnx
-from lowprec_plugin.export.words import split
+from lowprec_plugin.export.integers import split
 from lowprec_plugin.tasks import Classifier
 from tests.export import nets
 

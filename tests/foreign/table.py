@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lowprec_plugin.files import whole_text
+from lowprec_plugin.text.files import whole_text
 from tests.foreign.optimizers import PACKAGES, Row, rows
 from tests.foreign.verdict import AMPLIFIED, NEAR, STEPS, Verdict, judge
 

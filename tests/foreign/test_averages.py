@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointTensor
-from tests.test_averages import DECAY, averaged, check, modules, twins
+from tests.tensor.test_averages import DECAY, averaged, check, modules, twins
 
 #: Whatever keeps an average that begins as the first module, of the second: its update, and where it is kept.
 Keeper = Callable[[nn.Module, nn.Module], tuple[Callable[[], Any], Callable[[], Tensor]]]

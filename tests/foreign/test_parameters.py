@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.describe import as_text, describe
+from lowprec_plugin.telemetry.storage_table import as_text, describe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # these packages' own, at their import
 

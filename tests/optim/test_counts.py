@@ -12,7 +12,7 @@ from torch import nn
 
 from lowprec_plugin import FixedPointTensor, optim
 from lowprec_plugin.optim import NonFiniteGradientError
-from lowprec_plugin.optim.evidence import evidence_of
+from lowprec_plugin.optim.lost_updates import evidence_of
 from tests.cases import planes
 from tests.optim.test_step import MAKERS, network, same, train
 

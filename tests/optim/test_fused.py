@@ -135,7 +135,7 @@ def test_state_has_its_own_word_length_and_holds_the_root() -> None:
 
 
 def test_one_call_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowprec_plugin import ops
+    from lowprec_plugin.arithmetic import ops
 
     calls: list[int] = []
     update = ops.update_

@@ -14,10 +14,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.opening import Opening
-from lowprec_plugin.optim.evidence import evidence_of
-from lowprec_plugin.optim.float_lion import FloatLion
+from lowprec_plugin.optim.lion import FloatLion
+from lowprec_plugin.optim.lost_updates import evidence_of
 from lowprec_plugin.optim.step import steps_each_by_itself
+from lowprec_plugin.tensor.opening import Opening
 from tests.optim.habits import CallsTwice
 
 GENERIC: list[tuple[Any, dict[str, Any]]] = [

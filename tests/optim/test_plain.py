@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._pytree import tree_map_only
 
-from lowprec_plugin import FixedPointTensor, memory, ops, optim
-from lowprec_plugin.describe import as_text, describe
+from lowprec_plugin import FixedPointTensor, memory, optim
+from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.plan.inventory import of_module
+from lowprec_plugin.telemetry.storage_table import as_text, describe
 
 
 class Halves(Tensor):

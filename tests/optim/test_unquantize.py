@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor.dtensor import fixed_part
 from tests.comm import ranks
 from tests.optim import habits
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lowprec_plugin import FixedPointFormat, memory, optim
-from lowprec_plugin.describe import describe
 from lowprec_plugin.plan import Plan, plan
+from lowprec_plugin.telemetry.storage_table import describe
 from tests.plan.models import MODELS, Odd, batch
 
 OPTIMIZERS: dict[str, Any] = {

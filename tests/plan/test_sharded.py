@@ -13,12 +13,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin import FixedPointFormat, comm, memory, optim
+from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.comm import exchange
 from lowprec_plugin.plan import plan
 from lowprec_plugin.plan.amounts import gathered_bytes
 from lowprec_plugin.plan.inventory import of_module
 from lowprec_plugin.plan.storages import fixed_point
-from lowprec_plugin.updates import Algorithm
 from tests.comm import ranks
 from tests.deepspeed import engines
 from tests.plan.models import Shardable, batch, small_transformer

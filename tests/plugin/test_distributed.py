@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor
-from lowprec_plugin import plugin as plugin_module
-from lowprec_plugin import wiring as wiring_module
 from lowprec_plugin.optim import NonFiniteGradientError
+from lowprec_plugin.plugin import gradients as wiring_module
+from lowprec_plugin.plugin import precision as plugin_module
 from tests.comm import ranks
 from tests.plugin import users
 

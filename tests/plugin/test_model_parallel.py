@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lowprec_plugin import FixedPointPrecision, WordLengthRamp
-from lowprec_plugin.sharding import fixed_part
+from lowprec_plugin.tensor.dtensor import fixed_part
 from tests.comm import ranks
 from tests.plugin import users
 

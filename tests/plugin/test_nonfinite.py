@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision
-from lowprec_plugin.nonfinite import FILES
 from lowprec_plugin.optim import NonFiniteGradientError
+from lowprec_plugin.plugin.nonfinite import FILES
 from tests.plugin import users
 
 BAD = 3  # the step that goes wrong

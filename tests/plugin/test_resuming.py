@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lowprec_plugin import FixedPointPrecision
-from lowprec_plugin.resuming import WholeCheckpointIO
+from lowprec_plugin.plugin.resuming import WholeCheckpointIO
 from lowprec_plugin.version import __version__
 from tests.plugin.users import Regressor, vectors
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lowprec_plugin.arithmetic.reference.wire import BLOCK
 from lowprec_plugin.poc.records import RunRecord
 from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_study
-from lowprec_plugin.wire_reference import BLOCK
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.files import alone_in
+from lowprec_plugin.experiments.making import perturb_last_bit_
 from lowprec_plugin.poc import VARIANTS, training
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.poc.run import run_poc
 from lowprec_plugin.poc.study import load_runs, load_study, run_folder
 from lowprec_plugin.poc.variants import DEFAULT
 from lowprec_plugin.tasks import MLP
-from lowprec_plugin.trainings.making import perturb_last_bit_
+from lowprec_plugin.text.files import alone_in
 from tests.poc.users import USERS, Sorter, bits_of
 
 pytestmark = pytest.mark.usefixtures("no_command_line")

@@ -159,7 +159,7 @@ class Pair(Sorter):
             self.manual_backward(loss)
             optimizer.step()
             self.untoggle_optimizer(optimizer)
-        time.sleep(0.01)
+        time.sleep(0.05)
         self.log("train_loss", loss)
 
     def configure_optimizers(self) -> Any:

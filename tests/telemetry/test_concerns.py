@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from lowprec_plugin import optim
-from lowprec_plugin.counts import UpdateCounts
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.telemetry import concerns
 
 

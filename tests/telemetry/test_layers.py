@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lowprec_plugin import memory, optim
-from lowprec_plugin.counts import UpdateCounts
+from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, layers, peak_bytes
 from tests.plan.models import Odd, batch
 

@@ -1,4 +1,4 @@
-"""``tools/faults.py damage``, ``hostile`` and ``fuzz`` in short, and that they see what they look for."""
+"""``tools.faults damage``, ``hostile`` and ``fuzz`` in short, and that they see what they look for."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from faulty import damage, damaged_files
-from faulty.processes import outcomes_of
+from tools.faulty import damage, damaged_files
+from tools.faulty.processes import outcomes_of
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "tools/faults.py", *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "tools.faults", *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=280,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""``tools/faults.py kills``: it kills, it resumes, and what it would miss if it were broken it finds."""
+"""``tools.faults kills``: it kills, it resumes, and what it would miss if it were broken it finds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from faulty import kinds, summary
-from faulty.jobs import Death, Job
-from faulty.lives import Event, Life
-from faulty.states import differing, flat
-from faulty.training import last_whole
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor
+from tools.faulty import kinds, summary
+from tools.faulty.jobs import Death, Job
+from tools.faulty.lives import Event, Life
+from tools.faulty.states import differing, flat
+from tools.faulty.training import last_whole
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def kills(out: Path, *args: str) -> tuple[int, list[dict[str, Any]], str]:
     """The exit status, the record and the summary of a run of the command."""
-    command = [sys.executable, "tools/faults.py", "kills", "--out", str(out), *args]
+    command = [sys.executable, "-m", "tools.faults", "kills", "--out", str(out), *args]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert (out / "kills.md").exists(), done.stderr
@@ -53,7 +53,7 @@ def test_killed_trainings_end_with_the_same_bits(tmp_path: Path) -> None:
     killed = [line for line in lines if line.get("outcome") == "killed" and line["training"] != "control"]
     assert any("after save" in life["aim"] for life in killed)
     assert any(line.get("resumed") for line in lines if line.get("training", "").startswith("training"))
-    assert all("python tools/faults.py kills" in part for part in (lines[0]["command"], text))
+    assert all("python -m tools.faults kills" in part for part in (lines[0]["command"], text))
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def line(event: str, **given: Any) -> dict[str, Any]:
     return {"event": event} | usual | given
 
 
-COMMAND = {"event": "command", "command": "python tools/faults.py kills", "processor": "p", "cores": 1, "versions": {}}
+COMMAND = {"event": "command", "command": "python -m tools.faults kills", "processor": "p", "cores": 1, "versions": {}}
 CONTROL = line("end", training="control", differing_bits=9, differing_bits_of_weights=9)
 
 

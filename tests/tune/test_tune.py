@@ -14,8 +14,8 @@ import yaml
 
 from lowprec_plugin import tune as package
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.files import alone_in
-from lowprec_plugin.trainings import read_config, with_plugin
+from lowprec_plugin.experiments import read_config, with_plugin
+from lowprec_plugin.text.files import alone_in
 from lowprec_plugin.tune import Found, tune
 from lowprec_plugin.tune.records import Run
 from lowprec_plugin.tune.training import train

@@ -1,1 +1,1 @@
-"""What ``tools/faults.py`` runs: a file per kind of fault, and what they share."""
+"""What ``tools.faults`` runs: a file per kind of fault, and what they share."""

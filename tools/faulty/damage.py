@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .damaged_files import CONTROL, KINDS, Kind
-from .processes import tried, write_table
+from tools.faulty.damaged_files import CONTROL, KINDS, Kind
+from tools.faulty.processes import tried, write_table
 
 
 def add_to(subparsers: Any) -> None:
@@ -42,7 +42,7 @@ def run(given: argparse.Namespace) -> int:
         given.out.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"kind": kind, **trial}) for kind, trials in results.items() for trial in trials]
         (given.out / "damage.jsonl").write_text("\n".join([*lines, ""]))
-        command = f"python tools/faults.py damage --flips {given.flips} --seed {given.seed} --out FOLDER"
+        command = f"python -m tools.faults damage --flips {given.flips} --seed {given.seed} --out FOLDER"
         outcomes = ("refused", "harmless", "accepted", "died")
         named = {KINDS[kind].what: trials for kind, trials in results.items()}
         write_table(given.out / "damage.md", "Flipped bits", str(__doc__), command, named, outcomes)

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin import native_wire, wire_reference
+from lowprec_plugin.arithmetic.native import wire as native_wire
+from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.arithmetic.reference import wire as wire_reference
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, WORD_LENGTHS, Piece, chunk_bytes, chunk_of
 from lowprec_plugin.formats import MIN_EXPONENT
-from lowprec_plugin.random_bits import key_of
-from lowprec_plugin.wire_reference import BLOCK, WORD_LENGTHS, Piece, chunk_bytes, chunk_of
 from tests.test_arguments import CALLS, ELSE, ODD
-
-from .processes import tried, write_table
+from tools.faulty.processes import tried, write_table
 
 BAD = {"wrong", "died"}
 
@@ -45,7 +45,7 @@ def run(given: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             results[what] = tried(what, trial, (given.seed, folder), given.cases, BAD)
     if given.out is not None:
-        command = f"python tools/faults.py fuzz --cases {given.cases} --seed {given.seed} --out FOLDER"
+        command = f"python -m tools.faults fuzz --cases {given.cases} --seed {given.seed} --out FOLDER"
         outcomes = ("refused", "taken", "wrong", "died")
         write_table(given.out / "fuzz.md", "Odd arguments and messages", str(__doc__), command, results, outcomes)
     return int(any(result["outcome"] in BAD for trials in results.values() for result in trials))

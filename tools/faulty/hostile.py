@@ -2,7 +2,7 @@
 
 A case is a pickle, a state dict of an optimizer, a safetensors file or planes given to the class or to the operator
 ``lowprec::dequantize``, with planes of random kinds, some as the format asks for and some not. What is taken is read,
-written to and stepped on. Under AddressSanitizer (``tools/sanitize.py``) a read outside of planes ends the process.
+written to and stepped on. Under AddressSanitizer (``tools.sanitize``) a read outside of planes ends the process.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
-from lowprec_plugin.blocks import Blocks, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, unpack
 from lowprec_plugin.tensor import rebuild
-
-from .processes import tried, write_table
+from tools.faulty.processes import tried, write_table
 
 BAD = {"wrong", "died"}
 FORMATS = [
@@ -49,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
     """Try every way in, print counts, and return 1 if a case was taken wrongly or ended a process."""
     results = {f"`{way}`": tried(way, _case, (way, given.seed), given.cases, BAD) for way in given.ways}
     if given.out is not None:
-        command = f"python tools/faults.py hostile --cases {given.cases} --seed {given.seed} --out FOLDER"
+        command = f"python -m tools.faults hostile --cases {given.cases} --seed {given.seed} --out FOLDER"
         outcomes = ("refused", "as written", "wrong", "died")
         write_table(given.out / "hostile.md", "Hostile tensors", str(__doc__), command, results, outcomes)
     return int(any(result["outcome"] in BAD for cases in results.values() for result in cases))

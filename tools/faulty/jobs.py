@@ -13,8 +13,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from .kinds import Kind
-from .lives import Event, Life, live
+from tools.faulty.kinds import Kind
+from tools.faulty.lives import Event, Life, live
 
 #: Seconds after which a launcher sees that a process has ended, and that it leaves the others after SIGTERM.
 LOOK, GRACE = 0.1, 5.0

@@ -31,10 +31,10 @@ from typing import Any
 
 import torch
 
-from . import summary
-from .jobs import Aim, Death, Job
-from .kinds import KINDS, Kind
-from .states import State, differing
+from tools.faulty import summary
+from tools.faulty.jobs import Aim, Death, Job
+from tools.faulty.kinds import KINDS, Kind
+from tools.faulty.states import State, differing
 
 #: Of the kills of several ranks: of one rank alone.
 ALONE = 0.5
@@ -78,7 +78,9 @@ def run(given: argparse.Namespace) -> int:
         preloaded += ["deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
     multiprocessing.set_forkserver_preload(preloaded)
     record = Record(given.out / "kills.jsonl")
-    record.write(event="command", command=shlex.join(["python", *sys.argv]), **summary.machine())
+    record.write(
+        event="command", command=shlex.join(["python", "-m", "tools.faults", *sys.argv[1:]]), **summary.machine()
+    )
     with work_folder(given.work, "checkpoints") as work, work_folder(given.tmpdir or given.work, "tmpdir") as tmpdir:
         for name in given.kinds:
             Trial(name, given, work, tmpdir, record).run()

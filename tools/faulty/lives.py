@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kinds import Kind
+from tools.faulty.kinds import Kind
 
 #: Steps of a training, of an epoch, and between two checkpoints: most of them lie in the middle of an epoch.
 STEPS, EPOCH, EVERY = 60, 20, 7
@@ -93,11 +93,11 @@ def live(life: Life) -> None:
     tempfile.tempdir = None  # looked up anew
     torch.set_num_threads(1)
     if life.kind.strategy == "zero":
-        from . import zero
+        from tools.faulty import zero
 
         zero.train(life)
     else:
-        from . import training
+        from tools.faulty import training
 
         training.train(life)
 

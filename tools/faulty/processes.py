@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.files import whole_text
-from lowprec_plugin.markdown import markdown_table
+from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.tables import markdown_table
 
 Outcome = dict[str, Any]
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from lowprec_plugin.compat.lightnings import in_use
-from lowprec_plugin.markdown import markdown_table
 from lowprec_plugin.poc.environment import device_name, versions
-
-from .kinds import KINDS
+from lowprec_plugin.text.tables import markdown_table
+from tools.faulty.kinds import KINDS
 
 _COLUMNS = (
     "kind", "kills", "of one rank", "while saving", "trainings ended", "resumed", "differing bits", "hangs", "failures",

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lowprec_plugin import FixedPointPrecision, WordLengthRamp
-
-from .lives import EPOCH, EVERY, STEPS, Life, batch, network
-from .states import flat
+from tools.faulty.lives import EPOCH, EVERY, STEPS, Life, batch, network
+from tools.faulty.states import flat
 
 
 class Batches:

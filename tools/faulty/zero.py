@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from lowprec_plugin.deepspeed import adopt_engine
-
-from .lives import BATCH, EVERY, STEPS, Life, batch, network
-from .states import flat
+from tools.faulty.lives import BATCH, EVERY, STEPS, Life, batch, network
+from tools.faulty.states import flat
 
 
 def save(engine: Any, life: Life) -> None:

@@ -1,0 +1,1 @@
+"""The law in C++, for CPUs."""

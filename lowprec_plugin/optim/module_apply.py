@@ -1,0 +1,75 @@
+"""What a module with fixed-point parameters does otherwise: moving to another device or dtype, and TorchScript.
+
+``torch.nn.Module`` would exchange each parameter's tensor for a moved one, which it cannot while an autograd graph
+holds the parameter: a module could not be moved, even to where it is, after a forward pass whose outputs live on. So
+a module that holds fixed-point parameters gets an ``_apply`` of its own, which moves the codes inside each parameter.
+
+TorchScript would take the parameters for the memory that they have not, and end the process when it is saved: the hook
+that ``torch.jit.script`` asks a module by refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.interop import recorded
+
+
+def move_in_place(module: nn.Module) -> None:
+    """Give ``module`` and its parts the ``_apply`` that leaves fixed-point parameters the tensors they are.
+
+    And what refuses ``torch.jit.script``.
+    """
+    for part in module.modules():
+        if any(isinstance(param, FixedPointTensor) for param in part._parameters.values()):
+            look_up(part, "_apply", host=TORCH, feature="to move codes with their module")
+            part.__dict__["_apply"] = partial(_apply, part)  # a module may refuse attributes that it does not know
+            part.__dict__["__prepare_scriptable__"] = _refuse_script
+
+
+def move_plainly(module: nn.Module) -> None:
+    """Undo :func:`move_in_place`: ``module`` and its parts have what their classes say again."""
+    for part in module.modules():
+        own = part.__dict__.get("_apply")
+        if isinstance(own, partial) and own.func is _apply:
+            del part.__dict__["_apply"]
+            part.__dict__.pop("__prepare_scriptable__", None)  # what earlier versions pickled has none
+
+
+def _refuse_script() -> nn.Module:
+    raise ValueError(recorded("torch.jit.script"))
+
+
+def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    held: dict[str, Any] = module._parameters
+    fixed = {name: param for name, param in held.items() if isinstance(param, FixedPointTensor)}
+    held.update(dict.fromkeys(fixed))  # None, which the class's own _apply passes over
+    try:
+        type(module)._apply(module, fn, recurse)  # type: ignore[no-untyped-call]
+    finally:
+        held.update(fixed)
+    for param in fixed.values():
+        _move(param, fn)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+    return module
+
+
+@torch.no_grad()
+def _move(param: FixedPointTensor, fn: Callable[[Tensor], Tensor]) -> None:
+    grad, param.grad = param.grad, None
+    try:
+        moved = fn(param)
+        if moved is not param:
+            # What makes tensors without values (Module.to_empty) makes floats, of which any may be a NaN.
+            param.data = moved if isinstance(moved, FixedPointTensor) else torch.nan_to_num(moved, 0, 0, 0)
+    finally:
+        if grad is not None:
+            param.grad = grad if grad.device == param.device and grad.dtype == param.dtype else fn(grad)

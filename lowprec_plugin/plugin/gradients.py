@@ -1,0 +1,125 @@
+"""How the gradients of a Lightning run come to travel in fixed-point, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
+from lowprec_plugin.comm.fsdp import release
+from lowprec_plugin.compat.lightning import comm_hook_of
+from lowprec_plugin.compat.lightnings import is_a
+from lowprec_plugin.plugin.strategies import trainer_of
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What the plugin's arguments say of gradients.
+
+    Attributes:
+        word_length: bits; ``"auto"``; ``None``: as floats.
+        auto: what ``"auto"`` comes to.
+        error_feedback, rounding, seed: as the plugin's.
+    """
+
+    word_length: int | Literal["auto"] | None
+    auto: int
+    error_feedback: bool
+    rounding: str
+    seed: int
+
+
+def connect_wire(
+    model: nn.Module, wiring: Wiring, before: DDPState | FSDPState | None
+) -> tuple[DDPState | FSDPState | None, str]:
+    """Have the gradients of ``model`` travel as ``wiring`` says; what they travel as, in words.
+
+    Args:
+        model: as the strategy has wrapped it.
+        wiring: what is wanted.
+        before: what a fit before this one had, whose steps and residuals go on.
+
+    Raises:
+        ValueError: if they cannot travel so, with what to use in its place.
+    """
+    word_length = wiring.auto if wiring.word_length == "auto" else wiring.word_length
+    step = before.step if before else 0
+    sharded = any(isinstance(part, FSDPModule) for part in model.modules())
+    if word_length is None:
+        release(model)
+        return None, "as the strategy sends them (comm_word_length=None)"
+    if sharded:
+        if wiring.error_feedback:
+            raise ValueError(
+                "comm_error_feedback=True needs a byte per parameter on every rank, which FSDP2 shards to avoid: leave "
+                "it out, or use comm_word_length=16"
+            )
+        state = FSDPState(model, word_length, rounding=wiring.rounding, seed=wiring.seed)
+        state.go_on_from(step)
+        return state, str(state)
+    if isinstance(model, DistributedDataParallel):
+        return _connect_ddp(model, word_length, wiring, before)
+    raise ValueError(
+        f"gradients of a {type(model).__name__} would travel as floats: comm_word_length={wiring.word_length!r} needs "
+        'strategy="ddp", or fully_shard in configure_model under a ModelParallelStrategy. Use one, or say '
+        "comm_word_length=None"
+    )
+
+
+def _connect_ddp(
+    model: DistributedDataParallel, word_length: int, wiring: Wiring, before: DDPState | FSDPState | None
+) -> tuple[DDPState | None, str]:
+    registered = model._comm_hooks[0][0] if model._comm_hooks else None
+    strategy = getattr(trainer_of(model.module), "strategy", None)
+    users = registered or (comm_hook_of(strategy) if is_a(strategy, "strategies.DDPStrategy") else None)
+    if users is not None:
+        hook = getattr(users, "__name__", "a hook")
+        if wiring.word_length == "auto":
+            how = f"through {hook}" if registered else f"as floats, and not through {hook}"
+            why = "" if registered else ", which Lightning registers on CUDA only"
+            return None, f"{how}, the strategy's own ddp_comm_hook{why}"
+        raise ValueError(
+            f"the strategy has a ddp_comm_hook of its own ({hook}) beside comm_word_length={word_length}: drop one"
+        )
+    state = DDPState(
+        model, word_length, rounding=wiring.rounding, error_feedback=wiring.error_feedback, seed=wiring.seed
+    )
+    state.go_on_from(before.step if before else 0)
+    if isinstance(before, DDPState):
+        state.keep_residuals_of(before)
+    model.register_comm_hook(state, ddp_hook)
+    return state, str(state)
+
+
+def load_wire(wire: DDPState | FSDPState | None, saved: dict[str, Any] | None, *, fitting: bool) -> None:
+    """Have ``wire`` go on from what a checkpoint holds of one, if it does; warn of residuals that a fit drops.
+
+    Raises:
+        ValueError: if they are not of its parameters. Nothing is changed then.
+    """
+    if saved is None:
+        return
+    if wire is not None:
+        wire.load_state_dict(saved)
+    residuals = saved.get("residuals", {})
+    if residuals and fitting and not isinstance(wire, DDPState):  # which has a warning of its own
+        rank_zero_warn(
+            f"what earlier rounding of {len(residuals)} gradients lost is dropped: in this run none travel in "
+            "fixed-point between processes of DDP"
+        )
+
+
+def say_traffic(state: DDPState | FSDPState) -> None:
+    """Log what has crossed the network per step so far."""
+    traffic = state.report()
+    for what, prefix in (("gradients", ""), ("weights", "weight_")):
+        if f"{prefix}bytes_sent_per_step" in traffic:
+            rank_zero_info(
+                f"{what} between processes: {traffic[f'{prefix}bytes_sent_per_step']:,.0f} bytes sent per step "
+                f"and rank, {traffic[f'float32_{prefix}bytes_per_step']:,.0f} in float32"
+            )

@@ -1,0 +1,332 @@
+"""The Lightning precision plugin: the one flag."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lowprec_plugin.activations.emulation import Emulation
+from lowprec_plugin.arithmetic import wire_ops
+from lowprec_plugin.comm import DDPState, FSDPState
+from lowprec_plugin.comm.ddp import check_feedback
+from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.compat.bases import Precision, serve
+from lowprec_plugin.compat.lightning import is_fitting
+from lowprec_plugin.compute_dtype import ComputeDtype, Computing
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.optim import StepSettings, adopt, widen_
+from lowprec_plugin.optim.quantize import patterns_of, quantize_
+from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.plugin.activations import Inside
+from lowprec_plugin.plugin.gradients import Wiring, connect_wire, say_traffic
+from lowprec_plugin.plugin.leaving import leave_float_, log_graphs_in_float
+from lowprec_plugin.plugin.nonfinite import Aftermath
+from lowprec_plugin.plugin.ramp import Ramping, wire_word_length
+from lowprec_plugin.plugin.resuming import Resumes, write_whole
+from lowprec_plugin.plugin.strategies import ELSEWHERE, UNDER_FABRIC, check_strategy, trainer_of
+from lowprec_plugin.ramp import WordLengthRamp
+from lowprec_plugin.telemetry.storage_table import as_text, describe
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.dtensor import fixed_part
+from lowprec_plugin.tensor.widen import widened
+from lowprec_plugin.version import __version__
+
+
+class FixedPointPrecision(Resumes, Precision):
+    """Store weights and optimizer state in fixed-point, with stochastic rounding on every update.
+
+    ::
+
+        Trainer(plugins=FixedPointPrecision())
+
+    Nothing else changes: modules, optimizers, schedulers, callbacks and checkpoints stay the user's own. No float
+    tensor of a parameter's size outlives the operation that needs it.
+
+    Args:
+        word_length: bits of a weight, 2 to 24.
+        fraction_length: bits behind the radix point, the same for every weight (``<IL,FL>`` of Gupta et al. 2015);
+            ``None``: every block of weights has a radix point of its own. State has so in any case, unless it is given
+            a ``state_fraction_length``: a point that suits the weights says nothing of the gradients' scale.
+        state_word_length: bits of optimizer state; ``None``: as the weights.
+        state_fraction_length: bits behind the radix point of all state, as hardware may have it; ``None``: see above.
+        comm_word_length: bits of a gradient between processes: 4, 8, 12 or 16; ``"auto"``: 16 under DDP, unless the
+            strategy has a ``ddp_comm_hook`` of the user's (which Lightning registers on CUDA only: elsewhere
+            gradients are then floats); ``None``: gradients travel as they are.
+        comm_error_feedback: keep what each process's rounding of gradients lost, in 8 bits per parameter, and add it
+            to the next gradient. For 8 and 4 bits.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        block_size: consecutive weights that share a radix point: a power of two, 16 to 1024.
+        compute_dtype: what operations see: ``torch.float32``, and float64 of what is float64 in the module;
+            ``torch.bfloat16`` or ``torch.float64`` (parameters, buffers and inputs appear so); or ``"bf16-mixed"``
+            (autocast). Their names as text do as well.
+        keep_float: parameters to leave alone: names or shell patterns such as ``"head.*"``.
+        ramp: widens the words while training: see :class:`WordLengthRamp`. State follows unless ``state_word_length``
+            pins it, and gradients between processes do with ``comm_word_length="auto"``.
+        emulation: round layer outputs and back-propagated errors too, as fixed-point hardware would: see
+            :class:`Emulation`. Needs ``compute_dtype=torch.float32``.
+        activation_word_length: bits of the activations that are kept for the backward pass; ``None``: floats.
+        nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
+        leave_float: once the Trainer is done (with a fit, and with a test or the like), turn the module's parameters
+            and its optimizers' state into ordinary floats: see :func:`lowprec_plugin.optim.to_float_`.
+        seed: keys the random bits of the rounding.
+
+    Raises:
+        ValueError: for a value outside its limits.
+    """
+
+    def __init__(
+        self,
+        word_length: int = 16,
+        fraction_length: int | None = None,
+        *,
+        state_word_length: int | None = None,
+        state_fraction_length: int | None = None,
+        comm_word_length: int | Literal["auto"] | None = "auto",
+        comm_error_feedback: bool = False,
+        rounding: Literal["stochastic", "nearest"] = "stochastic",
+        block_size: int = 256,
+        compute_dtype: ComputeDtype = torch.float32,
+        keep_float: str | Iterable[str] = (),
+        ramp: WordLengthRamp | None = None,
+        emulation: Emulation | None = None,
+        activation_word_length: int | None = None,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        leave_float: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.format = FixedPointFormat(word_length, fraction_length, block_size)
+        self._settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
+        bits = 16 if comm_word_length == "auto" else comm_word_length
+        if bits is not None:
+            wire_ops.check_word_length(bits, "comm_word_length")
+        check_feedback(bits, comm_error_feedback, "comm_")
+        self.comm_word_length = comm_word_length
+        self.comm_error_feedback = comm_error_feedback
+        #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
+        self.ramping = None if ramp is None else Ramping(ramp, self.format)
+        #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
+        #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
+        self.wire: DDPState | FSDPState | None = None
+        self.rounding = rounding
+        self.keep_float = patterns_of(keep_float)
+        check_integer(seed, "seed")
+        self.seed = seed
+        self._computing = Computing(compute_dtype)
+        # What Lightning and its callbacks read: the arithmetic, which is float, not the storage.
+        self.precision = self._computing.precision
+        if emulation is not None and self.precision != "32-true":
+            raise ValueError(f"compute_dtype={compute_dtype!r} is other arithmetic: emulation needs torch.float32")
+        self._inside_settings = (emulation, activation_word_length)
+        #: Emulation and kept activations at work, with what they counted; ``None`` without either.
+        self.inside = self._make_inside(0, 0)
+        self.kept_in_float: dict[str, str] = {}  #: parameters that were kept in float or left as they are, and why
+        self._network: nn.Module | None = None
+        self._device_type = "cpu"
+        self._optimizers: list[FixedPointStep] = []
+        self._stepping: list[StepSettings] = []  # of the optimizers, which may have left their classes since
+        check_kind(leave_float, bool, "leave_float")
+        self.leave_float = leave_float
+        self._left: dict[str, Any] | None = None  # the state with which floats were left
+        self._said_traffic = self._fitting = False
+        self._aftermath = Aftermath()
+        self._wire_before: DDPState | FSDPState | None = None
+
+    def _make_inside(self, rank: int, step: int) -> Inside | None:
+        if self._inside_settings == (None, None):
+            return None
+        inside = Inside(*self._inside_settings, rounding=self.rounding, seed=self.seed, rank=rank)
+        inside.step = step
+        return inside
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps skipped for a NaN or infinite gradient (``nonfinite="skip"``)."""
+        return sum(each.skipped_steps for each in self._stepping)
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Swap the parameters of ``module`` for fixed-point ones, in place. Under DeepSpeed a ``ValueError``."""
+        check_strategy(module, deepspeed=False)
+        if self.ramping is not None:
+            self.format = self.ramping.format_to_resume(module, self.format)
+        self.kept_in_float = quantize_(
+            module,
+            self.format,
+            rounding=self.rounding,
+            keep_float=self.keep_float,
+            dtype=self._computing.seen(module),
+            seed=self.seed,
+        )
+        if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
+            module.to(self._computing.dtype)
+        return module
+
+    def connect(
+        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        """Adopt the user's optimizers, and log what is stored how.
+
+        Raises:
+            ValueError: on every rank alike, if the ranks' plugins were made with other arguments.
+        """
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        serve(self, inner)
+        trainer = trainer_of(inner)
+        self._fitting = trainer is None or is_fitting(trainer)
+        between_processes = self._fitting and dist.is_initialized() and dist.get_world_size() > 1
+        if between_processes:  # first of all: what only one rank refuses, the others would wait for
+            shake_hands(self.terms(), None)
+        if self._fitting and self.ramping is not None:
+            self.ramping.begin(inner)
+        write_whole(inner)
+        log_graphs_in_float(inner)
+        self._device_type = next((param.device.type for param in model.parameters()), "cpu")
+        for optimizer in optimizers:
+            adopt(optimizer, replace(self._settings))
+        self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
+        self._stepping, self._left = [each.fixed_point for each in self._optimizers], None
+        before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
+        wiring = Wiring(self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed)
+        between_processes = between_processes and bool(optimizers)
+        self.wire, said = connect_wire(model, wiring, before) if between_processes else (None, "")
+        self._wire_before = before if self.wire is None else None  # it holds its module's parameters
+        self._network = inner
+        if self.inside is not None:
+            self.inside = self._make_inside(dist.get_rank() if dist.is_initialized() else 0, self.inside.step)
+        inside = "" if self.inside is None else f"\n{self.inside}"
+        shard = ", of shards those of the first rank" if isinstance(self.wire, FSDPState) else ""
+        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self.kept_in_float, said)}{inside}")
+        return model, optimizers, lr_schedulers
+
+    def terms(self) -> dict[str, Any]:
+        """What every rank's plugin must have alike, by name."""
+        emulation, kept = self._inside_settings
+        return {
+            "package version": __version__, "seed": self.seed, "weights": str(self.format), **self._settings.given(),
+            "comm_word_length": self.comm_word_length, "comm_error_feedback": self.comm_error_feedback,
+            "compute_dtype": str(self._computing), "keep_float": self.keep_float,
+            "emulation": emulation and str(emulation), "activation_word_length": kept,
+            "ramp": None if self.ramping is None else str(self.ramping.ramp),
+        }  # fmt: skip
+
+    def _auto_wire(self) -> int:
+        return 16 if self.ramping is None else wire_word_length(self.format.word_length)
+
+    def _after_closure(self, model: Any, optimizer: Any) -> None:
+        """With gradients ready and clipped, before the update: widen words if the ramp says so."""
+        super()._after_closure(model, optimizer)
+        if self.ramping is not None:
+            wanted = self.ramping.before_update(model.trainer, optimizer, self.format.word_length)
+            if wanted is not None:
+                self._widen(model, wanted)
+            model.log("word_length", float(self.format.word_length), prog_bar=True)
+
+    def _widen(self, module: nn.Module, word_length: int) -> None:
+        widen_(module, self._optimizers, word_length)
+        self.format = widened(self.format, word_length)
+        self._follow_with_wire()
+
+    def _follow_with_wire(self) -> None:
+        if isinstance(self.wire, DDPState) and self.comm_word_length == "auto":
+            self.wire.word_length = self._auto_wire()
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Run the update; after the first one, say what crossed the network.
+
+        Raises:
+            NonFiniteGradientError: if it is refused, with what was found out about it.
+        """
+        step = partial(super().optimizer_step, optimizer, model, closure, **kwargs)
+        result = self._aftermath.after(step, model, optimizer, closure, lambda: self.skipped_steps)
+        if self.ramping is not None:
+            self.ramping.after_update(model.trainer, result)
+        if self.wire is not None and not self._said_traffic and self.wire.step > 0:
+            self._said_traffic = True
+            say_traffic(self.wire)
+        return result
+
+    def teardown(self) -> None:
+        """The Trainer is done with the module: with ``leave_float``, leave it and its optimizers in ordinary floats."""
+        if self.leave_float and self._network is not None and self._left is None:
+            state = self.state_dict()
+            if leave_float_(self._network, self._optimizers):
+                self._optimizers, self._left = [], state
+
+    def _params(self) -> list[FixedPointTensor]:
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        parts = (fixed_part(param) for group in groups for param in group["params"])
+        return [part for part in parts if part is not None]
+
+    @property
+    def saturated(self) -> int:
+        """Numbers that were out of their format's range when updates were rounded, so far."""
+        return sum(each.saturated for each in self._stepping)
+
+    def __repr__(self) -> str:
+        state = self._settings.state_word_length or self.format.word_length
+        return (
+            f"{type(self).__name__}(weights {self.format}, state {state} bits, {self.rounding} rounding, "
+            f"computing in {self._computing}, seed {self.seed})"
+        )
+
+    def __str__(self) -> str:
+        # What strategies that insist on a precision of their own (FSDP1, XLA) say they found.
+        return f"{self!r}. {ELSEWHERE}"
+
+    def tensor_init_context(self) -> AbstractContextManager[None]:
+        """The dtype in which user code creates tensors."""
+        return self._computing.creation()
+
+    def module_init_context(self) -> AbstractContextManager[None]:
+        """The dtype in which modules are made: float32, so that a checkpoint's weights come through exactly."""
+        return nullcontext()
+
+    def forward_context(self) -> AbstractContextManager[None]:
+        """Around every forward: autocast, or the compute dtype as default."""
+        return self._computing.forward(self._device_type)
+
+    @contextmanager
+    def train_step_context(self) -> Generator[None, None, None]:
+        """Around a training step's forward."""
+        with self.forward_context(), self._within(training=True):
+            yield
+
+    @contextmanager
+    def _evaluation_context(self) -> Generator[None, None, None]:
+        if self.ramping is not None:
+            self.ramping.validated()
+        with self.forward_context(), self._within(training=False):
+            yield
+
+    val_step_context = test_step_context = predict_step_context = _evaluation_context
+
+    def _within(self, *, training: bool) -> AbstractContextManager[None]:
+        if self.inside is None or self._network is None:
+            return nullcontext()
+        return self.inside.training(self._network) if training else self.inside.evaluating(self._network)
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass; what it computes again (activation checkpointing) is emulated again."""
+        with nullcontext() if self.inside is None else self.inside.backward():
+            super().backward(*args, **kwargs)
+
+    def convert_input(self, data: Any) -> Any:
+        """Cast floating-point inputs to the compute dtype."""
+        return self._computing.inputs(data)
+
+    def convert_output(self, data: Any) -> Any:
+        """Refuse Fabric, which accepts any Precision: only it calls this, after each forward pass.
+
+        Raises:
+            ValueError: always. Fabric does not hand its optimizers to a precision plugin, and so they are not adopted.
+        """
+        raise ValueError(UNDER_FABRIC)

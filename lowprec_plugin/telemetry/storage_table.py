@@ -1,0 +1,165 @@
+"""One table that says what is stored how: the proof that fixed-point is active, and where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.memory import bytes_of
+from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.optim.plain import why_left
+from lowprec_plugin.optim.state import state_format
+from lowprec_plugin.optim.step import FixedPointStep, steps_each_by_itself
+from lowprec_plugin.tensor import (
+    FixedPointTensor,
+)
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part
+
+#: So many parameters that are kept for one reason are named one by one.
+_FEW = 8
+
+
+class Row(NamedTuple):
+    """One line of the table: parameters that are stored alike.
+
+    Attributes:
+        group: ``"AdamW 0"`` for parameter group 0 of an AdamW, ``"no optimizer"``, or ``"buffers"``.
+        weights, state: formats, as text.
+        elements: parameters; of sharded ones those in this rank's shards.
+        nbytes, float32_nbytes: bytes of weights and (expected) state, and what float32 would take.
+        update: how the group is updated, and on which backend.
+    """
+
+    group: str
+    weights: str
+    state: str
+    elements: int
+    nbytes: int
+    float32_nbytes: int
+    update: str
+
+
+def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> list[Row]:
+    """What ``module`` and ``optimizers`` store how, and which update serves each parameter group."""
+    rows: list[Row] = []
+    seen: set[int] = set()
+    for optimizer in optimizers:
+        for index, group in enumerate(optimizer.param_groups):
+            seen.update(id(param) for param in group["params"])
+            for kind in _kinds(group["params"]).values():
+                rows.append(group_row(f"{_name(optimizer)} {index}", kind, optimizer, group))
+    loose = [param for param in module.parameters() if id(param) not in seen]
+    rows += [group_row("no optimizer", kind, None, {}) for kind in _kinds(loose).values()]
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if buffers:
+        nbytes = sum(map(bytes_of, buffers))
+        dtypes = ", ".join(sorted({_dtype(buffer) for buffer in buffers}))
+        rows.append(Row("buffers", dtypes, "-", sum(b.numel() for b in buffers), nbytes, nbytes, "kept in float"))
+    return rows
+
+
+def _kinds(params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    kinds: dict[str, list[Tensor]] = {}
+    for param in params:
+        kinds.setdefault(storage_of(param), []).append(param)
+    return kinds
+
+
+def storage_of(tensor: Tensor) -> str:
+    """The format of ``tensor`` as text; of a float its dtype; of what a class of its own stores, that class."""
+    part = fixed_part(tensor)
+    if part is not None:
+        return str(part.format)
+    kind = type(local_part(tensor))
+    as_torch_does = kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    return _dtype(tensor) if as_torch_does else kind.__name__
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _name(optimizer: torch.optim.Optimizer) -> str:
+    return (optimizer.float_class if isinstance(optimizer, FixedPointStep) else type(optimizer)).__name__
+
+
+def group_row(
+    group_name: str,
+    params: list[Tensor],
+    optimizer: torch.optim.Optimizer | None,
+    group: dict[str, object],
+) -> Row:
+    """What ``params``, all stored alike, and their state are stored as, and how ``optimizer`` updates them."""
+    parts = [local_part(param) for param in params]
+    elements = sum(part.numel() for part in parts)
+    nbytes = sum(map(bytes_of, parts))
+    first = params[0]
+    row = Row(group_name, storage_of(first), "-", elements, nbytes, 4 * elements, "none")
+    if optimizer is None:
+        return row
+    if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):
+        how = "as they are" if why_left(first) else "in float"
+        return row._replace(state="float", update=f"{_name(optimizer)}'s own, {how}")
+    update, reason = fused_update(optimizer.float_class, group)
+    backend = ops.backend_for(parts[0].device)
+    if update is None:
+        how = "one parameter at a time" if steps_each_by_itself(optimizer.float_class) else "its own step, on floats"
+        format = state_format(optimizer, first, "")
+        return row._replace(state=str(format), update=f"{how} ({reason}), {backend} rounding")
+    names = STATES[update.algorithm(group)]
+    formats = [state_format(optimizer, first, name) for name in names]
+    shapes = [part.codes.shape for part in parts if isinstance(part, FixedPointTensor)]
+    state = sum(format.nbytes(shape) for format in formats for shape in shapes)
+    return row._replace(
+        state=", ".join(str(format) for format in formats) or "-",
+        nbytes=nbytes + state,
+        float32_nbytes=4 * elements * (1 + len(names)),
+        update=f"fused, {backend}",
+    )
+
+
+def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -> str:
+    """The table as text, with the parameters that were not stored in fixed-point and why."""
+    header = ("group", "weights", "state", "parameters", "bytes", "float32", "update")
+    cells = [
+        (
+            row.group,
+            row.weights,
+            row.state,
+            f"{row.elements:,}",
+            _size(row.nbytes),
+            _size(row.float32_nbytes),
+            row.update,
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
+    ]
+    lines += _not_stored(kept)
+    if wire:
+        lines.append(f"gradients between processes: {wire}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _not_stored(kept: Mapping[str, str]) -> list[str]:
+    """A line for each, or for many of one reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in kept.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        what = "kept in float" if reason.startswith("keep_float") else "left as it is"
+        few = len(names) <= _FEW
+        said = names if few else [f"{len(names):,} parameters from {names[0]} to {names[-1]}"]
+        lines += [f"{what}: {each} ({reason})" for each in said]
+    return lines
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.2f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.1f} KiB"

@@ -1,0 +1,62 @@
+"""What the collectives of :mod:`torch.distributed` do to a :class:`~lowprec_plugin.tensor.tensor.FixedPointTensor`.
+
+They return before the bytes have travelled, so floats made for the time of the call would be gone, or not yet there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lowprec_plugin.tensor.coded import Coded
+from lowprec_plugin.tensor.opening import current
+
+#: Those that only read their tensors, or write to others.
+_READING = ("c10d::allgather_", "c10d::_allgather_base_", "c10d::allgather_into_tensor_coalesced_", "c10d::gather_")
+
+
+def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Broadcast codes; let others gather the floats; refuse what would round or lose the codes.
+
+    Raises:
+        ValueError: for any other collective, with what to use in its place.
+    """
+    name = func._schema.name
+    if name == "c10d::broadcast_":
+        return _broadcast(func, args, kwargs)
+    targets = tree_leaves(args[0])
+    if name in _READING and not any(isinstance(target, Coded) for target in targets):
+        floats = tree_map_only(Coded, lambda tensor: tensor.dequantize(), (args, kwargs))
+        result = func(*floats[0], **floats[1])
+        _work(result).wait()  # the floats live until here
+        return result
+    if (opening := current()) is not None:
+        raise ValueError(
+            f"{opening.name} sends fixed-point parameters between processes in its own step "
+            f"({name.removeprefix('c10d::').strip('_')}): use an optimizer that leaves that to DDP, FSDP2 or "
+            "DeepSpeed, or keep_float for all that it updates"
+        )
+    raise ValueError(
+        f"{name.removeprefix('c10d::').strip('_')} of a fixed-point tensor: reduce floats (lowprec_plugin.comm, or "
+        "dequantize()); shard a module (fully_shard, parallelize_module) before optim.quantize_"
+    )
+
+
+def _broadcast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    for tensor in args[0]:
+        if not isinstance(tensor, Coded):
+            result = func([tensor], *args[1:], **kwargs)
+            _work(result).wait()
+            continue
+        if not tensor.is_whole:
+            raise ValueError("a window on a fixed-point tensor cannot be broadcast: broadcast the tensor")
+        for plane in tensor.blocks.planes:
+            result = func([plane.view(torch.uint8)], *args[1:], **kwargs)
+            _work(result).wait()
+    return args[0], _work(result)
+
+
+def _work(result: Any) -> Any:
+    return result[-1] if isinstance(result, tuple) else result

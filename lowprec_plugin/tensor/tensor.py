@@ -1,0 +1,184 @@
+"""A tensor that is held as fixed-point codes and looks like an ordinary floating-point one.
+
+Every operation without a rule of its own (:mod:`.rules`) reads it as floats for the time of that operation. This
+happens below autograd, so what autograd saves for the backward pass are the codes. An operation that writes to it
+rounds the result back into the codes; a view of it is a window on the same codes, and writing to the view writes to
+them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.tensor import first_tensor
+from lowprec_plugin.tensor.coded import Coded
+from lowprec_plugin.tensor.copying import assign_
+from lowprec_plugin.tensor.flattening import Flattened
+from lowprec_plugin.tensor.fsdp import Gathered
+from lowprec_plugin.tensor.integrity import check_facts, check_read, digest
+from lowprec_plugin.tensor.interop import Direct, refuse_as_data_of_floats
+from lowprec_plugin.tensor.rules import dispatch
+
+
+class FixedPointTensor(Gathered, Direct, Flattened):
+    """A tensor stored as ``code * 2**exponent``.
+
+    Make one with :meth:`quantize`; :meth:`dequantize` gives the floats. Its ``dtype`` is the one that operations see;
+    its bytes are ``.nbytes``. Whatever writes to it rounds as ``.rounding`` says, with random bits of the tensor's own
+    stream; what its format holds stays exact, and ``copy_`` from a tensor of equal blocks copies the codes.
+
+    Attributes:
+        format: the :class:`~lowprec_plugin.formats.FixedPointFormat`.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        stream: the tensor's random stream (:func:`lowprec_plugin.arithmetic.random_bits.stream_of`).
+        label: its name, for messages.
+        first_row: the row of the whole tensor at which this shard of it starts.
+        whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
+    """
+
+    @classmethod
+    def quantize(
+        cls,
+        x: Tensor,
+        format: FixedPointFormat | str,
+        *,
+        rounding: str = "stochastic",
+        seed: int = 0,
+        label: str = "",
+        dtype: torch.dtype | None = None,
+        first_row: int = 0,
+    ) -> FixedPointTensor:
+        """Round ``x`` to the numbers of ``format``.
+
+        Args:
+            x: floating point, any shape, finite.
+            format: a format or its text, such as ``"fixed16"`` or ``"<4,12>"``.
+            rounding: ``"stochastic"`` or ``"nearest"``; in-place arithmetic on the result rounds likewise.
+            seed, label: key the random bits; the label is the tensor's name in messages too.
+            dtype: the dtype that operations see; ``x.dtype`` if ``None``.
+            first_row: where ``x`` starts in the whole tensor, if it is a shard of it.
+
+        Raises:
+            ValueError: if ``x`` is not floating point, is not finite, or is negative where the format is squared; and
+                for an argument of another kind.
+        """
+        format = FixedPointFormat.parse(format)
+        check_kind(x, Tensor, "x")
+        check_facts(torch.float32 if dtype is None else dtype, rounding, label, first_row)
+        check_integer(seed, "seed")
+        if isinstance(x, FixedPointTensor):
+            dtype = dtype or x.dtype
+            x = x.dequantize(torch.float32)
+        stream = stream_of(seed, label)
+        key = key_of(substream(stream, "quantize"), 0)
+        blocks, _ = ops.quantize(x, format, rounding=rounding, key=key, first_row=first_row)
+        return cls(
+            blocks, format, dtype=dtype or x.dtype, rounding=rounding, stream=stream, label=label, first_row=first_row
+        )
+
+    @property
+    def data(self) -> FixedPointTensor:
+        """A window on the same codes outside autograd. What is assigned takes their place, rounded as this rounds.
+
+        A fixed-point tensor that is assigned brings its own format, dtype and device along.
+        """
+        return self.detach()  # type: ignore[return-value]
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        assign_(self, value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.dequantize(), spec)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        kind = "Parameter" if isinstance(self, torch.nn.Parameter) else "FixedPointTensor"
+        values = repr(self.dequantize()).removeprefix("tensor(").removesuffix(")")
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"{kind}({values}, format={self.format}, nbytes={self.nbytes}{grad})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FixedPointTensor:
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return]
+        copied: Any = self._like(self.blocks.map(torch.clone))
+        copied = torch.nn.Parameter(copied) if isinstance(self, torch.nn.Parameter) else copied
+        memo[id(self)] = copied.requires_grad_(self.requires_grad)
+        if self.grad is not None and not isinstance(self, torch.nn.Parameter):  # torch copies no parameter's gradient
+            copied.grad = copy.deepcopy(self.grad, memo)
+        return copied  # type: ignore[no-any-return]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        facts = (
+            str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row, self.roundings,
+            self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
+        )  # fmt: skip
+        hung = {name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES}
+        written = digest(self.blocks, *facts)
+        return rebuild, (*self.blocks, *facts, written, hung) if hung else (*self.blocks, *facts, written)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # below the graph: nothing here is for Dynamo to trace
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+
+def rebuild(
+    codes: Tensor,
+    low: Tensor | None,
+    exponents: Tensor | None,
+    format: str,
+    dtype: torch.dtype,
+    rounding: str,
+    stream: int,
+    label: str,
+    first_row: int,
+    ticks: int,
+    geometry: tuple[Any, Any, Any] | None,
+    parameter: bool,
+    requires_grad: bool,
+    whole_rows: int | None = None,
+    written: str | None = None,
+    hung: dict[str, Any] | None = None,
+) -> Tensor:
+    """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``.
+
+    ``hung`` are the attributes that a user has hung on it.
+
+    Raises:
+        ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.tensor.integrity.check_read`.
+    """
+    given = Blocks(codes, low, exponents)
+    facts = (format, dtype, rounding, stream, label, first_row, ticks, geometry, parameter, requires_grad, whole_rows)
+    parsed = check_read(given, *facts, written=written)
+    result = FixedPointTensor(
+        given.map(torch.detach), parsed,  # the tensors given may yet be changed by what follows in the pickle
+        dtype=dtype, rounding=rounding, stream=stream, label=label,
+        first_row=first_row, geometry=geometry,
+    )  # fmt: skip
+    result.roundings, result.whole_rows = ticks, whole_rows
+    tensor = torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
+    vars(tensor).update({name: value for name, value in (hung or {}).items() if name not in OWN_ATTRIBUTES})
+    return tensor
+
+
+#: What a tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
+OWN_ATTRIBUTES = frozenset(("_is_param", *Coded.__annotations__))
+
+
+rebuild.__module__ = "lowprec_plugin.tensor"  # as files name it, of earlier versions too
+torch.serialization.add_safe_globals([rebuild])
+first_tensor.waiting.append(partial(refuse_as_data_of_floats, FixedPointTensor))

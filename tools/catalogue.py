@@ -1,0 +1,180 @@
+"""The kernels, each with what it is compiled for: the usual ones, and all."""
+
+# mypy: allow-untyped-calls
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
+from lowprec_plugin.arithmetic.triton import convert
+from lowprec_plugin.arithmetic.triton.rounding import compiled as for_format
+from lowprec_plugin.arithmetic.triton.step import update_kernel
+from lowprec_plugin.arithmetic.triton.tables import BFLOAT16, FLOAT16, FLOAT32
+from lowprec_plugin.arithmetic.triton.tiles import Tiling
+from lowprec_plugin.arithmetic.triton.wire import RESIDUAL, read_kernel, round_kernel, sum_kernel
+from lowprec_plugin.formats import FixedPointFormat
+
+TILINGS = {
+    "flat": Tiling(256, 1, flat=True, aligned=True, wide=False),  # rows of whole blocks
+    "rest": Tiling(256, 1, flat=False, aligned=True, wide=False),  # rows that end in a shorter block
+    "huge": Tiling(256, 1, flat=False, aligned=True, wide=True),
+    "odd": Tiling(32, 1, flat=False, aligned=False, wide=False),  # short rows of an odd length
+    "vector": Tiling(1, 1, flat=True, aligned=True, wide=False),
+}
+#: Weights and state: as they are by default, and the two narrower settings.
+_USUAL_PAIRS = (("fixed16", "fixed16"), ("fixed16", "fixed8"), ("fixed12", "fixed8"))
+_PAIRS = (("fixed16", "fixed8", FLOAT32), ("fixed24", "fixed16", BFLOAT16), ("<4,12>", "fixed24", FLOAT32))
+_FORMATS = ("fixed8", "fixed16", "fixed24", "fixed16^2", "<4,12>")
+_ROUNDED = (("fixed16", "*fp32"), ("<4,12>", "*fp32"), ("<4,16>", "*fp32"), ("<4,12>", "*fp64"))  # not stored
+
+
+class Kernel(NamedTuple):
+    """A kernel and what to compile it for.
+
+    Attributes:
+        types: of the arguments given at run time.
+        values: of the compile-time ones, except ``TILING``.
+        loads, stores: bytes per element that it has to move 128 bits at a time: all but exponents and what is too
+            narrow or lies off boundaries.
+    """
+
+    name: str
+    function: Any
+    types: dict[str, str]
+    values: dict[str, Any]
+    tiling: str
+    warps: int
+    loads: int
+    stores: int
+
+
+def usual() -> Iterator[Kernel]:
+    """What trainings launch whose settings are the usual ones. AdamW is Adam with other hyperparameters."""
+    for name in ("fixed16", "fixed12", "fixed8^2", "<4,16>"):
+        yield _quantize(name, "flat", stochastic=True)
+    for name, out in (("fixed16", "*fp32"), ("fixed12", "*fp32"), ("fixed8", "*i16")):
+        yield _dequantize(name, "flat", out)
+    for name, type in _ROUNDED:
+        yield _rounded(name, "flat", type, stochastic=True)
+    for tiling in ("rest", "odd", "vector"):
+        yield _quantize("fixed16", tiling, stochastic=True)
+        yield _dequantize("fixed16", tiling, "*fp32")
+        yield _update(Algorithm.ADAM, "fixed16", "fixed16", tiling, FLOAT32.value)
+    for algorithm, (weight, state) in product(Algorithm, _USUAL_PAIRS):
+        if algorithm.states or state != weight:  # SGD has no state to tell 16/16 from 16/8
+            yield _update(algorithm, weight, state, "flat", FLOAT32.value)
+    for algorithm in Algorithm:
+        yield _update(algorithm, "fixed16", "fixed8", "flat", FLOAT32.value, counting=True)
+    yield _update(Algorithm.ADAM, "fixed24", "fixed16", "flat", BFLOAT16.value)
+    for word_length in WORD_LENGTHS:
+        yield from _wire(word_length, FLOAT32.value, residual=True)
+        yield from _wire(word_length, BFLOAT16.value, residual=False)
+
+
+def every() -> Iterator[Kernel]:
+    """The usual kernels, and most others that can be had."""
+    names = set()
+    for kernel in (*usual(), *_products()):
+        if kernel.name not in names:
+            yield kernel
+        names.add(kernel.name)
+
+
+def _products() -> Iterator[Kernel]:
+    for name, tiling, stochastic in product(_FORMATS, TILINGS, (True, False)):
+        yield _quantize(name, tiling, stochastic)
+    for name, tiling, out in product(_FORMATS, TILINGS, ("*fp32", "*i16")):
+        yield _dequantize(name, tiling, out)
+    for (name, type), tiling, stochastic in product(_ROUNDED, TILINGS, (True, False)):
+        yield _rounded(name, tiling, type, stochastic)
+    for algorithm, tiling, (weight, state, gradient) in product(Algorithm, TILINGS, _PAIRS):
+        for counting in (False, True):
+            yield _update(algorithm, weight, state, tiling, gradient.value, counting)
+    for algorithm in Algorithm:
+        yield _update(algorithm, "fixed16", "fixed16", "flat", FLOAT16.value, stochastic=False)
+    for word_length, gradient, residual, aligned in product(WORD_LENGTHS, (FLOAT32, BFLOAT16), *[(True, False)] * 2):
+        yield from _wire(word_length, gradient.value, residual, aligned)
+
+
+def _planes(format: FixedPointFormat) -> tuple[dict[str, str], dict[str, Any]]:
+    types = {"codes": "*i8" if format.container_bytes == 1 else "*i16", "low": "*u8", "exponents": "*i8"}
+    absent = {"low"} if format.container_bytes < 3 else set()
+    absent |= set() if format.dynamic else {"exponents"}
+    return {name: type for name, type in types.items() if name not in absent}, dict.fromkeys(absent)
+
+
+def _quantize(name: str, tiling: str, stochastic: bool) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types, values = _planes(format)
+    types |= {"x": "*fp32", "saturated": "*i64", "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64"}
+    types |= {"exponent": "i32"}
+    values |= {"bits": None, "FORMAT": for_format(format), "STOCHASTIC": stochastic}
+    title = f"quantize {name} {'stochastic' if stochastic else 'nearest'} {tiling}"
+    return Kernel(title, convert.quantize_kernel, types, values, tiling, 4, 4, format.container_bytes)
+
+
+def _dequantize(name: str, tiling: str, out: str) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types, values = _planes(format)
+    types |= {"out": out, "rows": "i64", "row_length": "i64", "exponent": "i32"}
+    values |= {"FORMAT": for_format(format)}
+    size = 4 if out == "*fp32" else 2
+    title = f"dequantize {name} {'float32' if size == 4 else 'bfloat16'} {tiling}"
+    return Kernel(title, convert.dequantize_kernel, types, values, tiling, 4, format.container_bytes, size)
+
+
+def _rounded(name: str, tiling: str, type: str, stochastic: bool) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types = {"x": type, "out": "*fp32", "saturated": "*i64", "exponent": "i32"}
+    types |= dict.fromkeys(("rows", "row_length", "first_row", "key"), "i64")
+    values = {"bits": None, "FORMAT": for_format(format), "STOCHASTIC": stochastic}
+    title = f"rounded {name} {type[1:]} {'stochastic' if stochastic else 'nearest'} {tiling}"
+    return Kernel(title, convert.round_kernel, types, values, tiling, 4, int(type[3:]) // 8, 4)
+
+
+def _update(
+    algorithm: Algorithm,
+    weight: str,
+    state: str,
+    tiling: str,
+    gradient: int,
+    counting: bool = False,
+    stochastic: bool = True,
+) -> Kernel:
+    names = [weight, state, f"{state}^2"][: 1 + algorithm.states]  # Adam's second state is a mean of squares
+    formats = [FixedPointFormat.parse(name) for name in names]
+    size = sum(format.container_bytes for format in formats)
+    chosen = tuple(for_format(format) for format in formats)
+    values = {
+        "ALGORITHM": int(algorithm),
+        "FORMATS": chosen,
+        "TYPE": gradient,
+        "STOCHASTIC": stochastic,
+        "COUNTING": counting,
+    }
+    title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16', 'float16')[gradient]} {tiling}"
+    title += " counting" * counting + " nearest" * (not stochastic)
+    types = {"table": "*i64", "result": "*i64", "count": "i32"}
+    return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2, 2)[gradient], size)
+
+
+def _wire(word_length: int, gradient: int, residual: bool, aligned: bool = True) -> Iterator[Kernel]:
+    """What rounds and reads a kind of gradients, and sums codes, of which a thread has 128 bits from 8 bits on."""
+    format, size = for_format(FixedPointFormat(word_length)), (4, 2)[gradient] * aligned
+    packed = word_length // 8 if word_length in (8, 16) else 0
+    name = f"{word_length} bits {('float32', 'bfloat16')[gradient]}{'' if aligned else ' off boundaries'}"
+    chunk = {"table": "*i64", "codes": "*u8", "exponents": "*i8", "count": "i32"}
+    kind = {"FORMAT": format, "TYPE": gradient, "ALIGNED": aligned}
+    rounded = kind | {"RESIDUAL": RESIDUAL if residual else None, "STOCHASTIC": True}
+    title = f"round {name}{' residual' if residual else ''}"
+    yield Kernel(title, round_kernel, chunk, rounded, "flat", 1, size + residual, packed + residual)
+    if not residual:
+        yield Kernel(f"read {name}", read_kernel, chunk, kind, "flat", 1, packed, size)
+    elif aligned and gradient == FLOAT32.value:
+        types = chunk | {"out_codes": "*u8", "out_exponents": "*i8"}
+        types |= {"ranks": "i32", "stride": "i64", "headroom": "i32", "divisor": "fp32"}
+        summed = {"FORMAT": format, "STOCHASTIC": True}
+        yield Kernel(f"sum {word_length} bits", sum_kernel, types, summed, "flat", 1, packed, packed)
