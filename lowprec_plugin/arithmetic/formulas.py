@@ -31,7 +31,7 @@ HYPERS = 10
 STATES = len(ROLES) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Algorithm:
     """An elementwise update of a parameter and its state, declared once.
 
@@ -85,9 +85,10 @@ class Algorithm:
         Raises:
             ValueError: if one is missing, or unknown.
         """
-        if values.keys() != set(self.hypers):
+        hyper = tuple([values[name] for name in self.hypers if name in values])
+        if not len(hyper) == len(self.hypers) == len(values):
             raise ValueError(f"{self} takes the hyperparameters {', '.join(self.hypers)}, not {', '.join(values)}")
-        return tuple(values[name] for name in self.hypers)
+        return hyper
 
     def apply(self, p: Tensor, g: Tensor, states: Sequence[Tensor], hyper: Hyper) -> tuple[Tensor, ...]:
         """The parameter and its states after the update."""

@@ -7,7 +7,8 @@ registers and writes the tile back.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# mypy: disable-error-code="assignment, misc"  # tuples that grow while a kernel is compiled
+# Tuples grow while a kernel is compiled:
+# mypy: disable-error-code="assignment, misc"
 from __future__ import annotations
 
 from collections import defaultdict
@@ -158,7 +159,7 @@ def update_kernel(
         value = bounded(computed[k], mask, TILING)
         values += (value,)
         largest += (largest_bits(value),)
-        if k == 0:
+        if k == 0:  # noqa: SIM108
             worst = largest[0]
         else:
             worst = tl.maximum(worst, largest[k])
