@@ -54,7 +54,7 @@ def test_nearest_loses_the_whole_of_a_small_update() -> None:
 OPTIMIZERS: dict[str, Any] = {
     "AdamW": lambda params: optim.AdamW(params, lr=1e-3),
     "SGD": lambda params: optim.SGD(params, lr=1e-2, momentum=0.9),
-    "RMSprop": lambda params: optim.adopt(torch.optim.RMSprop(params, lr=1e-3)),
+    "RMSprop": lambda params: optim.adopt(torch.optim.RMSprop(params, lr=1e-3, momentum=0.5)),
     "Lion": lambda params: optim.Lion(params, lr=1e-3),
 }
 
