@@ -28,6 +28,7 @@ from lowprec_plugin import (
 )
 from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision, adopt_engine
 from lowprec_plugin.plan import plan
+from tests.algorithms import CLASSES
 
 ODD: list[Any] = [
     None, "x", "", [1], (), {}, {"x": 1}, float("nan"), float("inf"), 0, -1, 2.5, 2**70, object(), b"x", True,
@@ -96,8 +97,7 @@ CALLS: dict[str, Call] = {
     "optim.widen_": Call(optim.widen_, lambda: {"module": fixed(), "optimizers": (), "word_length": 20}),
     "optim.adopt": Call(optim.adopt, lambda: {"optimizer": adopted()}),
     "optim.StepSettings": Call(optim.StepSettings),
-    "optim.SGD": made(optim.SGD), "optim.Adam": made(optim.Adam), "optim.AdamW": made(optim.AdamW),
-    "optim.Lion": made(optim.Lion),
+    **{f"optim.{ours.__name__}": made(ours) for ours in CLASSES},
     "comm.all_reduce": Call(comm.all_reduce, lambda: {"tensor": torch.ones(4)}),
     "comm.reduce_scatter": Call(comm.reduce_scatter, lambda: {"output": torch.ones(4), "input": torch.ones(4)}),
     "comm.all_gather": Call(comm.all_gather, lambda: {"output": torch.ones(4), "input": torch.ones(4)}),

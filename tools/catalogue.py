@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, Algorithm
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.arithmetic.triton import convert
 from lowprec_plugin.arithmetic.triton.rounding import compiled as for_format
-from lowprec_plugin.arithmetic.triton.step import update_kernel
+from lowprec_plugin.arithmetic.triton.step import law_of, update_kernel
 from lowprec_plugin.arithmetic.triton.tables import BFLOAT16, FLOAT16, FLOAT32
 from lowprec_plugin.arithmetic.triton.tiles import Tiling
 from lowprec_plugin.arithmetic.triton.wire import RESIDUAL, read_kernel, round_kernel, sum_kernel
@@ -62,13 +62,13 @@ def usual() -> Iterator[Kernel]:
     for tiling in ("rest", "odd", "vector"):
         yield _quantize("fixed16", tiling, stochastic=True)
         yield _dequantize("fixed16", tiling, "*fp32")
-        yield _update(Algorithm.ADAM, "fixed16", "fixed16", tiling, FLOAT32.value)
-    for algorithm, (weight, state) in product(Algorithm, _USUAL_PAIRS):
+        yield _update(ADAM, "fixed16", "fixed16", tiling, FLOAT32.value)
+    for algorithm, (weight, state) in product(ALGORITHMS, _USUAL_PAIRS):
         if algorithm.states or state != weight:  # SGD has no state to tell 16/16 from 16/8
             yield _update(algorithm, weight, state, "flat", FLOAT32.value)
-    for algorithm in Algorithm:
+    for algorithm in ALGORITHMS:
         yield _update(algorithm, "fixed16", "fixed8", "flat", FLOAT32.value, counting=True)
-    yield _update(Algorithm.ADAM, "fixed24", "fixed16", "flat", BFLOAT16.value)
+    yield _update(ADAM, "fixed24", "fixed16", "flat", BFLOAT16.value)
     for word_length in WORD_LENGTHS:
         yield from _wire(word_length, FLOAT32.value, residual=True)
         yield from _wire(word_length, BFLOAT16.value, residual=False)
@@ -90,10 +90,10 @@ def _products() -> Iterator[Kernel]:
         yield _dequantize(name, tiling, out)
     for (name, type), tiling, stochastic in product(_ROUNDED, TILINGS, (True, False)):
         yield _rounded(name, tiling, type, stochastic)
-    for algorithm, tiling, (weight, state, gradient) in product(Algorithm, TILINGS, _PAIRS):
+    for algorithm, tiling, (weight, state, gradient) in product(ALGORITHMS, TILINGS, _PAIRS):
         for counting in (False, True):
             yield _update(algorithm, weight, state, tiling, gradient.value, counting)
-    for algorithm in Algorithm:
+    for algorithm in ALGORITHMS:
         yield _update(algorithm, "fixed16", "fixed16", "flat", FLOAT16.value, stochastic=False)
     for word_length, gradient, residual, aligned in product(WORD_LENGTHS, (FLOAT32, BFLOAT16), *[(True, False)] * 2):
         yield from _wire(word_length, gradient.value, residual, aligned)
@@ -144,18 +144,20 @@ def _update(
     counting: bool = False,
     stochastic: bool = True,
 ) -> Kernel:
-    names = [weight, state, f"{state}^2"][: 1 + algorithm.states]  # Adam's second state is a mean of squares
+    names = [weight, *(f"{state}^2" if name in algorithm.squared else state for name in algorithm.states)]
     formats = [FixedPointFormat.parse(name) for name in names]
     size = sum(format.container_bytes for format in formats)
     chosen = tuple(for_format(format) for format in formats)
     values = {
-        "ALGORITHM": int(algorithm),
+        "LAW": law_of(algorithm),
+        "STORED": len(names),
+        "NUMBERS": len(algorithm.hypers),
         "FORMATS": chosen,
         "TYPE": gradient,
         "STOCHASTIC": stochastic,
         "COUNTING": counting,
     }
-    title = f"{algorithm.name.lower()} {'/'.join(names)} {('float32', 'bfloat16', 'float16')[gradient]} {tiling}"
+    title = f"{algorithm} {'/'.join(names)} {('float32', 'bfloat16', 'float16')[gradient]} {tiling}"
     title += " counting" * counting + " nearest" * (not stochastic)
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
     return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2, 2)[gradient], size)

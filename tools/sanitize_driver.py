@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.arithmetic.native import wire as native_wire
 from lowprec_plugin.arithmetic.random_bits import key_of
@@ -31,7 +32,7 @@ from lowprec_plugin.arithmetic.reference.wire import (
 )
 from lowprec_plugin.formats import rows_of
 from tests import cases
-from tests.arithmetic.test_native import HYPERS
+from tests.algorithms import HYPERS
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: Where random bits begin: at the start, across the upper half of a counter, and past the last of 64 bits.
@@ -61,17 +62,19 @@ def conversions() -> None:
 def updates() -> None:
     """Every algorithm on every word length: steps that keep exponents, change them, overflow and come to NaN."""
     words = list(range(2, 25))
-    for algorithm in Algorithm:
+    for algorithm in ALGORITHMS:
+        hypers = cycle(HYPERS[algorithm])
         for index, word in enumerate(words):
             weights = FixedPointFormat(word, None if index % 4 else word - 3, 64)
             state = FixedPointFormat(words[-1 - index] if index % 3 else word, None, 64)
-            formats = [weights, state, state.as_squared()][: 1 + algorithm.states]
+            squared = [name in algorithm.squared for name in algorithm.states]
+            formats = [weights, *(state.as_squared() if each else state for each in squared)]
             for shape in cases.SHAPES:
                 stored = [ops.Stored(ops.quantize(torch.rand(shape), format)[0], format) for format in formats]
                 for step, scale in enumerate((1.0, 1e-3, 1e30, 3e38)):
                     grad = (torch.randn(shape) * scale).clamp(-3.4e38, 3.4e38).to(FLOATS[step % 2 * (index % 3)])
                     ops.update_(
-                        algorithm, [grad], [stored], [HYPERS[algorithm]], rounding=ops.ROUNDINGS[step % 2],
+                        algorithm, [grad], [stored], [next(hypers)], rounding=ops.ROUNDINGS[step % 2],
                         keys=[key_of(2, step)], first_rows=[FIRST_ROWS[step % 3]], counting=step % 2 == 0,
                     )  # fmt: skip
 

@@ -77,7 +77,9 @@ struct results {
         memcpy(item.hyper, hyper, sizeof hyper);
         item.counts = &counts;
         item.stores[0] = parameter.store(16), item.stores[1] = first.store(16), item.stores[2] = second.store(16, 1);
-        for (int step = 0; step < 2; step++) lowprec_update(LOWPREC_ADAM, &item, 1, 1, threads);
+        int32_t adam = 0;
+        while (strncmp(lowprec_formula(adam), "adam/", 5)) adam++;
+        for (int step = 0; step < 2; step++) lowprec_update(adam, &item, 1, 1, threads);
     }
 
     void exchange(int32_t threads) {

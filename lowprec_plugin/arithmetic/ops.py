@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, empty_blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper, Updated
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.arithmetic.random_bits import check_bits, random_bits
 from lowprec_plugin.arithmetic.reference import rounding as reference
@@ -271,10 +271,10 @@ def update_(
     Every stored number is rounded once. Arithmetic that overflows float32 saturates.
 
     Args:
-        algorithm: which formula of :mod:`lowprec_plugin.arithmetic.formulas`.
+        algorithm: one of :data:`lowprec_plugin.arithmetic.formulas.ALGORITHMS`.
         grads: one per parameter, finite (:func:`first_nonfinite`); float32, bfloat16 or float16.
         stores: per parameter, itself and then its state in the formula's order. Changed in place.
-        hypers: per parameter, the formula's hyperparameters.
+        hypers: per parameter, the formula's hyperparameters (:meth:`.formulas.Algorithm.hyper`).
         keys: per parameter, the key of this step's random bits (:mod:`.random_bits`); 0 if ``None``. A
             tensor's place among ``stores`` is its role.
         first_rows: per parameter, the row of the whole tensor at which this shard starts; 0 if ``None``.
@@ -285,12 +285,15 @@ def update_(
         see :class:`~.formulas.Updated`. Blocks in which a NaN came up are neither written nor counted.
 
     Raises:
-        ValueError: if a gradient and what it updates are on different devices, or planes do not fit their format.
-            Nothing is written.
+        ValueError: if a gradient and what it updates are on different devices, planes do not fit their format, or
+            kernels know no such algorithm. Nothing is written.
     """
     check_rounding(rounding)
-    for grad, tensors in zip(grads, stores, strict=True):
-        assert len(tensors) == 1 + algorithm.states, f"{algorithm!r} takes {algorithm.states} tensors of state"
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"{algorithm!r} is not one that kernels know: they have {', '.join(map(str, ALGORITHMS))}")
+    for grad, tensors, hyper in zip(grads, stores, hypers, strict=True):
+        assert len(tensors) == 1 + len(algorithm.states), f"{algorithm} has the states {algorithm.states}"
+        assert len(hyper) == len(algorithm.hypers), f"{algorithm} takes {algorithm.hypers}"
         for blocks, format in tensors:
             check_blocks(blocks, format)  # a pickle may set attributes of a tensor after it was made
             assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"

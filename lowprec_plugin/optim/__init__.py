@@ -9,9 +9,10 @@
 :func:`adopt` turns an existing ``torch.optim`` optimizer into one.
 """
 
+from lowprec_plugin.optim import optimizers
 from lowprec_plugin.optim.adopt import adopt
 from lowprec_plugin.optim.finite import NonFiniteGradientError
-from lowprec_plugin.optim.optimizers import SGD, Adam, AdamW, Lion
+from lowprec_plugin.optim.optimizers import *  # noqa: F403  (the classes of its __all__)
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.to_float import float_state_dict, plain_optimizer_state
@@ -19,10 +20,6 @@ from lowprec_plugin.optim.unquantize import to_float_
 from lowprec_plugin.optim.widen import widen_
 
 __all__ = [
-    "SGD",
-    "Adam",
-    "AdamW",
-    "Lion",
     "NonFiniteGradientError",
     "StepSettings",
     "adopt",
@@ -32,3 +29,4 @@ __all__ = [
     "to_float_",
     "widen_",
 ]
+__all__ += optimizers.__all__

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper
-from lowprec_plugin.optim.lion import FloatLion
+from lowprec_plugin.arithmetic.formulas import Algorithm
 
 Group = dict[str, Any]
-
-#: State that is a sum or average of squares, by the names that torch.optim gives it. Stored as its root.
-SQUARED_STATES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance"})
 
 
 @dataclass(frozen=True)
@@ -23,73 +18,48 @@ class FusedUpdate:
     """One optimizer's fused update.
 
     Attributes:
-        algorithm: the formula, given a parameter group.
-        hypers: its hyperparameters, given the group, the step (from 1) of a parameter, and whether its state is new.
+        algorithms: the formulas that it may need, by the names that the plan and the command line have for each.
+        hypers: the hyperparameters by name, given a parameter group, the step (from 1) of a parameter, and whether its
+            state is new.
         unfit: why a group cannot be updated so, or ``None`` if it can.
+        choose: the name of the formula that a group needs; of a single formula there is no choice.
+        squared: names of states that are sums or means of squares, of groups that cannot be updated so.
     """
 
-    algorithm: Callable[[Group], Algorithm]
-    hypers: Callable[[Group, int, bool], Hyper]
+    algorithms: Mapping[str, Algorithm]
+    hypers: Callable[[Group, int, bool], Mapping[str, float]]
     unfit: Callable[[Group], str | None]
+    choose: Callable[[Group], str] | None = None
+    squared: frozenset[str] = frozenset()
+
+    def algorithm(self, group: Group) -> Algorithm:
+        """The formula that ``group`` needs."""
+        return self.algorithms[self.choose(group) if self.choose else next(iter(self.algorithms))]
 
 
-#: The state's names, in the order of the formula's arguments.
-STATES: dict[Algorithm, tuple[str, ...]] = {
-    Algorithm.SGD: (),
-    Algorithm.MOMENTUM: ("momentum_buffer",),
-    Algorithm.ADAM: ("exp_avg", "exp_avg_sq"),
-    Algorithm.LION: ("exp_avg",),
-}
+#: The optimizers that have one, by their float classes. :mod:`.optimizers` enters its own.
+FUSED: dict[type[torch.optim.Optimizer], FusedUpdate] = {}
 
 
-def _sign(group: Group) -> float:
+def named_algorithms() -> dict[str, Algorithm]:
+    """Every optimizer's formula, by the name that the plan and the command line have for it."""
+    return {name: algorithm for update in FUSED.values() for name, algorithm in update.algorithms.items()}
+
+
+def squared_states() -> frozenset[str]:
+    """The names of state that is a sum or mean of squares, of the optimizers in :data:`FUSED`. Stored as its root."""
+    known = (each.squared for update in FUSED.values() for each in update.algorithms.values())
+    return frozenset().union(*known, *(update.squared for update in FUSED.values()))
+
+
+def sign_of(group: Group) -> float:
+    """What the gradients of ``group`` are multiplied by."""
     return -1.0 if group["maximize"] else 1.0
 
 
-def _differentiable(group: Group) -> str | None:
+def unless_differentiable(group: Group) -> str | None:
+    """Why ``group`` is not fit, if nothing else is against it."""
     return "differentiable=True" if group.get("differentiable") else None
-
-
-def _sgd_algorithm(group: Group) -> Algorithm:
-    return Algorithm.MOMENTUM if group["momentum"] != 0 else Algorithm.SGD
-
-
-def _sgd_hypers(group: Group, step: int, new: bool) -> Hyper:
-    lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
-    if momentum == 0:
-        return _sign(group), decay, lr
-    # Not step == 1: torch's own SGD, whose state may have been taken up, counts no steps.
-    fresh = 1.0 if new else 1.0 - group["dampening"]
-    direct, through = (1.0, momentum) if group["nesterov"] else (0.0, 1.0)
-    return _sign(group), decay, lr, momentum, fresh, direct, through
-
-
-def _adam_hypers(group: Group, step: int, new: bool) -> Hyper:
-    lr, decay = float(group["lr"]), group["weight_decay"]
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    step_size = lr / (1 - beta1**step)
-    correction = 1 / math.sqrt(1 - beta2**step)
-    decoupled, coupled = (lr * decay, 0.0) if group["decoupled_weight_decay"] else (0.0, decay)
-    return _sign(group), coupled, step_size, decoupled, 1 - beta1, beta2, 1 - beta2, correction, group["eps"]
-
-
-def _adam_unfit(group: Group) -> str | None:
-    return "amsgrad=True" if group["amsgrad"] else _differentiable(group)
-
-
-def _lion_hypers(group: Group, step: int, new: bool) -> Hyper:
-    beta1, beta2 = group["betas"]
-    return _sign(group), float(group["lr"]), float(group["lr"]) * group["weight_decay"], 1 - beta1, 1 - beta2
-
-
-_ADAM = FusedUpdate(lambda group: Algorithm.ADAM, _adam_hypers, _adam_unfit)
-
-FUSED: dict[type[torch.optim.Optimizer], FusedUpdate] = {
-    torch.optim.SGD: FusedUpdate(_sgd_algorithm, _sgd_hypers, _differentiable),
-    torch.optim.Adam: _ADAM,
-    torch.optim.AdamW: _ADAM,
-    FloatLion: FusedUpdate(lambda group: Algorithm.LION, _lion_hypers, lambda group: None),
-}
 
 
 def fused_update(float_class: type[torch.optim.Optimizer], group: Group) -> tuple[FusedUpdate | None, str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lowprec_plugin.arithmetic.formulas import Algorithm
-from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.arithmetic.formulas import MOMENTUM
+from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.tensor.dtensor import fixed_part
 
 _MOST_STEPS = 2**53  # that a float counts one by one
@@ -45,7 +45,7 @@ def check_state_dict(
     for own, group in zip(groups, given, strict=True):
         options = {**own, **group}
         update, _ = fused_update(optimizer_class, options)
-        names = () if update is None else STATES[update.algorithm(options)]
+        names = () if update is None else update.algorithm(options).states
         for param, number in zip(own["params"], group["params"], strict=False):
             state = states.get(number, {})
             _check_names(number, names, state)
@@ -60,7 +60,7 @@ def _check_names(number: int, names: tuple[str, ...], state: Mapping[str, Any]) 
     missing = [name for name in names if name not in held]
     strange = [name for name, value in state.items() if name not in names and isinstance(value, Tensor) and value.dim()]
     # A momentum that is turned on begins anew, and torch's own SGD saves None where there is none yet.
-    begins = names == STATES[Algorithm.MOMENTUM] or not state
+    begins = names == MOMENTUM.states or not state
     if missing and (held or strange or not begins):
         others = strange or held or ["a count of steps"]
         raise ValueError(

@@ -1,7 +1,8 @@
 """The optimizer step on fixed-point parameters.
 
-:class:`FixedPointStep` is mixed into an optimizer's class and replaces its ``step``. Of SGD, Adam, AdamW and Lion, and
-whatever else takes its step from ``torch.optim``, where every parameter is updated by itself, per parameter group:
+:class:`FixedPointStep` is mixed into an optimizer's class and replaces its ``step``. Of the optimizers of
+:mod:`.optimizers`, and whatever else takes its step from ``torch.optim``, where every parameter is updated by itself,
+per parameter group:
 
 * fixed-point parameters are updated by one fused call, if there is one (:mod:`.fused`);
 * otherwise by the optimizer's own step, one at a time (:mod:`.generic`);
@@ -26,7 +27,7 @@ from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.random_bits import key_of
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
-from lowprec_plugin.optim.fused import STATES, FusedUpdate, Group, fused_update
+from lowprec_plugin.optim.fused import FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import label_of, names_in
@@ -159,22 +160,21 @@ def _fused_step(
 ) -> None:
     settings = optimizer.fixed_point
     algorithm = update.algorithm(group)
-    states = STATES[algorithm]
     known: dict[tuple[int, bool], Any] = {}
     hypers, stores, keys, parts = [], [], [], []
     for param in params:
         state, part = optimizer.state[param], placed_part(param)
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        missing = [name for name in states if state.get(name) is None]  # torch's SGD may save None
+        missing = [name for name in algorithm.states if state.get(name) is None]  # torch's SGD may save None
         for name in missing:
             state[name] = new_state(optimizer, param, name)
         state["step"] += 1
         step, new = int(state["step"]), bool(missing)
         if (step, new) not in known:
-            known[step, new] = update.hypers(group, step, new)
+            known[step, new] = algorithm.hyper(**update.hypers(group, step, new))
         hypers.append(known[step, new])
-        tensors = [part, *(placed_part(state[name]) for name in states)]
+        tensors = [part, *(placed_part(state[name]) for name in algorithm.states)]
         stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
         keys.append(key_of(part.stream, step))
         part.roundings += 1  # a copy made after the step draws other random bits than one made before it

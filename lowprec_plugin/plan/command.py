@@ -48,7 +48,7 @@ def run_plan(
         module: package.function or package.Class that makes the network without arguments; made without its weights.
         config: instead, a LightningCLI configuration with the network under model.
         parameters: instead, a number of weights, such as 7e9, taken to be in rows of 256 and equal layers.
-        optimizer: adamw, adam, sgd, sgd-momentum or lion.
+        optimizer: one that has a fused update; sgd-momentum is SGD with momentum.
         word_length: bits of a weight.
         fraction_length: bits behind the radix point, the same for every weight; a radix point per block if not given.
         state_word_length: bits of optimizer state; as the weights if not given.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -14,14 +14,18 @@ from lowprec_plugin.arithmetic import wire_ops
 from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.compute_dtype import ComputeDtype, Computing
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.optim.fused import named_algorithms
 from lowprec_plugin.optim.quantize import patterns_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
 from lowprec_plugin.plan.inventory import of_count, of_module
-from lowprec_plugin.plan.storages import OPTIMIZERS, fixed_point, float32, others
+from lowprec_plugin.plan.storages import fixed_point, float32, others
 from lowprec_plugin.plan.zero import LIVE, PERSISTENT, under_zero
 
-Optimizer = Literal["adamw", "adam", "sgd", "sgd-momentum", "lion"]
+if TYPE_CHECKING:
+    Optimizer = str
+else:  # the command line shows and checks them
+    Optimizer = Literal[tuple(named_algorithms())]
 Sharding = Literal["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 SHARDINGS = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
@@ -87,7 +91,7 @@ def plan(
 
     Args:
         model: a module, which may be on the meta device; or a number of weights, taken to be in rows of 256.
-        optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"sgd-momentum"`` or ``"lion"``.
+        optimizer: one that has a fused update, in small letters; ``"sgd-momentum"`` is SGD with momentum.
         word_length, fraction_length, state_word_length, state_fraction_length, comm_word_length, comm_error_feedback,
             block_size, keep_float: as :class:`~lowprec_plugin.FixedPointPrecision`'s.
         compute_dtype: as the plugin's; ``None``: its default, which is float32, and bfloat16 under ZeRO.
@@ -111,8 +115,9 @@ def plan(
     if bits is not None:
         wire_ops.check_word_length(bits, "comm_word_length")
     check_feedback(bits, comm_error_feedback, "comm_")
-    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+    algorithms = named_algorithms()
+    if not isinstance(optimizer, str) or optimizer not in algorithms:
+        raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(algorithms)}")
     _check_ranks(sharding, ranks, rank)
     for name, elements, least in (("reduce_bucket_size", reduce_bucket_size, 1), ("persistent", persistent, 0)):
         check_integer(elements, name)
@@ -144,7 +149,7 @@ def plan(
         raise ValueError("keep_float and units name parts of a module: give the module in place of a number")
     if zero and any(param.kept for param in inventory.parameters):
         raise ValueError("under ZeRO all master weights are in one flat partition: leave keep_float out")
-    algorithm = OPTIMIZERS[optimizer]
+    algorithm = algorithms[optimizer]
     as_fixed_point = partial(
         fixed_point, format, state_word_length, algorithm, word_length=bits, feedback=comm_error_feedback,
         state_fraction_length=state_fraction_length,

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.optim.fused import STATES
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
 from lowprec_plugin.plan.inventory import Parameter
 
-OPTIMIZERS = {
-    "adamw": Algorithm.ADAM, "adam": Algorithm.ADAM, "sgd": Algorithm.SGD, "sgd-momentum": Algorithm.MOMENTUM,
-    "lion": Algorithm.LION,
-}  # fmt: skip
 #: Bytes of the float32 scalar that counts a parameter's steps.
 STEP = 4
 
@@ -40,7 +35,7 @@ def fixed_point(
         itemsize: bytes of a number of the compute dtype.
         word_length: bits of a gradient between GPUs; ``None``: it travels as a float.
     """
-    formats = [format_of_state(format, state_word_length, name, state_fraction_length) for name in STATES[algorithm]]
+    formats = [format_of_state(format, state_word_length, name, state_fraction_length) for name in algorithm.states]
 
     def kept_itemsize(param: Parameter) -> int:
         # The plugin casts what is kept in float only where it computes in another dtype than float32.
@@ -109,9 +104,9 @@ def others(algorithm: Algorithm) -> list[Storage]:
     found = [
         float32(algorithm),
         bf16_mixed(algorithm),
-        bf16(algorithm, "bf16 + SR", "bfloat16 throughout (arXiv 2502.20566)", 2, 2 * algorithm.states),
+        bf16(algorithm, "bf16 + SR", "bfloat16 throughout (arXiv 2502.20566)", 2, 2 * len(algorithm.states)),
     ]
-    if algorithm == Algorithm.ADAM:
+    if algorithm == ADAM:
         found += [
             bf16(algorithm, "FlashOptim", "5.1 bytes of weights, correction and moments (arXiv 2602.23349)", 3, 2.1),
             bf16(algorithm, "8-bit Adam", "4.03 bytes with bf16 stochastic rounding (torchao)", 2, 2.03),
@@ -121,7 +116,7 @@ def others(algorithm: Algorithm) -> list[Storage]:
 
 def _float_state(algorithm: Algorithm, elements: int, itemsize: int) -> int:
     """Bytes that torch.optim's own state takes."""
-    return algorithm.states * itemsize * elements + (STEP if algorithm == Algorithm.ADAM else 0)
+    return len(algorithm.states) * itemsize * elements + STEP * algorithm.counts_steps
 
 
 def _numel(shape: Shape) -> int:

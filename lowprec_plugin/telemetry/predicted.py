@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import SGD, Algorithm
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.plain import left_of
@@ -80,7 +80,7 @@ def _storages(
             found.append((_storage(format, settings, update.algorithm(group), [params[name] for name in own]), own))
             loose -= own
     if loose:  # weights that no optimizer has
-        found.append((_storage(format, StepSettings(), Algorithm.SGD, [params[name] for name in loose]), loose))
+        found.append((_storage(format, StepSettings(), SGD, [params[name] for name in loose]), loose))
     return found
 
 

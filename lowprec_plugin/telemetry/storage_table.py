@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.memory import bytes_of
-from lowprec_plugin.optim.fused import STATES, fused_update
+from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.plain import why_left
 from lowprec_plugin.optim.state import state_format
 from lowprec_plugin.optim.step import FixedPointStep, steps_each_by_itself
@@ -110,7 +110,7 @@ def group_row(
         how = "one parameter at a time" if steps_each_by_itself(optimizer.float_class) else "its own step, on floats"
         format = state_format(optimizer, first, "")
         return row._replace(state=str(format), update=f"{how} ({reason}), {backend} rounding")
-    names = STATES[update.algorithm(group)]
+    names = update.algorithm(group).states
     formats = [state_format(optimizer, first, name) for name in names]
     shapes = [part.codes.shape for part in parts if isinstance(part, FixedPointTensor)]
     state = sum(format.nbytes(shape) for format in formats for shape in shapes)

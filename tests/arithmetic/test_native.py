@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import pytest
 import torch
 
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, MOMENTUM, SGD, Algorithm, Hyper
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.arithmetic.random_bits import key_of
 from lowprec_plugin.formats import rows_of
 from tests import cases
+from tests.algorithms import HYPERS, stored_as
 
 able, reason = native.available()
 pytestmark = pytest.mark.skipif(not able, reason=reason)
-
-HYPERS = {
-    Algorithm.SGD: (1.0, 0.01, 0.1),
-    Algorithm.MOMENTUM: (-1.0, 0.01, 0.1, 0.9, 0.8, 1.0, 0.9),
-    Algorithm.ADAM: (1.0, 0.01, 0.1, 0.001, 0.1, 0.999, 0.001, 3.0, 1e-8),
-    Algorithm.LION: (1.0, 0.1, 0.01, 0.1, 0.01),
-}
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
@@ -74,37 +69,43 @@ def test_roundings_that_are_not_stored(instruction_set: str, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("rounding", ops.ROUNDINGS)
-@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
 def test_updates(instruction_set: str, algorithm: Algorithm, rounding: str) -> None:
+    drawn = cycle(HYPERS[algorithm])
     for weights, state in (
-        ("fixed16", 16),
-        ("fixed16", 8),
-        ("fixed8", 8),
-        ("fixed24", 12),
-        ("<4,12>", 16),
-        ("fixed2", 3),
+        ("fixed16", "fixed16"),
+        ("fixed16", "fixed8"),
+        ("fixed8", "fixed8"),
+        ("fixed24", "fixed12"),
+        ("<4,12>", "fixed16"),
+        ("fixed2", "fixed3"),
     ):
-        formats = [
-            FixedPointFormat.parse(weights), FixedPointFormat(state), FixedPointFormat(state, squared=True)
-        ][: 1 + algorithm.states]  # fmt: skip
+        formats = [FixedPointFormat.parse(name) for name in stored_as(algorithm, weights, state)]
         for shape in cases.SHAPES:
+            hypers = [next(drawn) for _ in range(3)]
             planes = {
-                backend: _train(backend, algorithm, shape, formats, rounding) for backend in ("reference", "native")
+                backend: _train(backend, algorithm, shape, formats, rounding, hypers)
+                for backend in ("reference", "native")
             }
             assert all(torch.equal(a, b) for a, b in zip(*planes.values(), strict=True)), (weights, state, shape)
 
 
 def _train(
-    backend: str, algorithm: Algorithm, shape: tuple[int, ...], formats: list[FixedPointFormat], rounding: str
+    backend: str,
+    algorithm: Algorithm,
+    shape: tuple[int, ...],
+    formats: list[FixedPointFormat],
+    rounding: str,
+    hypers: Sequence[Hyper],
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     with ops.use_backend(backend):
         stored = [
             ops.Stored(ops.quantize(torch.rand(shape, generator=generator), format)[0], format) for format in formats
         ]
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dtype, hyper in zip((torch.float32, torch.bfloat16, torch.float16), hypers, strict=True):
             grad = torch.randn(shape, generator=generator).to(dtype)
-            ops.update_(algorithm, [grad], [stored], [HYPERS[algorithm]], rounding=rounding, keys=[key_of(3, 4)])
+            ops.update_(algorithm, [grad], [stored], [hyper], rounding=rounding, keys=[key_of(3, 4)])
     return [plane for each in stored for plane in each.blocks.planes]
 
 
@@ -115,9 +116,8 @@ def test_threads_do_not_matter() -> None:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             format = FixedPointFormat(16)
-            results.append(
-                _train("native", Algorithm.ADAM, (300, 700), [format, format, format.as_squared()], "stochastic")
-            )
+            formats = [format, format, format.as_squared()]
+            results.append(_train("native", ADAM, (300, 700), formats, "stochastic", HYPERS[ADAM][:3]))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -130,12 +130,12 @@ def test_overflow_saturates_and_nan_is_refused() -> None:
         with ops.use_backend(backend):
             stored = [ops.Stored(ops.quantize(torch.ones(2, 300), format)[0], format) for _ in range(2)]
             huge = torch.full((2, 300), 3e38)
-            refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [(1.0, 0.0, 10.0, 0.9, 10.0, 0.0, 1.0)]).refused
+            refused = ops.update_(MOMENTUM, [huge], [stored], [(1.0, 0.0, 10.0, 0.9, 10.0, 0.0, 1.0)]).refused
             assert refused is None
             assert ops.dequantize(stored[0].blocks, format).min() < -3.3e38
             before = [plane.clone() for each in stored for plane in each.blocks.planes]
             zero_times_infinity = (1.0, 0.0, 0.0, 10.0, 10.0, 0.0, 1.0)
-            refused = ops.update_(Algorithm.MOMENTUM, [huge], [stored], [zero_times_infinity]).refused
+            refused = ops.update_(MOMENTUM, [huge], [stored], [zero_times_infinity]).refused
             assert refused == 0
             after = [plane for each in stored for plane in each.blocks.planes]
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -200,7 +200,7 @@ def test_numbers_are_what_they_look_like_wherever_they_lie(instruction_set: str,
     weights = []
     for grad in (given, plain):
         stored = [ops.Stored(ops.quantize(torch.ones(grad.shape), format)[0], format)]
-        ops.update_(Algorithm.SGD, [grad], [stored], [HYPERS[Algorithm.SGD]], rounding="nearest")
+        ops.update_(SGD, [grad], [stored], HYPERS[SGD][:1], rounding="nearest")
         weights.append(ops.dequantize(stored[0].blocks, format))
     assert torch.equal(*weights)
     if given.shape == (2, 12):
@@ -229,7 +229,7 @@ def test_a_gradient_on_another_device_is_refused() -> None:
     stored[1] = ops.Stored(blocks.map(lambda plane: plane.to("meta")), format)
     before = [plane.clone() for plane in stored[0].blocks.planes]
     with pytest.raises(ValueError, match="a gradient on cpu cannot update codes on meta: move the optimizer's state"):
-        ops.update_(Algorithm.MOMENTUM, [torch.ones(2, 300)], [stored], [HYPERS[Algorithm.MOMENTUM]])
+        ops.update_(MOMENTUM, [torch.ones(2, 300)], [stored], HYPERS[MOMENTUM][:1])
     assert all(torch.equal(a, b) for a, b in zip(before, stored[0].blocks.planes, strict=True))
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.formulas import FORMULAS, Algorithm
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS, SGD, Algorithm, Hyper
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from tests import cases
-from tests.arithmetic.test_native import HYPERS
+from tests.algorithms import HYPERS, stored_as
 
 BACKENDS = [
     "reference",
@@ -30,7 +30,7 @@ def updated(
     algorithm: Algorithm,
     grads: list[Tensor],
     stores: list[list[ops.Stored]],
-    hyper: tuple[float, ...],
+    hyper: Hyper,
     counting: bool = True,
     **options: object,
 ) -> tuple[list[list[ops.Stored]], list[UpdateCounts]]:
@@ -73,11 +73,11 @@ def expected(
     grad: Tensor,
     before: list[ops.Stored],
     after: list[ops.Stored],
-    hyper: tuple[float, ...],
+    hyper: Hyper,
 ) -> UpdateCounts:
     """By the definitions of :class:`UpdateCounts`; the formula itself is the package's, in float32."""
     given = [torch.from_numpy(np.asarray(numbers(stored)[0], dtype=np.float32)) for stored in before]
-    results = FORMULAS[algorithm](given[0], grad.float(), *given[1:], hyper)
+    results = algorithm.apply(given[0], grad.float(), given[1:], hyper)
     saturated = 0
     for (_, format), result in zip(before, results, strict=True):
         if not format.dynamic:  # what a dynamic format cannot hold does not come up here
@@ -113,7 +113,7 @@ def stores_of(shape: tuple[int, ...], names: list[str], seed: int, block_size: i
     made = []
     for role, name in enumerate(names):
         format = FixedPointFormat.parse(name)
-        format = FixedPointFormat(format.word_length, format.fraction_length, block_size, role == 2)
+        format = FixedPointFormat(format.word_length, format.fraction_length, block_size, format.squared)
         values = cases.floats(shape, seed + role, squared=True).clamp(1e-6, 3)
         made.append(ops.Stored(ops.quantize(values if format.squared else values - 1, format)[0], format))
     return made
@@ -122,7 +122,7 @@ def stores_of(shape: tuple[int, ...], names: list[str], seed: int, block_size: i
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(deadline=None, max_examples=60)
 @given(
-    algorithm=st.sampled_from(list(Algorithm)),
+    algorithm=st.sampled_from(ALGORITHMS),
     weights=st.sampled_from(FORMATS),
     state=st.sampled_from(["fixed8", "fixed16", "fixed12"]),
     shapes=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3),
@@ -144,15 +144,16 @@ def test_counts_are_those_of_float64(
     size: int,
     seed: int,
 ) -> None:
-    names = [weights, *[state] * algorithm.states]
+    names = stored_as(algorithm, weights, state)
     stores = [stores_of(shape, names, seed + 10 * index, block_size) for index, shape in enumerate(shapes)]
     types = (torch.float32, torch.bfloat16)
     grads = [
         (cases.floats(shape, seed + 5) * 2.0**size).clamp(-100, 100).to(types[index % 2])
         for index, shape in enumerate(shapes)
     ]
-    lr = {Algorithm.SGD: 2, Algorithm.MOMENTUM: 2, Algorithm.ADAM: 2, Algorithm.LION: 1}[algorithm]
-    hyper = tuple(each * 2.0**size if index == lr else each for index, each in enumerate(HYPERS[algorithm]))
+    rates = [name in ("lr", "step_size") for name in algorithm.hypers]
+    chosen = HYPERS[algorithm][seed % len(HYPERS[algorithm])]
+    hyper = [value * 2.0**size if rate else value for value, rate in zip(chosen, rates, strict=True)]
     options = {"rounding": rounding, "keys": [7] * len(grads), "first_rows": [first_row] * len(grads)}
     after, counts = updated(backend, algorithm, grads, stores, hyper, **options)
     for index, grad in enumerate(grads):
@@ -175,16 +176,16 @@ def test_updates_at_the_very_bounds(backend: str, weights: str) -> None:
     below = float(np.nextafter(np.float32(0.5), np.float32(0)))
     steps = [0.0, 0.5, -0.5, 0.25, 1.0, below, -below, 2.0]
     grad = torch.tensor([steps]) * torch.from_numpy(size).float()
-    after, (counts,) = updated(backend, Algorithm.SGD, [grad], [[stored]], (-1.0, 0.0, 1.0), rounding="nearest")
+    after, (counts,) = updated(backend, SGD, [grad], [[stored]], (-1.0, 0.0, 1.0), rounding="nearest")
     assert counts[:3] == (8, 7, 3)
-    assert_agree(counts, expected(Algorithm.SGD, grad, [stored], after[0], (-1.0, 0.0, 1.0)))
+    assert_agree(counts, expected(SGD, grad, [stored], after[0], (-1.0, 0.0, 1.0)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_overflows_and_what_is_refused(backend: str) -> None:
     stored = stores_of((3, 300), ["fixed16"], 0)
     overflowing = torch.full((3, 300), -3e38)
-    _, (counts,) = updated(backend, Algorithm.SGD, [overflowing], [stored], (1.0, 0.0, 10.0))
+    _, (counts,) = updated(backend, SGD, [overflowing], [stored], (1.0, 0.0, 10.0))
     largest = torch.finfo(torch.float32).max
     assert counts.update_squares == pytest.approx(900 * largest**2, rel=1e-6)  # finite, as what is stored is
     assert counts.moved == counts.elements == 900
@@ -193,11 +194,11 @@ def test_what_overflows_and_what_is_refused(backend: str) -> None:
     with ops.use_backend(name):
         zeros = torch.zeros(3, 300)
         done = ops.update_(
-            Algorithm.SGD, [zeros, overflowing], [stored, stored], [(1.0, 0.0, 1.0), (1.0, 0.0, float("inf"))],
+            SGD, [zeros, overflowing], [stored, stored], [(1.0, 0.0, 1.0), (1.0, 0.0, float("inf"))],
             counting=True,
         )  # fmt: skip
         assert done.refused is None
-        done = ops.update_(Algorithm.SGD, [zeros], [stored], [(1.0, 0.0, float("inf"))], counting=True)
+        done = ops.update_(SGD, [zeros], [stored], [(1.0, 0.0, float("inf"))], counting=True)
     assert done.refused == 0
     assert done.counts == [UpdateCounts()]
 
@@ -209,7 +210,7 @@ def test_threads_do_not_matter() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found += updated("native", Algorithm.SGD, [grad], [stored], (1.0, 0.0, 1.0))[1]
+            found += updated("native", SGD, [grad], [stored], (1.0, 0.0, 1.0))[1]
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:

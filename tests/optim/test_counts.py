@@ -166,7 +166,7 @@ AGREEING: dict[str, Any] = {
     "AdamW nearest": lambda params: optim.AdamW(params, lr=3e-3, rounding="nearest"),
     "SGD": lambda params: optim.SGD(params, lr=1e-4, momentum=0.9),
     "Lion": lambda params: optim.Lion(params, lr=1e-4),
-    "RMSprop": lambda params: optim.adopt(torch.optim.RMSprop(params, lr=1e-3)),
+    "RMSprop": lambda params: optim.adopt(torch.optim.RMSprop(params, lr=1e-3, momentum=0.5)),
 }
 
 

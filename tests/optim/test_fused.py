@@ -10,31 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointTensor, optim
-from lowprec_plugin.optim.fused import fused_update
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS
+from lowprec_plugin.optim.fused import FUSED, fused_update, named_algorithms, squared_states
+from tests.algorithms import CLASSES, NAMED, fused_options, options_of
 
-SGD = [
-    {},
-    {"weight_decay": 0.1},
-    {"momentum": 0.9},
-    {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1},
-    {"momentum": 0.9, "nesterov": True},
-    {"momentum": 0.9, "maximize": True},
-    {"maximize": True, "weight_decay": 0.01},
-]
-ADAM = [
-    {},
-    {"betas": (0.5, 0.9), "eps": 1e-3},
-    {"weight_decay": 0.1},
-    {"maximize": True},
-    {"lr": torch.tensor(0.01)},
-]
-CASES = [
-    *((optim.SGD, torch.optim.SGD, options) for options in SGD),
-    *((optim.Adam, torch.optim.Adam, options) for options in ADAM),
-    *((optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}) for _ in range(1)),
-    *((optim.AdamW, torch.optim.AdamW, options) for options in ADAM),
-    *((optim.Lion, optim.optimizers.FloatLion, options) for options in ({}, {"weight_decay": 0.1}, {"maximize": True})),
-]
+#: Every class with no option, with each, and with each two.
+CASES = [(ours, options) for ours in CLASSES for options in options_of(ours.float_class, most=2)]
+CASES += [(ours, {"lr": torch.tensor(0.01)}) for ours in (optim.Adam, optim.AdamW)]
 
 
 def trajectory(make: Callable[[Any], torch.optim.Optimizer], params: list[nn.Parameter], steps: int) -> None:
@@ -52,14 +34,12 @@ def starts() -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in ((6, 300), (17,), (), (4, 3, 3))]
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "options"), CASES, ids=[f"{ours.__name__}-{options}" for ours, _, options in CASES]
-)
-def test_follows_torch_in_float64(ours: Any, theirs: Any, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("ours", "options"), CASES, ids=[f"{ours.__name__}-{options}" for ours, options in CASES])
+def test_follows_torch_in_float64(ours: Any, options: dict[str, Any]) -> None:
     """At 24 bits the only error left is of float32's order: the formula is torch's."""
     options = {"lr": 0.01} | options
     oracle = [nn.Parameter(start.double()) for start in starts()]
-    trajectory(lambda params: theirs(params, **options), oracle, 10)
+    trajectory(lambda params: ours.float_class(params, **options), oracle, 10)
     fixed = [nn.Parameter(FixedPointTensor.quantize(start, "fixed24", rounding="nearest")) for start in starts()]
     trajectory(lambda params: ours(params, **options), fixed, 10)
     for exact, found in zip(oracle, fixed, strict=True):
@@ -157,3 +137,32 @@ def test_unfit_groups_say_why() -> None:
     update, reason = fused_update(torch.optim.NAdam, {})
     assert update is None
     assert reason == "NAdam has no fused update"
+
+
+@pytest.mark.parametrize("ours", CLASSES)
+def test_states_are_those_of_the_float_class(ours: Any) -> None:
+    """Its names, and whether it counts steps: a state dict of one loads in the other, and the plan counts both."""
+    for algorithm in FUSED[ours.float_class].algorithms.values():
+        options = {"lr": 0.01} | fused_options(ours.float_class, algorithm)[-1]
+        param, fixed = nn.Parameter(torch.ones(4, 40)), FixedPointTensor.quantize(torch.ones(4, 40), "fixed16")
+        theirs, own = ours.float_class([param], **options), ours([nn.Parameter(fixed)], **options)
+        for optimizer in (theirs, own):
+            for each in optimizer.param_groups[0]["params"]:
+                each.grad = torch.ones(4, 40)
+            optimizer.step()
+        names = [name for name in theirs.state[param] if name != "step"]
+        assert sorted(names) == sorted(algorithm.states)
+        assert ("step" in theirs.state[param]) == algorithm.counts_steps
+        (state,) = own.state.values()
+        assert {name: state[name].format.squared for name in names} == {
+            name: name in algorithm.squared for name in names
+        }
+        own.load_state_dict(theirs.state_dict())
+
+
+def test_the_table_is_whole() -> None:
+    assert set(FUSED) == {ours.float_class for ours in CLASSES}
+    assert set(named_algorithms().values()) == set(ALGORITHMS)
+    assert list(NAMED) == list(named_algorithms())
+    assert squared_states() >= {"exp_avg_sq", "max_exp_avg_sq"}
+    assert all(issubclass(getattr(optim, ours.__name__), ours) and ours.__name__ in optim.__all__ for ours in CLASSES)

@@ -331,7 +331,7 @@ def test_a_step_that_comes_to_nan_is_refused_whole() -> None:
 
 def test_what_overflows_saturates() -> None:
     param = nn.Parameter(FixedPointTensor.quantize(torch.ones(4, 40), "fixed16"))
-    optimizer = optim.adopt(torch.optim.RMSprop([param], lr=0.1))
+    optimizer = optim.adopt(torch.optim.RMSprop([param], lr=0.1, momentum=0.5))
     param.grad = torch.full((4, 40), 1e30)  # whose square is infinite
     optimizer.step()
     assert optimizer.state[param]["square_avg"].dequantize().isfinite().all()

@@ -65,7 +65,7 @@ def test_of_an_optimizer_that_holds_another_it_is_what_that_does() -> None:
 OPTIMIZERS: dict[str, Any] = {
     "AdamW": lambda params: optim.AdamW(params, lr=1e-3),
     "SGD": lambda params: optim.SGD(params, lr=1e-2, momentum=0.9),
-    "RMSprop": lambda params: optim.adopt(torch.optim.RMSprop(params, lr=1e-3)),
+    "RMSprop": lambda params: optim.adopt(torch.optim.RMSprop(params, lr=1e-3, momentum=0.5)),
     "Lion": lambda params: optim.Lion(params, lr=1e-3),
 }
 

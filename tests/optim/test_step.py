@@ -286,7 +286,7 @@ def test_state_with_one_radix_point(rounding: str) -> None:
     assert same(planes(module, optimizer), planes(again, resumed))
 
 
-@pytest.mark.parametrize("make", [optim.AdamW, lambda params, **given: adopted(torch.optim.RMSprop(params), **given)])
+@pytest.mark.parametrize("make", [optim.AdamW, lambda params, **given: adopted(torch.optim.NAdam(params), **given)])
 def test_squares_have_no_radix_point_of_the_users(make: Any) -> None:
     module = network()
     before = weights(module)

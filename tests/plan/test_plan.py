@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +12,10 @@ from torch import nn
 from lowprec_plugin import FixedPointFormat, memory, optim
 from lowprec_plugin.plan import Plan, plan
 from lowprec_plugin.telemetry.storage_table import describe
+from tests.algorithms import NAMED
 from tests.plan.models import MODELS, Odd, batch
 
-OPTIMIZERS: dict[str, Any] = {
-    "adamw": optim.AdamW, "adam": optim.Adam, "sgd": lambda params, **given: optim.SGD(params, lr=0.1, **given),
-    "sgd-momentum": lambda params, **given: optim.SGD(params, lr=0.1, momentum=0.9, **given), "lion": optim.Lion,
-}  # fmt: skip
+OPTIMIZERS: dict[str, Any] = {name: partial(ours, lr=1e-3, **options) for name, (ours, options) in NAMED.items()}
 #: Bits of weights, and of state.
 BITS = [(16, None), (16, 8), (12, 8), (24, None)]
 
@@ -61,14 +60,12 @@ def test_kept_in_float(optimizer: Any) -> None:
     agrees(planned, measured(module, OPTIMIZERS[optimizer](module.parameters())), share=0)
 
 
-@pytest.mark.parametrize(("optimizer", "make"), [
-    ("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD),
-    ("sgd-momentum", lambda params: torch.optim.SGD(params, momentum=0.9)), ("lion", optim.optimizers.FloatLion),
-])  # fmt: skip
-def test_the_baseline_is_what_float32_holds(optimizer: Any, make: Any) -> None:
-    module = Odd()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_baseline_is_what_float32_holds(optimizer: Any) -> None:
+    module, (ours, options) = Odd(), NAMED[optimizer]
     planned = plan(module, optimizer=optimizer).float32
-    report = measured(module, make(param for param in module.parameters() if param.requires_grad))
+    trained = [param for param in module.parameters() if param.requires_grad]
+    report = measured(module, ours.float_class(trained, lr=1e-3, **options))
     for kind in ("weights", "state", "gradients", "buffers"):
         assert getattr(planned, kind) == getattr(report, kind)
 
@@ -153,7 +150,7 @@ def test_activations_are_those_that_were_given() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"optimizer": "rmsprop"}, "optimizer='rmsprop' is not one of adamw"),
+        ({"optimizer": "nadam"}, "optimizer='nadam' is not one of sgd, sgd-momentum, adam"),
         ({"sharding": "fsdp1"}, "sharding='fsdp1' is not one of"),
         ({"sharding": "fsdp2", "ranks": 2}, "'scale' is a scalar, which fully_shard refuses"),
         ({"ranks": 2}, "ranks=2 and sharding='none' do not go together"),

@@ -85,8 +85,8 @@ def test_a_layer_left_in_float_by_accident_shows_beside_the_prediction() -> None
 def test_no_plan_no_prediction() -> None:
     module = Odd()
     optim.quantize_(module)
-    rmsprop = optim.adopt(torch.optim.RMSprop(module.parameters()))
-    assert predicted(module, [rmsprop], FixedPointFormat(16)) is None
+    nadam = optim.adopt(torch.optim.NAdam(module.parameters()))
+    assert predicted(module, [nadam], FixedPointFormat(16)) is None
 
 
 def test_several_optimizers_and_loose_parameters() -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS, HYPERS, STATES, Algorithm, Hyper, Updated
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
-_ABI = 6
+_ABI = 7
 FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _FLOAT64 = 3
 
@@ -68,7 +68,7 @@ class Item(ctypes.Structure):
         ("refused", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
         ("hyper", ctypes.c_float * HYPERS),
-        ("stores", Store * 3),
+        ("stores", Store * (1 + STATES)),
         ("counts", ctypes.POINTER(Counts)),
     ]
 
@@ -85,12 +85,19 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if library.lowprec_abi() != _ABI:
         return None, f"the native kernels are of another version of this package: reinstall it (at {path})"
     items, i32, i64 = ctypes.POINTER(Item), ctypes.c_int32, ctypes.c_int64
-    library.lowprec_isa.restype = ctypes.c_char_p
+    library.lowprec_isa.restype = library.lowprec_formula.restype = ctypes.c_char_p
+    for algorithm in ALGORITHMS:
+        needed, found = _declared(algorithm), library.lowprec_formula(algorithm.number) or b"none"
+        if found.decode() != needed:
+            return None, (
+                f"formula {algorithm.number} of the native kernels is {found.decode()}, not {needed}: they are of "
+                f"another version of this package: reinstall it (at {path})"
+            )
     for name, arguments, result in (
         ("lowprec_quantize", [items, i64, i32, i32], None),
         ("lowprec_dequantize", [items, i64, i32], None),
         ("lowprec_round", [items, i64, i32, i32], None),
-        ("lowprec_update", [i32, items, i64, i32, i32], None),
+        ("lowprec_update", [i32, items, i64, i32, i32], i32),
         ("lowprec_first_nonfinite", [items, i64, i32], i64),
     ):
         function = getattr(library, name)
@@ -99,6 +106,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         function = getattr(library, name)
         function.argtypes, function.restype = [ctypes.c_void_p, i64, ctypes.c_void_p, i32], None
     return library, "native kernels"
+
+
+def _declared(algorithm: Algorithm) -> str:
+    """As ``csrc/kernels.inl`` declares a formula: its name, how many states it has, and its hyperparameters."""
+    return f"{algorithm.name}/{len(algorithm.states)}({', '.join(algorithm.hypers)})"
 
 
 def available() -> tuple[bool, str]:
@@ -215,7 +227,11 @@ def update(
     stochastic: bool,
     counting: bool,
 ) -> Updated:
-    """One fused step over many parameters; see :func:`lowprec_plugin.arithmetic.ops.update_`."""
+    """One fused step over many parameters; see :func:`lowprec_plugin.arithmetic.ops.update_`.
+
+    Raises:
+        ValueError: for an algorithm that the kernels do not have. Nothing is written.
+    """
     items = (Item * len(grads))()
     for item, grad, tensors, key, hyper, first_row in zip(items, grads, stores, keys, hypers, first_rows, strict=True):
         item.grad, item.grad_type = grad.data_ptr(), FLOAT_TYPES[grad.dtype]
@@ -227,7 +243,8 @@ def update(
     counts = (Counts * len(grads))() if counting else ()
     for item, each in zip(items, counts, strict=False):
         item.counts = ctypes.pointer(each)
-    library().lowprec_update(algorithm, items, len(grads), stochastic, torch.get_num_threads())
+    if library().lowprec_update(algorithm.number, items, len(grads), stochastic, torch.get_num_threads()) != 0:
+        raise ValueError(f"the native kernels have no formula {algorithm.number} ({algorithm})")
     refused = next((index for index, item in enumerate(items) if item.refused), None)
     done = [
         UpdateCounts(saturated=item.saturated, **{field[0]: getattr(each, field[0]) for field in Counts._fields_})

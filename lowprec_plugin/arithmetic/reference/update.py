@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import FORMULAS, Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper, Updated
 from lowprec_plugin.arithmetic.random_bits import random_bits
 from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
@@ -34,7 +34,7 @@ def update(
     for index, (grad, tensors, key, hyper, first_row) in enumerate(given):
         # A squared format's own numbers are the roots, which is what the formulas work on.
         values = [reference.dequantize(blocks, format_of_roots(format)) for blocks, format in tensors]
-        before, values = values[0], list(FORMULAS[algorithm](values[0], grad.float(), *values[1:], hyper))
+        before, values = values[0], list(algorithm.apply(values[0], grad.float(), values[1:], hyper))
         counts.append(UpdateCounts())
         if any(bool(value.isnan().any()) for value in values):
             refused = index if refused is None else refused

@@ -7,12 +7,15 @@ registers and writes the tile back.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# Tuples grow while a kernel is compiled:
+# mypy: disable-error-code="assignment, misc"
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,9 +25,10 @@ from triton import knobs
 
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.random_bits import ROLES
 from lowprec_plugin.arithmetic.triton import formulas
 from lowprec_plugin.arithmetic.triton.counting import count_update, counts_of
-from lowprec_plugin.arithmetic.triton.random import ALONE, FIRST_STATE, SECOND_STATE, random_bits
+from lowprec_plugin.arithmetic.triton.random import random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
     HUGE,
     INFINITE,
@@ -44,8 +48,8 @@ from lowprec_plugin.formats import FixedPointFormat, rows_of
 
 Stored = tuple[Blocks, FixedPointFormat]
 
-SGD, MOMENTUM, ADAM, LION = (tl.constexpr(int(algorithm)) for algorithm in Algorithm)
-
+#: The roles in random bits of the parameter and its states.
+ROLE = tl.constexpr(ROLES)
 # The table's columns, 64-bit words: the parameter's first program and its index, its gradient, shape and key; three
 # planes and static exponent of each of up to three stored tensors; the hyperparameters, two a word.
 INDEX, GRADIENT, ROWS, ROW_LENGTH, FIRST_ROW, KEY, STORES = (tl.constexpr(column) for column in range(1, 8))
@@ -116,16 +120,22 @@ def update_kernel(
     table,
     result,
     count: tl.int32,
-    ALGORITHM: tl.constexpr,
+    LAW: tl.constexpr,
+    STORED: tl.constexpr,
+    NUMBERS: tl.constexpr,
     FORMATS: tl.constexpr,
     TYPE: tl.constexpr,
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     COUNTING: tl.constexpr,
 ):
-    """Update the ``count`` parameters of ``table``.
+    """Update the ``count`` parameters of ``table`` by ``LAW``.
 
     ``result`` is how many saturated and the first index refused; when counting, a row of counts by index follows it.
+
+    Args:
+        STORED: tensors that the law updates: the parameter and its states. ``FORMATS`` are theirs.
+        NUMBERS: the law's hyperparameters.
     """
     item = row_of(tl.program_id(0), table, count, COLUMNS)
     program = tl.program_id(0) - tl.load(item)
@@ -134,39 +144,25 @@ def update_kernel(
     at, mask, block, inside, counter = place
     hyper = (item + HYPER).to(tl.pointer_type(tl.float32))
     g = load_floats(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
-    FORMAT_P: tl.constexpr = FORMATS[0]
-    store_p = stored(item + STORES, FORMAT_P, TILING.aligned)
-    p = read(store_p, place, FORMAT_P)
-    before = p
-    if ALGORITHM != SGD:
-        FORMAT_M: tl.constexpr = FORMATS[1]
-        store_m = stored(item + STORES + STORE, FORMAT_M, TILING.aligned)
-        m = read(store_m, place, FORMAT_M)
-    if ALGORITHM == ADAM:
-        FORMAT_R: tl.constexpr = FORMATS[2]
-        store_r = stored(item + STORES + 2 * STORE, FORMAT_R, TILING.aligned)
-        r = read(store_r, place, FORMAT_R)
+    stores, values, numbers = (), (), ()
+    for k in tl.static_range(STORED):
+        store = stored(item + STORES + k * STORE, FORMATS[k], TILING.aligned)
+        stores += (store,)
+        values += (read(store, place, FORMATS[k]),)
+    for k in tl.static_range(NUMBERS):
+        numbers += (tl.load(hyper + k),)
+    before = values[0]
+    computed = LAW(before, g, *values[1:], *numbers)
 
-    if ALGORITHM == SGD:
-        p = formulas.sgd(p, g, hyper)
-    elif ALGORITHM == MOMENTUM:
-        p, m = formulas.momentum(p, g, m, hyper)
-    elif ALGORITHM == ADAM:
-        p, m, r = formulas.adam(p, g, m, r, hyper)
-    else:
-        p, m = formulas.lion(p, g, m, hyper)
-
-    p = bounded(p, mask, TILING)
-    largest_p = largest_bits(p)
-    worst = largest_p
-    if ALGORITHM != SGD:
-        m = bounded(m, mask, TILING)
-        largest_m = largest_bits(m)
-        worst = tl.maximum(worst, largest_m)
-    if ALGORITHM == ADAM:
-        r = bounded(r, mask, TILING)
-        largest_r = largest_bits(r)
-        worst = tl.maximum(worst, largest_r)
+    values, largest = (), ()
+    for k in tl.static_range(STORED):
+        value = bounded(computed[k], mask, TILING)
+        values += (value,)
+        largest += (largest_bits(value),)
+        if k == 0:  # noqa: SIM108
+            worst = largest[0]
+        else:
+            worst = tl.maximum(worst, largest[k])
 
     # A block with a NaN stays as it is, in every plane.
     finite = worst <= INFINITE
@@ -175,22 +171,36 @@ def update_kernel(
     place = (at, mask, block, inside, counter)
 
     huge = tl.max(worst) >= HUGE
-    saturated = count_saturated(p, huge, store_p[3], mask, FORMAT_P)
-    if ALGORITHM != SGD:
-        saturated += count_saturated(m, huge, store_m[3], mask, FORMAT_M)
-    if ALGORITHM == ADAM:
-        saturated += count_saturated(r, huge, store_r[3], mask, FORMAT_R)
+    saturated = count_saturated(values[0], huge, stores[0][3], mask, FORMATS[0])
+    for k in tl.static_range(1, STORED):
+        saturated += count_saturated(values[k], huge, stores[k][3], mask, FORMATS[k])
     tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
 
     key = tl.load(item + KEY)
-    code, exponent = write(p, largest_p, store_p, place, key, ALONE, FORMAT_P, TILING, STOCHASTIC)
-    if COUNTING:
-        counts = result + (1 + tl.load(item + INDEX)) * COLUMNS
-        count_update(before, p, code, exponent, mask, saturated, counts)
-    if ALGORITHM != SGD:
-        write(m, largest_m, store_m, place, key, FIRST_STATE, FORMAT_M, TILING, STOCHASTIC)
-    if ALGORITHM == ADAM:
-        write(r, largest_r, store_r, place, key, SECOND_STATE, FORMAT_R, TILING, STOCHASTIC)
+    for k in tl.static_range(STORED):
+        code, exponent = write(
+            values[k], largest[k], stores[k], place, key, tl.constexpr(ROLE[k]), FORMATS[k], TILING, STOCHASTIC
+        )
+        if COUNTING and k == 0:
+            counts = result + (1 + tl.load(item + INDEX)) * COLUMNS
+            count_update(before, values[0], code, exponent, mask, saturated, counts)
+
+
+@cache
+def law_of(algorithm: Algorithm) -> Any:
+    """The formula of ``algorithm`` on the device.
+
+    Raises:
+        ValueError: if there is none, or one with other hyperparameters.
+    """
+    law = getattr(formulas, algorithm.name, None)
+    if law is None or tuple(law.arg_names[2 + len(algorithm.states) :]) != algorithm.hypers:
+        takes = "there is none" if law is None else f"it takes {', '.join(law.arg_names)}"
+        raise ValueError(
+            f"{algorithm} needs a Triton formula of that name, which takes the parameter, its gradient, "
+            f"{len(algorithm.states)} states and {', '.join(algorithm.hypers)}: {takes}"
+        )
+    return law
 
 
 class _Kind(NamedTuple):
@@ -249,7 +259,9 @@ def update(
                 buffer[at:],
                 result,
                 len(members),
-                ALGORITHM=int(algorithm),
+                LAW=law_of(algorithm),
+                STORED=1 + len(algorithm.states),
+                NUMBERS=len(algorithm.hypers),
                 FORMATS=kind.formats,
                 TYPE=kind.gradient,
                 TILING=kind.tiling,

@@ -12,7 +12,7 @@ import torch
 
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic.blocks import empty_blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import LION
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 from tests.arithmetic.triton.conftest import INTERPRETED
 
@@ -160,7 +160,7 @@ def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> No
     stores = [[(empty_blocks(shape, format, None), format)] * 2 for shape in shapes]
     for counting in (False, True):
         step.update(
-            Algorithm.LION,
+            LION,
             grads,
             stores,
             [2**64 - 1] * 6,

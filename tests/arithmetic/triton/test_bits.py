@@ -12,11 +12,11 @@ from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic import triton as kernels
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, LION, MOMENTUM, Algorithm
 from lowprec_plugin.arithmetic.random_bits import key_of, padded_row
 from lowprec_plugin.formats import rows_of
 from tests import cases
-from tests.arithmetic.test_native import HYPERS
+from tests.algorithms import HYPERS, stored_as
 from tests.arithmetic.triton.conftest import DEVICE, INTERPRETED
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -117,10 +117,9 @@ def test_counters_beyond_32_bits(row_length: int) -> None:
 
 SHAPES = [(300,), (7, 9), (2, 256), (3, 700)]
 FORMATS = [("fixed16", "fixed8"), ("fixed24", "fixed16"), ("fixed8", "fixed20"), ("<4,12>", "fixed3")]
-#: Adam in all formats, the others in one: interpreted, each costs seconds.
-UPDATES = [(Algorithm.ADAM, formats, "stochastic") for formats in FORMATS]
-UPDATES += [(Algorithm.MOMENTUM, FORMATS[2], "stochastic"), (Algorithm.LION, FORMATS[0], "stochastic")]
-UPDATES += [(Algorithm.ADAM, FORMATS[1], "nearest"), (Algorithm.SGD, FORMATS[3], "nearest")]
+#: Adam in all formats, all others in one: interpreted, each costs seconds.
+UPDATES = [(ADAM, formats, "stochastic") for formats in FORMATS]
+UPDATES += [(each, FORMATS[each.number % len(FORMATS)], ops.ROUNDINGS[each.number % 2]) for each in ALGORITHMS]
 
 
 def stores(shape: tuple[int, ...], names: Sequence[str], device: str) -> list[ops.Stored]:
@@ -138,14 +137,14 @@ def planes(parameters: list[list[ops.Stored]]) -> list[Tensor]:
     return [plane.cpu() for tensors in parameters for stored in tensors for plane in stored.blocks.planes]
 
 
-@pytest.mark.parametrize(("algorithm", "formats", "rounding"), UPDATES)
+@pytest.mark.parametrize(("algorithm", "formats", "rounding"), UPDATES, ids=str)
 def test_updates(algorithm: Algorithm, formats: tuple[str, str], rounding: str) -> None:
     weight, state = formats
-    names = [weight, state, f"{state}^2"][: 1 + algorithm.states]
+    names = stored_as(algorithm, weight, state)
     generator = torch.Generator().manual_seed(2)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     grads = [torch.randn(shape, generator=generator).to(dtypes[i % 3]) for i, shape in enumerate(SHAPES)]
-    hypers = [tuple(number * (1 + index) for number in HYPERS[algorithm]) for index in range(len(SHAPES))]
+    hypers = [tuple(number * (1 + index) for number in HYPERS[algorithm][index]) for index in range(len(SHAPES))]
     results = []
     for backend, device in (("reference", "cpu"), ("triton", DEVICE)):
         parameters = [stores(shape, names, device) for shape in SHAPES]
@@ -170,9 +169,7 @@ def test_updates_saturate_and_count() -> None:
         parameters = [stores(shape, ["<2,6>", "fixed16"], device) for shape in SHAPES]
         grads = [torch.full(shape, -3e38, device=device) for shape in SHAPES]
         with ops.use_backend(backend):  # the buffer overflows float32, the weights their format
-            outcome = ops.update_(
-                Algorithm.MOMENTUM, grads, parameters, [(1.0, 0.0, 1.0, 1.0, 10.0, 0.0, 1.0)] * len(SHAPES)
-            )
+            outcome = ops.update_(MOMENTUM, grads, parameters, [(1.0, 0.0, 1.0, 1.0, 10.0, 0.0, 1.0)] * len(SHAPES))
         results.append([torch.tensor(outcome[0]), *planes(parameters)])
         assert outcome[0] >= sum(grad.numel() for grad in grads)
         assert outcome[1] is None
@@ -186,9 +183,7 @@ def test_a_nan_is_refused_and_its_block_left_alone() -> None:
     grads[1][3, 5] = grads[3][0, 0] = 3e38
     infinity_times_zero = (1.0, 0.0, 0.0, 1.0, 10.0, 1.0, 1.0)
     with ops.use_backend("triton"):
-        outcome = ops.update_(
-            Algorithm.MOMENTUM, grads, parameters, [infinity_times_zero] * len(SHAPES), rounding="nearest"
-        )
+        outcome = ops.update_(MOMENTUM, grads, parameters, [infinity_times_zero] * len(SHAPES), rounding="nearest")
     assert outcome == (0, 1, [])
     # With a gradient of zero and a factor of one nothing else changes either.
     assert equal(before, planes(parameters))
@@ -207,7 +202,7 @@ def test_planes_off_128_bit_boundaries() -> None:
         assert isinstance(parameters[0][0].blocks, Blocks)
         grads = [move(torch.ones(4, 512, device=DEVICE))]
         with ops.use_backend("triton"):
-            ops.update_(Algorithm.LION, grads, parameters, [HYPERS[Algorithm.LION]])
+            ops.update_(LION, grads, parameters, HYPERS[LION][:1])
             values = move(torch.linspace(-1, 1, 2048, device=DEVICE).view(4, 512))
             blocks, _ = ops.quantize(values, FixedPointFormat(16), rounding="stochastic")
         results.append([*planes(parameters), *blocks.planes])

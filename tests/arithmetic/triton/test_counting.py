@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, MOMENTUM, Algorithm
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
-from tests.arithmetic.test_native import HYPERS
+from tests.algorithms import HYPERS, stored_as
 from tests.arithmetic.test_update import assert_agree, stores_of
 from tests.arithmetic.triton.conftest import DEVICE, INTERPRETED
 
@@ -16,18 +16,14 @@ pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 # A process of its own interprets these, see test_modes.py.
 
 SHAPES = [(40,), (3, 37), (2, 256), (1, 300)]
-CASES = [
-    (Algorithm.ADAM, "fixed12", "fixed8", "stochastic"),
-    (Algorithm.ADAM, "fixed20", "fixed16", "nearest"),
-    (Algorithm.MOMENTUM, "<3,5>", "fixed8", "stochastic"),
-    (Algorithm.LION, "fixed8", "fixed12", "nearest"),
-    (Algorithm.SGD, "fixed16", "", "stochastic"),
-]
+FORMATS = [("fixed16", "fixed8"), ("<3,5>", "fixed8"), ("fixed12", "fixed8"), ("fixed8", "fixed12")]
+CASES = [(ADAM, "fixed20", "fixed16", "nearest")]
+CASES += [(each, *FORMATS[each.number % len(FORMATS)], ops.ROUNDINGS[each.number % 2]) for each in ALGORITHMS]
 
 
-@pytest.mark.parametrize(("algorithm", "weights", "state", "rounding"), CASES)
+@pytest.mark.parametrize(("algorithm", "weights", "state", "rounding"), CASES, ids=str)
 def test_counts(algorithm: Algorithm, weights: str, state: str, rounding: str) -> None:
-    names = [weights, *[state] * algorithm.states]
+    names = stored_as(algorithm, weights, state)
     generator = torch.Generator().manual_seed(3)
     grads = [torch.randn(shape, generator=generator) * 0.01 for shape in SHAPES]
     results = []
@@ -41,7 +37,7 @@ def test_counts(algorithm: Algorithm, weights: str, state: str, rounding: str) -
                 algorithm,
                 [grad.to(device) for grad in grads],
                 stores,
-                [HYPERS[algorithm]] * len(SHAPES),
+                HYPERS[algorithm][:1] * len(SHAPES),
                 rounding=rounding,
                 keys=range(len(SHAPES)),
                 first_rows=range(len(SHAPES)),
@@ -71,7 +67,7 @@ def test_what_overflows_and_what_is_refused() -> None:
     overflowing, infinity_times_zero = (1.0, 0.0, 1.0, 1.0, 10.0, 0.0, 1.0), (1.0, 0.0, 0.0, 1.0, 10.0, 1.0, 1.0)
     with ops.use_backend("triton"):
         done = ops.update_(
-            Algorithm.MOMENTUM, grads, stores, [overflowing, infinity_times_zero], rounding="nearest", counting=True
+            MOMENTUM, grads, stores, [overflowing, infinity_times_zero], rounding="nearest", counting=True
         )
     assert done.refused == 1
     first, second = done.counts

@@ -562,7 +562,7 @@ static int64_t encode(const lowprec_item &item, int role, const chunk &c, float 
 
 // ----------------------------------------------------------------------------------------------------------- updates
 
-// Each formula of updates.py on eight numbers at a time: v[0] is the parameter, v[1] and v[2] its state. In two halves
+// Each formula of formulas.py on eight numbers at a time: v[0] is the parameter, v[1] and v[2] its state. In two halves
 // where one would be a chain of long operations: a processor sees few steps ahead, and would wait for each chain.
 static inline f8 square_root(f8 x) {
 #if defined(__AVX2__)
@@ -574,50 +574,67 @@ static inline f8 square_root(f8 x) {
 }
 static inline f8 sign_of(f8 x) { return __builtin_convertvector((x < 0) - (x > 0), f8); }  // true is -1
 
+// What a formula is: the number, the count of states and the names of hyperparameters of its record in formulas.py,
+// with which declared() is compared when the library is loaded. h has the hyperparameters at the places of their names.
+#define FORMULA(NAME, N, M, ...)                                      \
+    enum { NUMBER = N, STATES = M };                                  \
+    enum { __VA_ARGS__, HYPERS };                                     \
+    static_assert(1 + STATES <= LOWPREC_STORES, #NAME);               \
+    static_assert((int)HYPERS <= (int)LOWPREC_HYPERS, #NAME);         \
+    static const char *declared() { return #NAME "/" #M "(" #__VA_ARGS__ ")"; }
+
 struct sgd {
-    enum { STATES = 0, HALVES = 1, LATE = 0 };
+    FORMULA(sgd, 0, 0, sign, l2, lr)
+    enum { HALVES = 1, LATE = 0 };
     static inline void first(const f8 *h, f8 g, f8 *v) {
-        const f8 d = g * h[0] + v[0] * h[1];
-        v[0] = v[0] - d * h[2];
+        const f8 d = g * h[sign] + v[0] * h[l2];
+        v[0] = v[0] - d * h[lr];
     }
     static inline void second(const f8 *, f8 *) {}
 };
 
 struct momentum {
-    enum { STATES = 1, HALVES = 1, LATE = 0 };
+    FORMULA(momentum, 1, 1, sign, l2, lr, mu, fresh, direct, through)
+    enum { HALVES = 1, LATE = 0 };
     static inline void first(const f8 *h, f8 g, f8 *v) {
-        const f8 d = g * h[0] + v[0] * h[1];
-        v[1] = v[1] * h[3] + d * h[4];
-        v[0] = v[0] - (d * h[5] + v[1] * h[6]) * h[2];
+        const f8 d = g * h[sign] + v[0] * h[l2];
+        v[1] = v[1] * h[mu] + d * h[fresh];
+        v[0] = v[0] - (d * h[direct] + v[1] * h[through]) * h[lr];
     }
     static inline void second(const f8 *, f8 *) {}
 };
 
 template <bool PLAIN>  // neither maximize nor an L2 term: the parameter is needed late
 struct adam_with {
-    enum { STATES = 2, HALVES = 2, LATE = PLAIN };
+    FORMULA(adam, 2, 2, sign, l2, step_size, decay, one_minus_beta1, beta2, one_minus_beta2, correction, eps)
+    enum { HALVES = 2, LATE = PLAIN };
     static inline void first(const f8 *h, f8 g, f8 *v) {
-        const f8 d = PLAIN ? g : g * h[0] + v[0] * h[1];
-        v[1] = v[1] + (d - v[1]) * h[4];
-        v[2] = square_root((v[2] * v[2]) * h[5] + (d * d) * h[6]);
+        const f8 d = PLAIN ? g : g * h[sign] + v[0] * h[l2];
+        v[1] = v[1] + (d - v[1]) * h[one_minus_beta1];
+        v[2] = square_root((v[2] * v[2]) * h[beta2] + (d * d) * h[one_minus_beta2]);
     }
     static inline void second(const f8 *h, f8 *v) {
-        v[0] = v[0] - ((v[1] / (v[2] * h[7] + h[8])) * h[2] + v[0] * h[3]);
+        v[0] = v[0] - ((v[1] / (v[2] * h[correction] + h[eps])) * h[step_size] + v[0] * h[decay]);
     }
 };
+typedef adam_with<false> adam;
 
 struct lion {
-    enum { STATES = 1, HALVES = 1, LATE = 0 };
+    FORMULA(lion, 3, 1, sign, lr, decay, one_minus_beta1, one_minus_beta2)
+    enum { HALVES = 1, LATE = 0 };
     static inline void first(const f8 *h, f8 g, f8 *v) {
-        const f8 d = g * h[0];
-        const f8 direction = sign_of(v[1] + (d - v[1]) * h[3]);
-        v[0] = v[0] - (direction * h[1] + v[0] * h[2]);
-        v[1] = v[1] + (d - v[1]) * h[4];
+        const f8 d = g * h[sign];
+        const f8 direction = sign_of(v[1] + (d - v[1]) * h[one_minus_beta1]);
+        v[0] = v[0] - (direction * h[lr] + v[0] * h[decay]);
+        v[1] = v[1] + (d - v[1]) * h[one_minus_beta2];
     }
     static inline void second(const f8 *, f8 *) {}
 };
 
-typedef float values[3][MAX + 32];  // 32: the three do not share the sets of a cache
+// All of them: an update is looked up here by its number.
+#define FORMULAS(X) X(sgd) X(momentum) X(adam) X(lion)
+
+typedef float values[LOWPREC_STORES][MAX + 32];  // 32: they do not share the sets of a cache
 
 static inline f8 load_codes(const int16_t *code) {
 #if defined(__AVX2__)
@@ -794,14 +811,30 @@ static void update_with(lowprec_item &item, int64_t begin, int64_t end, bool sto
     stochastic ? update_with<RULE, true>(item, begin, end) : update_with<RULE, false>(item, begin, end);
 }
 
+template <typename RULE>
+static void update_by(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    update_with<RULE>(item, begin, end, stochastic);
+}
+
+template <>
+void update_by<adam>(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    item.hyper[adam::sign] == 1 && item.hyper[adam::l2] == 0 ? update_with<adam_with<true>>(item, begin, end, stochastic)
+                                                             : update_with<adam>(item, begin, end, stochastic);
+}
+
+static const char *formula(int32_t algorithm) {
+    switch (algorithm) {
+#define DECLARED(RULE) case RULE::NUMBER: return RULE::declared();
+        FORMULAS(DECLARED)
+        default: return nullptr;
+    }
+}
+
 static void update_chunks(int32_t algorithm, lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
     switch (algorithm) {
-        case LOWPREC_SGD: return update_with<sgd>(item, begin, end, stochastic);
-        case LOWPREC_MOMENTUM: return update_with<momentum>(item, begin, end, stochastic);
-        case LOWPREC_ADAM:
-            return item.hyper[0] == 1 && item.hyper[1] == 0 ? update_with<adam_with<true>>(item, begin, end, stochastic)
-                                                            : update_with<adam_with<false>>(item, begin, end, stochastic);
-        default: return update_with<lion>(item, begin, end, stochastic);
+#define UPDATED(RULE) case RULE::NUMBER: return update_by<RULE>(item, begin, end, stochastic);
+        FORMULAS(UPDATED)
+        default: __builtin_trap();  // lowprec_update has refused it
     }
 }
 

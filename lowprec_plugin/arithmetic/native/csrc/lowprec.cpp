@@ -158,12 +158,16 @@ void lowprec_round(lowprec_item *items, int64_t count, int32_t stochastic, int32
     share(work, threads);
 }
 
-void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
+const char *lowprec_formula(int32_t algorithm) { return kernels->formula(algorithm); }
+
+int32_t lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
+    if (!kernels->formula(algorithm)) return 1;
     job work(items, count, false);
     work.run = [=](int64_t i, int64_t begin, int64_t end) {
         kernels->update(algorithm, items[i], begin, end, stochastic != 0);
     };
     share(work, threads);
+    return 0;
 }
 
 int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads) {

@@ -6,9 +6,8 @@
 
 extern "C" {
 
-enum { LOWPREC_ABI = 6, LOWPREC_HYPERS = 10, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
+enum { LOWPREC_ABI = 7, LOWPREC_HYPERS = 10, LOWPREC_STORES = 3, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
 enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2, LOWPREC_FLOAT64 = 3 };  // float64: to round only
-enum { LOWPREC_SGD = 0, LOWPREC_MOMENTUM = 1, LOWPREC_ADAM = 2, LOWPREC_LION = 3 };
 
 // One tensor's codes and exponents.
 struct lowprec_store {
@@ -39,8 +38,8 @@ struct lowprec_item {
     int32_t refused;      // out: 1 if a NaN came up; the chunk it came up in was not written
     int32_t reserved;
     float hyper[LOWPREC_HYPERS];
-    lowprec_store stores[3];  // the parameter and its state
-    lowprec_counts *counts;   // to be added to by an update; or null: nothing is counted
+    lowprec_store stores[LOWPREC_STORES];  // the parameter and its state
+    lowprec_counts *counts;                // to be added to by an update; or null: nothing is counted
 };
 
 // A run of whole wire blocks of one gradient (or, in a sum, of the mean's); the last may end early.
@@ -75,7 +74,9 @@ LOWPREC_API int32_t lowprec_select(const char *isa);  // "baseline", "avx2", "av
 LOWPREC_API void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads);
 LOWPREC_API void lowprec_round(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
-LOWPREC_API void lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
+LOWPREC_API const char *lowprec_formula(int32_t algorithm);  // "name/states(hyperparameters)"; null: there is none
+// 0, or 1 if there is no formula of that number: then nothing is written.
+LOWPREC_API int32_t lowprec_update(int32_t algorithm, lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API int64_t lowprec_first_nonfinite(const lowprec_item *items, int64_t count, int32_t threads);  // an index, or -1
 LOWPREC_API void lowprec_wire_round(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads);
 LOWPREC_API void lowprec_wire_sum(const lowprec_piece *pieces, int64_t count, const lowprec_wire *wire, int32_t threads);
@@ -88,6 +89,7 @@ struct lowprec_kernels {
     void (*quantize)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     void (*dequantize)(lowprec_item &, int64_t begin, int64_t end);
     void (*round)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
+    const char *(*formula)(int32_t algorithm);
     void (*update)(int32_t algorithm, lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     bool (*finite)(const lowprec_item &, int64_t begin, int64_t end);
     void (*wire_round)(const lowprec_piece &, int64_t begin, int64_t end, const lowprec_wire &);

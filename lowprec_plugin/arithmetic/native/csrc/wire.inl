@@ -151,5 +151,6 @@ static void wire_read(const lowprec_piece &p, int64_t begin, int64_t end, const 
 #define LOWPREC_TABLE(NAME)                                                                                          \
     extern const lowprec_kernels lowprec_kernels_##NAME = {                                                          \
         #NAME, LOWPREC_NAMESPACE::quantize_chunks, LOWPREC_NAMESPACE::dequantize_chunks,                             \
-        LOWPREC_NAMESPACE::round_chunks, LOWPREC_NAMESPACE::update_chunks, LOWPREC_NAMESPACE::finite_chunks,         \
-        LOWPREC_NAMESPACE::wire_round, LOWPREC_NAMESPACE::wire_sum, LOWPREC_NAMESPACE::wire_read};
+        LOWPREC_NAMESPACE::round_chunks, LOWPREC_NAMESPACE::formula, LOWPREC_NAMESPACE::update_chunks,               \
+        LOWPREC_NAMESPACE::finite_chunks, LOWPREC_NAMESPACE::wire_round, LOWPREC_NAMESPACE::wire_sum,                \
+        LOWPREC_NAMESPACE::wire_read};
