@@ -1,4 +1,4 @@
-"""A type of device of which lowprec_plugin knows nothing: ``toy``, which computes on CPU tensors behind its own.
+"""A type of device that lowprec_plugin does not know, ``toy``: torch's operations, on CPU tensors behind its own.
 
 Importing this makes it, and makes it the accelerator, for as long as the process lives: so in a process of its own.
 What is written through a view whose elements do not lie side by side is lost.
@@ -42,6 +42,8 @@ def before(x: Any) -> Any:
 
 def compute(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """What ``operator`` of the CPU computes; what it changes in place, or is given to write to, is what was given."""
+    if operator.namespace != "aten":
+        raise NotImplementedError(f"the toy device has no {operator}")
     declared = zip(args, operator._schema.arguments, strict=False)
     numbers = (int, float, bool)  # torch hands some on where it declares tensors
     args = tuple(torch.tensor(x) if str(each.type) == "Tensor" and type(x) in numbers else x for x, each in declared)
