@@ -1,34 +1,29 @@
-"""The only door to the arithmetic: argument checks, and the choice of a backend.
+"""The only door to the arithmetic: argument checks, then the backend that serves the device.
 
 Three backends do the same arithmetic bit for bit: the torch reference (any device, slow), the native CPU kernels and
-the Triton kernels. The device of the codes decides; :func:`use_backend` overrides it for tests.
+the Triton kernels. The device of the codes decides (:mod:`.backends`); :func:`use_backend` overrides it for tests.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lowprec_plugin.arithmetic.addresses import in_memory as in_memory
+from lowprec_plugin.arithmetic.addresses import readable as readable
+from lowprec_plugin.arithmetic.backends import backend_for as backend_for
+from lowprec_plugin.arithmetic.backends import serving
+from lowprec_plugin.arithmetic.backends import use_backend as use_backend
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, empty_blocks
 from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper, Updated
-from lowprec_plugin.arithmetic.native import library as native
-from lowprec_plugin.arithmetic.random_bits import check_bits, random_bits
-from lowprec_plugin.arithmetic.reference import rounding as reference
-from lowprec_plugin.arithmetic.reference import update as update_reference
+from lowprec_plugin.arithmetic.random_bits import check_bits
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
-from lowprec_plugin.formats import FixedPointFormat, rows_of
+from lowprec_plugin.formats import FixedPointFormat
 
 ROUNDINGS = ("stochastic", "nearest")
-BACKENDS = ("reference", "native", "triton")
-
-_forced: ContextVar[str | None] = ContextVar("lowprec_backend", default=None)
-_said: set[str] = set()
 
 
 class Stored(NamedTuple):
@@ -42,83 +37,6 @@ def check_rounding(rounding: str) -> None:
     """Raise ``ValueError`` unless ``rounding`` is ``"stochastic"`` or ``"nearest"``."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding={rounding!r} is not one of {ROUNDINGS}")
-
-
-def backend_for(device: torch.device) -> str:
-    """The backend that serves tensors on ``device``: one of ``BACKENDS``.
-
-    Warns once, with the reason, where the fast one is not to be had.
-    """
-    forced = _forced.get()
-    if forced is not None:
-        return forced
-    if device.type == "cpu":
-        fast, (able, reason) = "native", native.available()
-    elif device.type == "cuda":
-        fast, (able, reason) = "triton", _triton_available()
-    else:
-        return "reference"
-    if able:
-        return fast
-    if fast not in _said:
-        _said.add(fast)
-        warnings.warn(f"lowprec runs on its slow reference backend: {reason}", stacklevel=2)
-    return "reference"
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Within the context, do all arithmetic on the backend called ``name``.
-
-    Raises:
-        ValueError: if there is no such backend, or it cannot run here.
-    """
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is not one of {BACKENDS}")
-    able, reason = {"native": native.available, "triton": _triton_available}.get(name, lambda: (True, ""))()
-    if not able:
-        raise ValueError(f"backend {name!r} cannot run here: {reason}")
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
-def _triton_available() -> tuple[bool, str]:
-    from lowprec_plugin.arithmetic import triton as kernels
-
-    return kernels.available()
-
-
-def readable(x: Tensor) -> Tensor:
-    """``x`` as kernels read it, from an address on: a copy where it is not contiguous, aligned and as it looks.
-
-    torch has tensors whose memory holds other numbers than they do (``is_neg()``, as imaginary parts of a conjugate),
-    and ones between the bytes of a file.
-
-    Raises:
-        ValueError: for a tensor whose numbers lie in no memory of its own, as those of a class that computes them.
-    """
-    x = x.contiguous().resolve_neg()
-    if not in_memory(x):
-        raise ValueError(
-            f"the numbers of this {type(x).__name__} lie in no memory of its own that could be read (it wraps others, "
-            "or is under vmap or traced): give them as a plain torch.Tensor"
-        )
-    return x if x.data_ptr() % x.element_size() == 0 else x.clone()
-
-
-def in_memory(x: Tensor) -> bool:
-    """Whether the numbers of ``x`` lie where its address says, or nowhere because there are none to read."""
-    if x.layout is not torch.strided:
-        return False
-    if x.is_meta or x.numel() == 0:
-        return True
-    try:
-        return x.data_ptr() != 0
-    except RuntimeError:  # under vmap, or while tracing
-        return False
 
 
 def quantize(
@@ -156,11 +74,8 @@ def quantize(
         raise ValueError("a NaN or an infinity cannot be quantised")
     if format.squared and bool((x < 0).any()):
         raise ValueError(f"{format} holds square roots, and the tensor has negative elements")
-    stochastic = rounding == "stochastic"
-    if bits is not None:
-        check_bits(bits, x)
-        bits = readable(bits)
-    backend = backend_for(x.device)
+    bits = _bits_for(x, bits, rounding)
+    backend = serving(x.device)
     if out is None:
         out = empty_blocks(x.shape, format, x.device)
     else:
@@ -168,36 +83,18 @@ def quantize(
     assert (out.codes.shape, out.codes.device) == (x.shape, x.device), (out.codes.shape, x.shape, out.codes.device)
     if x.numel() == 0:
         return out, 0
-    if backend == "native":
-        saturated = native.quantize(
-            x, format, out, stochastic=stochastic, key=key, bits=bits if stochastic else None, first_row=first_row
-        )
-        return out, saturated
-    if backend == "triton":
-        from lowprec_plugin.arithmetic import triton as kernels
-
-        return out, kernels.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
-    if stochastic and bits is None:
-        bits = random_bits(key, *rows_of(x.shape), first_row, x.device)
-    blocks, saturated = reference.quantize(x, format, bits if stochastic else None)
-    out.copy_(blocks)
-    return out, saturated
+    stochastic = rounding == "stochastic"
+    return out, backend.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, dtype: torch.dtype = torch.float32) -> Tensor:
     """The stored numbers as a new tensor of ``dtype``: exact in float32, else rounded to it once."""
     codes = blocks.codes
-    backend = backend_for(codes.device)
-    if backend == "reference" or codes.numel() == 0:
-        return reference.dequantize(blocks, format).to(dtype)
+    backend = serving(codes.device)
     direct = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
     out = torch.empty(codes.shape, dtype=direct, device=codes.device)
-    if backend == "native":
-        native.dequantize(blocks, format, out)
-    else:
-        from lowprec_plugin.arithmetic import triton as kernels
-
-        kernels.dequantize(blocks, format, out)
+    if codes.numel() > 0:
+        backend.dequantize(blocks, format, out)
     return out.to(dtype)
 
 
@@ -232,27 +129,21 @@ def rounded(
     x = readable(x.detach())
     if x.numel() == 0:
         return x.float()
-    stochastic = rounding == "stochastic"
-    if bits is not None:
-        check_bits(bits, x)
-        bits = readable(bits)
-    backend = backend_for(x.device)
+    bits = _bits_for(x, bits, rounding)
     out = torch.empty_like(x, dtype=torch.float32)
-    if backend == "native":
-        count: int | Tensor = native.rounded(
-            x, format, out, stochastic=stochastic, key=key, bits=bits if stochastic else None
-        )
-    elif backend == "triton":
-        from lowprec_plugin.arithmetic import triton as kernels
-
-        count = kernels.rounded(x, format, out, stochastic=stochastic, key=key, bits=bits)
-    else:
-        if stochastic and bits is None:
-            bits = random_bits(key, *rows_of(x.shape), 0, x.device)
-        out, count = reference.rounded(x, format, bits if stochastic else None)
+    backend = serving(x.device)
+    count = backend.rounded(x, format, out, stochastic=rounding == "stochastic", key=key, bits=bits)
     if saturated is not None:
         saturated += count
     return out
+
+
+def _bits_for(x: Tensor, bits: Tensor | None, rounding: str) -> Tensor | None:
+    """The caller's random bits, checked, if it gives some and they are wanted."""
+    if bits is None:
+        return None
+    check_bits(bits, x)
+    return readable(bits) if rounding == "stochastic" else None
 
 
 def update_(
@@ -312,16 +203,9 @@ def update_(
     grads = [readable(grads[i]) for i in kept]
     stores, keys = [stores[i] for i in kept], [keys[i] for i in kept]
     hypers, offsets = [hypers[i] for i in kept], [offsets[i] for i in kept]
-    backend = backend_for(grads[0].device)
-    update = update_reference.update
-    if backend == "native":
-        update = native.update
-    elif backend == "triton":
-        from lowprec_plugin.arithmetic import triton as kernels
-
-        update = kernels.update
     stochastic = rounding == "stochastic"
-    done = update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic, counting=counting)
+    backend = serving(grads[0].device)
+    done = backend.update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic, counting=counting)
     if counting:
         for index, each in zip(kept, done.counts, strict=True):
             counts[index] = each
@@ -330,10 +214,4 @@ def update_(
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
-    known = all(tensor.dtype in native.FLOAT_TYPES and in_memory(tensor) for tensor in tensors)
-    if tensors and known and backend_for(tensors[0].device) == "native":
-        return native.first_nonfinite([readable(tensor) for tensor in tensors])
-    for index, tensor in enumerate(tensors):
-        if not bool(torch.isfinite(tensor).all()):
-            return index
-    return None
+    return serving(tensors[0].device).first_nonfinite(tensors) if tensors else None

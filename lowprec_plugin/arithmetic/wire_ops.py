@@ -9,9 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.native import wire as native_wire
-from lowprec_plugin.arithmetic.reference import wire as wire_reference
+from lowprec_plugin.arithmetic.backends import serving
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS, Chunk, Piece
 
 
@@ -24,7 +22,7 @@ def check_word_length(word_length: int, name: str = "word_length") -> None:
 def round_(pieces: Sequence[Piece], chunk: Chunk, word_length: int, rounding: str) -> None:
     """Round gradients into ``chunk``, in place: see :func:`lowprec_plugin.arithmetic.reference.wire.round_`."""
     if pieces:
-        _backend(chunk).round_(pieces, chunk, word_length, rounding == "stochastic")
+        serving(chunk.codes.device).round_(pieces, chunk, word_length, rounding == "stochastic")
 
 
 def sum_(
@@ -32,7 +30,7 @@ def sum_(
 ) -> None:
     """Sum the ranks' chunks into ``out``, in place: see :func:`lowprec_plugin.arithmetic.reference.wire.sum_`."""
     if pieces:
-        _backend(out).sum_(pieces, chunks, out, word_length, divisor, rounding == "stochastic")
+        serving(out.codes.device).sum_(pieces, chunks, out, word_length, divisor, rounding == "stochastic")
 
 
 def read_(pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
@@ -43,15 +41,6 @@ def read_(pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
     halves = [piece for piece in pieces if piece.values.dtype == torch.float16]
     wide = [piece._replace(values=piece.values.float()) for piece in halves]
     others = [piece for piece in pieces if piece.values.dtype != torch.float16]
-    _backend(chunk).read_([*others, *wide], chunk, word_length)
+    serving(chunk.codes.device).read_([*others, *wide], chunk, word_length)
     for half, piece in zip(halves, wide, strict=True):
         half.values.copy_(piece.values)
-
-
-def _backend(chunk: Chunk):  # type: ignore[no-untyped-def]
-    name = ops.backend_for(chunk.codes.device)
-    if name == "triton":
-        from lowprec_plugin.arithmetic.triton import wire as triton_wire
-
-        return triton_wire
-    return native_wire if name == "native" else wire_reference

@@ -28,6 +28,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin import comm
+from lowprec_plugin.arithmetic.backends import fastest_device
+from lowprec_plugin.arithmetic.devices import accelerated, wait_for
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.bench.models import Transformer
 from lowprec_plugin.text.files import whole_text
@@ -68,16 +70,16 @@ def _local(rank: int, processes: int, store: str, *given: Any) -> None:
 
 
 def _backend() -> str:
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    return dist.get_default_backend_for_device(fastest_device())
 
 
 def _measure(megabytes: float, rounds: int, step: bool, output: str) -> dict[str, Any] | None:
     if not dist.is_initialized():
         dist.init_process_group(_backend(), timeout=datetime.timedelta(minutes=10))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
+    device = fastest_device()
+    if accelerated(device):
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0)))
+        torch.accelerator.set_device_index(device)
     elements = int(megabytes * 2**18)
     record: dict[str, Any] = {
         "version": __version__, "torch": torch.__version__, "processes": dist.get_world_size(),
@@ -144,7 +146,7 @@ def steps(device: torch.device) -> dict[str, Side]:
         return step
 
     sides = {FLOAT32: side(None), "fp16_compress_hook": side(fp16_compress_hook)}
-    if device.type == "cuda":  # elsewhere torch refuses it
+    if device.type == "cuda":  # on the CPU torch refuses it
         sides["bf16_compress_hook"] = side(bf16_compress_hook)
     return sides | {f"lowprec {word_length}": side(None, word_length) for word_length in (16, 8)}
 
@@ -169,8 +171,7 @@ def _report(
             dist.barrier()
             before, start = _bytes_sent(), time.perf_counter()
             side(index + 2)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             slowest = torch.tensor(time.perf_counter() - start, device=device)
             dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
             seconds[name].append(float(slowest))

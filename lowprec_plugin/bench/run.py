@@ -7,7 +7,6 @@ their medians.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from lowprec_plugin import optim
 from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.backends import fastest_device
+from lowprec_plugin.arithmetic.devices import device_name, wait_for
 from lowprec_plugin.bench.models import Transformer, matrices
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
@@ -40,14 +41,14 @@ def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None
     Args:
         elements: parameters that the optimizer's step is timed on.
         rounds: turns of each side; medians are reported.
-        device: ``"cpu"`` or ``"cuda"``; the GPU if there is one.
+        device: ``"cpu"`` or ``"cuda"``, say; by default the accelerator, if a backend has kernels for it.
         output: a JSON file to write as well.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = torch.device(device or fastest_device())
     record: dict[str, Any] = {
         "version": __version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "cpu",
+        "device": device_name(where),
         "threads": torch.get_num_threads(),
         "backend": ops.backend_for(where),
     }
@@ -110,10 +111,10 @@ def report(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             side()
-            _wait(device)
+            wait_for(device)
             seconds[name].append(time.perf_counter() - start)
     base = statistics.median(seconds[FLOAT32])
     print(f"\n{title}")
@@ -124,8 +125,3 @@ def report(
         result[name] = {"median": median * scale, "ratio": median / base, "min": min(times) * scale}
         print(f"  {name:{width}} {median * scale:9.3f}   {median / base:.2f} x float32")
     return result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

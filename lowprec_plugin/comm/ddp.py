@@ -24,6 +24,7 @@ from torch.futures import Future
 
 from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
+from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
@@ -91,7 +92,7 @@ class DDPState:
         group, self._worker = own_group(self._group, model.device)
         self._exchange = Exchange(word_length, rounding, group)
         self._residuals: dict[str, Blocks] = {}
-        self._cuda: dict[torch.device, torch.cuda.Stream] = {}
+        self._side: dict[torch.device, torch.Stream] = {}
         #: Parameters whose gradients travel as float32, being smaller than a block.
         self.plain = [name for name, param in travelling.items() if is_plain(param.numel())]
 
@@ -147,7 +148,7 @@ class DDPState:
             run(gradients)
             return buffer
 
-        if buffer.is_cuda:
+        if accelerated(buffer.device):
             return self._on_stream(exchange, buffer)
         return self._worker.submit(exchange)
 
@@ -169,14 +170,14 @@ class DDPState:
         return Gradient(values, *keys(self._streams[name], self.step, self._rank), residual)
 
     def _on_stream(self, exchange: Callable[[], Tensor], buffer: Tensor) -> Future[Tensor]:
-        # Nothing here waits: a GPU's collectives are queued, and the future is one of its streams' events.
+        # Nothing here waits: an accelerator's collectives are queued, and the future is one of its streams' events.
         device = buffer.device
-        if device not in self._cuda:
-            self._cuda[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream = self._cuda[device]
-        stream.wait_stream(torch.cuda.current_stream(device))
+        if device not in self._side:
+            self._side[device] = torch.Stream(device)
+        stream = self._side[device]
+        stream.wait_stream(torch.accelerator.current_stream(device))
         future: Future[Tensor] = torch.futures.Future(devices=[device])
-        with torch.cuda.stream(stream), torch.no_grad():
+        with stream, torch.no_grad():
             buffer.record_stream(stream)
             future.set_result(exchange())
         return future

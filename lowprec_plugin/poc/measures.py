@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lowprec_plugin import memory
 from lowprec_plugin.activations.packed import is_weight
+from lowprec_plugin.arithmetic.devices import wait_for
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.finite import NonFiniteGradientError
@@ -83,7 +84,7 @@ class Measures(Callback):
             self.examples = examples_in(batch, trainer.train_dataloader)
             self._saved = _Saved(pl_module)
             self._saved.__enter__()
-        _wait_for(trainer)
+        wait_for(trainer.strategy.root_device)
         self._start = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, *args: Any) -> None:
@@ -109,7 +110,7 @@ class Measures(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Stop the clock."""
-        _wait_for(trainer)
+        wait_for(trainer.strategy.root_device)
         self._elapsed += time.perf_counter() - self._start
         self.on_before_backward(trainer)  # a module that never calls it
         assert self._step is not None
@@ -173,11 +174,6 @@ def deciles(numbers: Sequence[float]) -> dict[str, float]:
 
 def _not_finite(gradient: Tensor) -> bool:
     return not bool(gradient.isfinite().all())
-
-
-def _wait_for(trainer: Trainer) -> None:
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize(trainer.strategy.root_device)
 
 
 class _Saved(saved_tensors_hooks):

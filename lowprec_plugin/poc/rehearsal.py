@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.compat.lightning import overrides
 from lowprec_plugin.experiments import Config
 from lowprec_plugin.experiments.making import IN_THIS_PROCESS, instantiate, quietly, rehearse, unseen
-from lowprec_plugin.poc.environment import device_name
 from lowprec_plugin.poc.measures import Measures
 from lowprec_plugin.poc.training import is_left_out
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS

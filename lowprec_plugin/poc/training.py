@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from lowprec_plugin.arithmetic.devices import counts_memory, device_name
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.experiments import Config
@@ -26,7 +27,7 @@ from lowprec_plugin.monitoring.figures import PREFIX
 from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.plugin import FixedPointPrecision
-from lowprec_plugin.poc.environment import device_name, versions
+from lowprec_plugin.poc.environment import versions
 from lowprec_plugin.poc.measures import Measures, logged
 from lowprec_plugin.poc.processes import LOOK, Processes, Told
 from lowprec_plugin.poc.records import RunRecord, save
@@ -149,8 +150,8 @@ def fit(order: Order, told: Told) -> RunRecord:
             *([LastBit()] if order.twin else []),
         ]
         cli = instantiate(order.config, callbacks, logger=logger, log_every_n_steps=order.interval)
-        if cli.trainer.strategy.root_device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(cli.trainer.strategy.root_device)
+        if counts_memory(cli.trainer.strategy.root_device):
+            torch.accelerator.reset_peak_memory_stats(cli.trainer.strategy.root_device)
         refused, tests = "", []
         try:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 
+from lowprec_plugin.arithmetic.devices import counts_memory
+
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most bytes of ``device`` that tensors have taken so far, if it is a GPU; else this process's resident memory now.
+    """Most bytes of ``device`` that tensors have taken, if torch counts them; else this process's resident memory now.
 
     ``None`` where the system does not say.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if counts_memory(device):
+        return torch.accelerator.max_memory_allocated(device)
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

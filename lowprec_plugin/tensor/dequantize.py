@@ -35,6 +35,6 @@ def _shape(codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: 
     return torch.empty_like(codes, dtype=dtype)
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("dequantize", _dequantize, _device)
+# For every device: which backend computes, and whether one can, ``ops`` decides.
+_library.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
 _library.impl("dequantize", _shape, "Meta")

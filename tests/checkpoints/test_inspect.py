@@ -262,7 +262,9 @@ def test_a_file_changes_no_class(tmp_path: Path, path: str) -> None:
 
 def test_a_tensor_of_another_class_is_named(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3).as_subclass(OwnTensor), "stage": Kind.ONE}, tmp_path / "own.ckpt")
-    with pytest.raises(ValueError, match=r"a tensor of the class tests\.checkpoints\.test_inspect\.OwnTensor, .*as_subclass"):
+    with pytest.raises(
+        ValueError, match=r"a tensor of the class tests\.checkpoints\.test_inspect\.OwnTensor, .*as_subclass"
+    ):
         read_file(tmp_path / "own.ckpt")
 
 

@@ -149,7 +149,7 @@ def quantize(
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.arithmetic.ops.quantize`. Returns the saturated elements."""
     tiling, programs = tiling_of(x.shape, format.block_size, first_row, _WARPS)
     saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
-    with torch.cuda.device_of(x):
+    with torch.accelerator.device_index(x.device.index):
         quantize_kernel[(programs,)](
             x,
             *out,
@@ -170,7 +170,7 @@ def quantize(
 def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     """Write the stored numbers to ``out`` (float32 or bfloat16, contiguous)."""
     tiling, programs = tiling_of(out.shape, format.block_size, 0, _WARPS)
-    with torch.cuda.device_of(out):
+    with torch.accelerator.device_index(out.device.index):
         dequantize_kernel[(programs,)](
             out.view(torch.int16) if out.dtype == torch.bfloat16 else out,
             *blocks,
@@ -188,7 +188,7 @@ def rounded(
     """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones."""
     tiling, programs = tiling_of(x.shape, format.block_size, 0, _WARPS)
     saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
-    with torch.cuda.device_of(x):
+    with torch.accelerator.device_index(x.device.index):
         round_kernel[(programs,)](
             x,
             out,

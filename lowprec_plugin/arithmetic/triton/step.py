@@ -246,14 +246,14 @@ def update(
 
     # The result and the table in one buffer, so that a step costs one copy to the device and one back.
     at = 1 + len(rows) * counting
-    buffer = torch.zeros(at + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type == "cuda")
+    buffer = torch.zeros(at + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type != "cpu")
     buffer[0, 1] = _NONE_REFUSED
     buffer[at:, : HYPER.value] = torch.tensor(rows)
     buffer.view(torch.float32)[at:, 2 * HYPER.value :] = torch.tensor(numbers)
     result, buffer = buffer.to(device, non_blocking=True).split([at, len(rows)])
 
     at = 0
-    with torch.cuda.device_of(buffer):
+    with torch.accelerator.device_index(device.index):
         for (kind, members), grid in zip(launches.items(), grids, strict=True):
             update_kernel[(grid,)](
                 buffer[at:],

@@ -280,9 +280,9 @@ def _launches(
             programs[kind] += -(-piece.blocks // _TILING.count)
     if not launches:
         return
-    rows = torch.tensor([row for members in launches.values() for row in members], pin_memory=device.type == "cuda")
+    rows = torch.tensor([row for members in launches.values() for row in members], pin_memory=device.type != "cpu")
     tables = rows.to(device, non_blocking=True).split([len(members) for members in launches.values()])
-    with torch.cuda.device_of(tables[0]):
+    with torch.accelerator.device_index(device.index):
         for kind, table in zip(launches, tables, strict=True):
             yield kind, (programs[kind],), table, len(table)
 

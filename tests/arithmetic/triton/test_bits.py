@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic import triton as kernels
+from lowprec_plugin.arithmetic.backends import BACKENDS
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, LION, MOMENTUM, Algorithm
 from lowprec_plugin.arithmetic.random_bits import key_of, padded_row
@@ -222,6 +222,6 @@ def test_more_elements_than_32_bits_count() -> None:
 
 
 def test_available_says_what_runs() -> None:
-    able, reason = kernels.available()
+    able, reason = BACKENDS["triton"].available()
     assert able
     assert ("interpreted" in reason) == INTERPRETED

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowprec_plugin.arithmetic import triton as kernels
+from lowprec_plugin.arithmetic.triton import backend
 from tests.arithmetic.triton.conftest import INTERPRETED
 
 
@@ -28,13 +28,13 @@ def test_the_other_mode() -> None:
 
 
 def test_available_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("kernels_without_triton", str(kernels.__file__))
+    spec = importlib.util.spec_from_file_location("kernels_without_triton", str(backend.__file__))
     assert spec is not None
     assert spec.loader is not None
     fresh = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
     spec.loader.exec_module(fresh)
-    able, reason = fresh.available()
+    able, reason = fresh.Triton().available()
     assert not able
     assert "Triton" in reason
 
@@ -42,6 +42,6 @@ def test_available_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run here")
 def test_available_says_that_there_is_no_gpu() -> None:
     pytest.importorskip("triton")
-    able, reason = kernels.available()
+    able, reason = backend.Triton().available()
     assert not able
     assert "GPU" in reason

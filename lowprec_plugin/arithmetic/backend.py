@@ -1,0 +1,87 @@
+"""What a backend of the arithmetic is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.reference.wire import Chunk, Piece
+from lowprec_plugin.formats import FixedPointFormat
+
+
+class Backend(Protocol):
+    """One way to compute the law of :mod:`lowprec_plugin.arithmetic.reference`, bit for bit.
+
+    :mod:`.ops` and :mod:`.wire_ops` check what callers give. What they hand on lies on one device; tensors are not
+    empty and, those of :meth:`first_nonfinite` aside, contiguous. ``bits`` are given where a caller brings random bits
+    of its own to round stochastically with; else ``key`` makes them.
+
+    Attributes:
+        name: what :func:`~.backends.use_backend` and the table at the start of a run call it.
+        devices: the types of device, by torch's names, that it serves where it is available.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+
+    def available(self) -> tuple[bool, str]:
+        """Whether it can run in this process, and if not, why."""
+
+    def quantize(
+        self,
+        x: Tensor,
+        format: FixedPointFormat,
+        out: Blocks,
+        *,
+        stochastic: bool,
+        key: int,
+        bits: Tensor | None,
+        first_row: int,
+    ) -> int:
+        """Round float32 ``x`` into ``out``, see :func:`.ops.quantize`. Returns how many elements saturated."""
+
+    def dequantize(self, blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
+        """Write the stored numbers to ``out``, float32 or bfloat16."""
+
+    def rounded(
+        self, x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
+    ) -> int | Tensor:
+        """Write to float32 ``out`` what ``x`` is rounded to, see :func:`.ops.rounded`. Returns how many saturated."""
+
+    def update(
+        self,
+        algorithm: Algorithm,
+        grads: Sequence[Tensor],
+        stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
+        keys: Sequence[int],
+        hypers: Sequence[Hyper],
+        first_rows: Sequence[int],
+        *,
+        stochastic: bool,
+        counting: bool,
+    ) -> Updated:
+        """One step over many parameters, in place, see :func:`.ops.update_`."""
+
+    def first_nonfinite(self, tensors: Sequence[Tensor]) -> int | None:
+        """The index of the first tensor with a NaN or an infinity, or ``None``: of tensors of any dtype and layout."""
+
+    def round_(self, pieces: Sequence[Piece], chunk: Chunk, word_length: int, stochastic: bool) -> None:
+        """Round gradients into ``chunk``, see :func:`.reference.wire.round_`."""
+
+    def sum_(
+        self,
+        pieces: Sequence[Piece],
+        chunks: Sequence[Chunk],
+        out: Chunk,
+        word_length: int,
+        divisor: float,
+        stochastic: bool,
+    ) -> None:
+        """Sum the ranks' chunks into ``out``, see :func:`.reference.wire.sum_`."""
+
+    def read_(self, pieces: Sequence[Piece], chunk: Chunk, word_length: int) -> None:
+        """Write the numbers of ``chunk`` to the pieces, see :func:`.reference.wire.read_`."""
