@@ -7,7 +7,6 @@ their medians.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from lowprec_plugin import optim
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.bench.models import Transformer, matrices
+from lowprec_plugin.experiments.environment import device_name
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.text.files import whole_text
@@ -47,7 +47,7 @@ def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None
     record: dict[str, Any] = {
         "version": __version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "cpu",
+        "device": device_name(where),
         "threads": torch.get_num_threads(),
         "backend": ops.backend_for(where),
     }

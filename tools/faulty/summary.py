@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lowprec_plugin.compat.lightnings import in_use
-from lowprec_plugin.poc.environment import device_name, versions
+from lowprec_plugin.experiments.environment import device_name, versions
 from lowprec_plugin.text.tables import markdown_table
 
 from .kinds import KINDS
