@@ -35,22 +35,15 @@ WRITTEN: dict[str, Callable[[float], str]] = {
 
 @dataclass(frozen=True)
 class Contents:
-    """The report.
-
-    Attributes:
-        study, groups, verdict, figures: what was asked, run, found and computed.
-        curves: by name of the curve and variant.
-        layers: by variant, of those that count; the shares are means over the runs.
-        files: the run files of a variant by seed, relative to the report's folder.
-    """
+    """The report."""
 
     study: Study
     groups: Groups
     verdict: Verdict
     figures: Figures
-    curves: dict[str, dict[str, list[Point]]]
-    layers: dict[str, list[Layer]]
-    files: dict[str, dict[int, str]]
+    curves: dict[str, dict[str, list[Point]]]  # by name of the curve and variant
+    layers: dict[str, list[Layer]]  # by variant, of those that count; the shares are means over the runs
+    files: dict[str, dict[int, str]]  # the run files of a variant by seed, relative to the report's folder
 
     def figure(self, variant: str, name: str) -> Figure | None:
         """A figure, if the runs gave it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,7 +15,7 @@ from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS
 from lowprec_plugin.poc.run.variants import FLOAT32, TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
 from lowprec_plugin.poc.verdict.noise import pace
-from lowprec_plugin.poc.verdict.outcomes import SPOKEN, Outcome
+from lowprec_plugin.poc.verdict.outcomes import SPOKEN
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 from lowprec_plugin.text import charts
 from lowprec_plugin.text.numbers import bytes_text
@@ -57,18 +57,8 @@ def html(contents: Contents) -> str:
     return page + "\n"
 
 
-class Card(NamedTuple):
-    """What the page says of a variant first."""
-
-    name: str
-    outcome: Outcome
-    sign: str
-    word: str
-    sentence: str
-    figures: list[tuple[str, tables.Cell]]
-
-
-def _cards(contents: Contents) -> list[Card]:
+def _cards(contents: Contents) -> list[dict[str, Any]]:
+    """What the page says of each variant first."""
     cards = []
     for finding in contents.verdict.findings:
         variant, outcome = finding.variant, finding.outcome
@@ -82,7 +72,8 @@ def _cards(contents: Contents) -> list[Card]:
         known = [(label, cell) for label, cell in figures.items() if cell[0].name]
         sign = SIGNS.get(outcome, "…" if outcome in ("few seeds", "no run") else "?")
         sentence = contents.verdict.sentences[variant]
-        cards.append(Card(spoken(variant), outcome, sign, SPOKEN[outcome], sentence, known))
+        said = {"sign": sign, "word": SPOKEN[outcome], "sentence": sentence, "figures": known}
+        cards.append({"name": spoken(variant), "outcome": outcome, **said})
     return cards
 
 
@@ -117,17 +108,8 @@ def _span(rows: Sequence[charts.Dots]) -> tuple[float, float]:
     return low - edge, high + edge
 
 
-class Panels(NamedTuple):
-    """Small pictures of one curve, a variant each, all to the same axes; the axes' ends as text."""
-
-    name: str
-    low: str
-    high: str
-    last: str
-    pictures: list[tuple[str, Markup]]
-
-
-def _curves(contents: Contents) -> list[Panels]:
+def _curves(contents: Contents) -> list[dict[str, Any]]:
+    """Small pictures of each curve, a variant each, all to the same axes; the axes' ends as text."""
     found = []
     for name, curves in contents.curves.items():
         theirs = curves.get(FLOAT32.name, [])
@@ -146,7 +128,8 @@ def _curves(contents: Contents) -> list[Panels]:
             text += f"; words widened at step {min(marks):,.0f} first." if marks else "."
             title = f"{name} of {spoken(variant)} by step"
             pictures.append((variant, Markup(charts.panel(title, text, ours, theirs, low, high, last, marks))))
-        found.append(Panels(name, write(low), write(high), f"step {last:,.0f}", pictures))
+        ends = {"low": write(low), "high": write(high), "last": f"step {last:,.0f}"}
+        found.append({"name": name, "pictures": pictures, **ends})
     return found
 
 

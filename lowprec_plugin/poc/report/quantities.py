@@ -17,42 +17,51 @@ from lowprec_plugin.quality import LIMIT
 CARDS = {size: cards for size, cards in SIZES.items() if cards}
 #: Computed, not run, unless the study has it run.
 BF16_MIXED = "bf16 mixed, computed"
-#: By the longest name that a figure's begins with: its unit, and how it comes from the runs of its variant.
-HOW = {
-    "metric/": ("metric", "over the runs that finished"),
-    "metric/baseline": ("metric", "float32's mean over the seeds on which float32, its twin and the variant finished"),
-    "metric/difference": ("difference", "mean over these seeds of the variant minus float32"),
-    "metric/standard_error": (
-        "difference",
-        "of that mean: the larger of the twins' and the differences' own, and of the twin the twins' "
-        "(lowprec_plugin.quality)",
-    ),
-    "metric/noise": ("difference", "root mean square over these seeds of twin minus float32"),
-    "metric/zone": ("difference", "the lesser of two standard errors and of the limit, a share of the baseline"),
-    "test_mean": ("metric", "of a metric that the test logged: as metric/mean"),
-    "test_": ("difference", "of a metric that the test logged: as metric/difference and metric/standard_error"),
-    "held/": ("bytes", "median over the runs of held"),
-    "held/total": ("bytes", "sum over the kinds"),
-    "held/share": ("share", "of float32's held/total"),
-    "computed/": ("bytes", "median over float32's runs of bf16: what bf16 mixed precision would hold"),
-    "computed/share": ("share", "of float32's held/total"),
-    "peak/": ("bytes", "median over the runs of peak"),
-    "wire/sent": ("bytes", "median over the runs of sent, per step and process"),
-    "wire/float32": ("bytes", "median over the runs of float32_sent"),
-    "wire/share": ("share", "wire/sent over wire/float32"),
-    "step/": ("ms", "median over the runs of step_ms"),
-    "step/ratio": ("times", "median over the seeds of step_ms's median over float32's of the same seed"),
-    "step/error": (
-        "times",
-        "step/ratio x 1.858 x median deviation of its logarithm / sqrt(seeds); the twins' from 0, or the seeds' own "
-        "where that is larger",
-    ),
-    "updates/": ("share", "mean over all layers of all runs, weighted by their elements"),
-    "model/": ("parameters", "parameters x memory / held/total: everything measured grows alike"),
-    "model/ratio": ("times", "float32's held/total over the variant's"),
-    "batch/": ("examples", "examples x (memory - what is held beside activations) / activations"),
-    "cost/hours": ("hours", "step/median x median steps of the runs that finished x devices"),
-    "cost/price": ("price", "cost/hours x the price per hour that was given"),
+
+
+class Kind(NamedTuple):
+    """What is known of a figure by its name: its unit, how it comes from the runs of its variant, and its heading."""
+
+    unit: str
+    how: str
+    heading: str = "{last}"
+
+
+_DEVIATION = "the median deviation of its logarithm: the twins' from 0 or its own, the larger"
+#: By the longest of these that a figure's name begins with.
+KINDS_OF_FIGURES = {
+    "metric/mean": Kind("metric", "mean over the runs that finished", "{metric}"),
+    "metric/low": Kind("metric", "least of the runs that finished", "lowest seed"),
+    "metric/high": Kind("metric", "most of the runs that finished", "highest seed"),
+    "metric/baseline": Kind("metric", "float32's mean over the seeds on which it, its twin and the variant finished"),
+    "metric/difference": Kind("difference", "mean over these seeds, variant minus float32", "difference from float32"),
+    "metric/standard_error": Kind("difference", "of that mean: the larger of the twins' and its own; see quality.py"),
+    "metric/noise": Kind("difference", "root mean square over these seeds of twin minus float32"),
+    "metric/zone": Kind("difference", "the lesser of two standard errors and of the limit, a share of the baseline"),
+    "test_mean": Kind("metric", "of a metric that the test logged: as metric/mean"),
+    "test_": Kind("difference", "of a metric that the test logged: as metric/difference and metric/standard_error"),
+    "held/": Kind("bytes", "median over the runs of held"),
+    "held/total": Kind("bytes", "sum over the kinds", "bytes held"),
+    "held/share": Kind("share", "of float32's held/total", "of float32's bytes"),
+    "computed/": Kind("bytes", "median over float32's runs of bf16: what bf16 mixed precision would hold"),
+    "computed/share": Kind("share", "of float32's held/total"),
+    "peak/": Kind("bytes", "median over the runs of peak", "peak memory"),
+    "wire/sent": Kind("bytes", "median over the runs of sent, per step and process", "sent"),
+    "wire/float32": Kind("bytes", "median over the runs of float32_sent", "float32 would send"),
+    "wire/share": Kind("share", "wire/sent over wire/float32", "of float32's"),
+    "step/median": Kind("ms", "median over the runs of step_ms", "median step"),
+    "step/fast": Kind("ms", "the same of its first decile", "a tenth is below"),
+    "step/slow": Kind("ms", "the same of its last decile", "a tenth is above"),
+    "step/ratio": Kind("times", "median over the seeds of step_ms over float32's", "of float32's step, seed by seed"),
+    "step/error": Kind("times", f"step/ratio x 1.858 / sqrt(seeds) x {_DEVIATION}", "±"),
+    "updates/saturated": Kind("share", "mean over all layers of all runs, weighted by their elements", "out of range"),
+    "updates/lost": Kind("share", "as updates/saturated", "smaller than half a code"),
+    "updates/unchanged": Kind("share", "as updates/saturated", "left the number as it was"),
+    "model/": Kind("parameters", "parameters x memory / held/total: everything measured grows alike", "{last} GB"),
+    "model/ratio": Kind("times", "float32's held/total over the variant's", "of float32's"),
+    "batch/": Kind("examples", "examples x (memory - what is held beside activations) / activations", "{last} GB"),
+    "cost/hours": Kind("hours", "step/median x median steps of the runs that finished x devices"),
+    "cost/price": Kind("price", "cost/hours x the price per hour that was given"),
 }
 
 
@@ -67,9 +76,9 @@ Figures = dict[str, dict[str, Figure]]
 _Values = dict[str, float | None]
 
 
-def described(name: str) -> tuple[str, str]:
-    """The unit of a figure of this name, and how it is computed."""
-    return HOW[max((begin for begin in HOW if name.startswith(begin)), key=len)]
+def kind_of(name: str) -> Kind:
+    """What is known of a figure of this name."""
+    return KINDS_OF_FIGURES[max((begin for begin in KINDS_OF_FIGURES if name.startswith(begin)), key=len)]
 
 
 def figures(groups: Groups, study: Study) -> Figures:
@@ -83,7 +92,7 @@ def figures(groups: Groups, study: Study) -> Figures:
     examples[BF16_MIXED] = examples[FLOAT32.name]
 
     def unit(variant: str, name: str) -> str:
-        return "batches" if name.startswith("batch/") and not examples[variant] else described(name)[0]
+        return "batches" if name.startswith("batch/") and not examples[variant] else kind_of(name).unit
 
     return {
         variant: {name: Figure(value, unit(variant, name)) for name, value in values.items() if value is not None}

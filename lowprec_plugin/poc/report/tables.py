@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lowprec_plugin.poc.report.contents import COUNTED, Contents
-from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS
+from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, kind_of
 from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.run.variants import TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
@@ -19,82 +19,41 @@ MOST = 12
 #: In a cell without a figure.
 NONE = "–"
 _DIFFERENCE = "metric/difference ± metric/standard_error"
-
-
-class Spec(NamedTuple):
-    """A table with a row for each variant: its caption, and the figure of each column.
-
-    ``whole``: with rows and columns that have no figure, which are left out else.
-    """
-
-    caption: str
-    columns: dict[str, str]
-    whole: bool = False
-
-
-SPECS = {
-    "summary": Spec(
+#: Tables with a row for each variant: caption and figures.
+VARIANTS_BY = {
+    "summary": (
         "In short",
-        {
-            "{metric}": "metric/mean",
-            "difference from float32": _DIFFERENCE,
-            "verdict": "verdict",
-            "bytes held": "held/total",
-            "of float32's bytes": "held/share",
-            "step": "step/median",
-            "of float32's step, seed by seed": "step/ratio",
-        },
-        whole=True,
+        ("metric/mean", _DIFFERENCE, "verdict", "held/total", "held/share", "step/median", "step/ratio"),
     ),
-    "quality": Spec(
+    "quality": (
         "{metric} at the end, by variant",
-        {
-            "mean": "metric/mean",
-            "lowest seed": "metric/low",
-            "highest seed": "metric/high",
-            "difference from float32": _DIFFERENCE,
-            "seeds": "seeds",
-            "verdict": "verdict",
-        },
-        whole=True,
+        ("metric/mean", "metric/low", "metric/high", _DIFFERENCE, "seeds", "verdict"),
     ),
-    "memory": Spec(
+    "memory": (
         "Bytes held by one process at the end of training, by kind",
-        {"in all": "held/total", "of float32's": "held/share", **{kind: f"held/{kind}" for kind in KINDS}},
+        ("held/total", "held/share", *(f"held/{kind}" for kind in KINDS)),
     ),
-    "wire": Spec(
-        "Gradients sent per step by one process",
-        {"sent": "wire/sent", "float32 would send": "wire/float32", "of float32's": "wire/share"},
-    ),
-    "time": Spec(
+    "wire": ("Gradients sent per step by one process", ("wire/sent", "wire/float32", "wire/share")),
+    "time": (
         "Time of a training step, and the most memory in use",
-        {
-            "median": "step/median",
-            "of float32's, seed by seed": "step/ratio",
-            "±": "step/error",
-            "a tenth is below": "step/fast",
-            "a tenth is above": "step/slow",
-            "peak memory": "peak/bytes",
-        },
+        ("step/median", "step/ratio", "step/error", "step/fast", "step/slow", "peak/bytes"),
     ),
-    "model": Spec(
+    "model": (
         "Largest network of this kind, in parameters, by the memory of one GPU",
-        {**{f"{size} GB": f"model/{size}" for size in CARDS}, "of float32's": "model/ratio"},
+        (*(f"model/{size}" for size in CARDS), "model/ratio"),
     ),
-    "batch": Spec(
+    "batch": (
         "Largest batch of this very network, by the memory of one GPU",
-        {f"{size} GB": f"batch/{size}" for size in CARDS},
+        tuple(f"batch/{size}" for size in CARDS),
     ),
-    "updates": Spec(
+    "updates": (
         "Updates by variant: shares over all layers and steps",
-        {
-            "out of range": "updates/saturated",
-            "smaller than half a code": "updates/lost",
-            "left the number as it was": "updates/unchanged",
-        },
+        ("updates/saturated", "updates/lost", "updates/unchanged"),
     ),
-    "cost": Spec("Hours of one such training, and their price", {"hours": "cost/hours", "price": "cost/price"}),
+    "cost": ("Hours of one such training, and their price", ("cost/hours", "cost/price")),
 }
+#: Those that have all rows and columns, with figures or without.
+WHOLE = ("summary", "quality")
 
 
 class Part(NamedTuple):
@@ -129,21 +88,22 @@ class Table:
 
 
 def table(contents: Contents, which: str) -> Table:
-    """One of :data:`SPECS`."""
-    caption, columns, whole = SPECS[which]
-    variants = [*contents.groups.of, BF16_MIXED] if not whole else list(contents.groups.of)
-    if which in ("model", "batch"):
-        variants.remove(TWIN.name)
-    rows = {each: {heading: cell(contents, each, name) for heading, name in columns.items()} for each in variants}
-    if not whole:
+    """One of :data:`VARIANTS_BY`; rows and columns without figures are left out unless it is :data:`WHOLE`."""
+    (caption, names), metric = VARIANTS_BY[which], contents.study.metric
+    variants = list(contents.groups.of)
+    if which not in WHOLE:
+        variants = [name for name in [*variants, BF16_MIXED] if name != TWIN.name or which not in ("model", "batch")]
+    rows = {variant: {name: cell(contents, variant, name) for name in names} for variant in variants}
+    if which not in WHOLE:
         rows = {variant: row for variant, row in rows.items() if any(each[0].name for each in row.values())}
-    shown = [heading for heading in columns if whole or any(row[heading][0].name for row in rows.values())]
-    metric = contents.study.metric
-    return Table(
-        caption.format(metric=metric),
-        ["variant", *(heading.format(metric=metric) for heading in shown)],
-        [[[Part(spoken(variant))], *(row[heading] for heading in shown)] for variant, row in rows.items()],
-    )
+        names = tuple(name for name in names if any(row[name][0].name for row in rows.values()))
+    header = ["variant", *(_heading(name).format(metric=metric, last=name.split("/")[-1]) for name in names)]
+    cells = [[[Part(spoken(variant))], *(row[name] for name in names)] for variant, row in rows.items()]
+    return Table(caption.format(metric=metric), header, cells)
+
+
+def _heading(name: str) -> str:
+    return name if name in ("seeds", "verdict") else kind_of(name).heading
 
 
 def cell(contents: Contents, variant: str, name: str, scale: Scale | None = None) -> Cell:
@@ -215,6 +175,6 @@ def layers(contents: Contents, variant: str) -> Table:
 
 def all_tables(contents: Contents) -> list[Table]:
     """Every table that has figures, but for the summary."""
-    quality, *others, cost = (table(contents, which) for which in SPECS if which != "summary")
+    quality, *others, cost = (table(contents, which) for which in VARIANTS_BY if which != "summary")
     counted = [layers(contents, variant) for variant in contents.layers]
     return [each for each in (quality, tested(contents), *others, *counted, cost) if each.rows and each.header[1:]]

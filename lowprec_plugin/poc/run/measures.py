@@ -28,18 +28,6 @@ class Measures(Callback):
     Args:
         untimed: every so many optimizer steps, beginning with the first, the monitor looks at the run: that step is
             not timed, and its gradients are counted.
-
-    Attributes:
-        examples: in a batch; 0: unknown.
-        activations: bytes that autograd saved for the first backward pass, without parameters.
-        copies: bytes that it saved of copies of parameters, as autocast makes them.
-        held, float32: bytes by kind in this process, and what float32 would take; empty until the end.
-        parameters: numbers in all of them.
-        sent, float32_sent: bytes of gradients sent per step, and what float32 would send.
-        loss: of the last step.
-        nonfinite: first parameter whose gradient was not finite, if that stopped the run.
-        validated: step of the last validation.
-        at_validation: what had been logged by its end.
     """
 
     def __init__(self, untimed: int) -> None:
@@ -52,14 +40,17 @@ class Measures(Callback):
         self._looked = self._begun = False
         self._saved: _Saved | None = None
         self._gradients = (0, 0)
-        self.examples = self.activations = self.copies = self.parameters = 0
-        self.held: dict[str, int] = {}
-        self.float32: dict[str, int] = {}
-        self.sent = self.float32_sent = 0.0
-        self.loss: Tensor | None = None
-        self.nonfinite: str | None = None
-        self.validated: int | None = None
-        self.at_validation: dict[str, float] = {}
+        self.examples = 0  # in a batch; 0: unknown
+        self.activations = 0  # bytes that autograd saved for the first backward pass, without parameters
+        self.copies = 0  # bytes that it saved of copies of parameters, as autocast makes them
+        self.parameters = 0  # numbers in all of them
+        self.held: dict[str, int] = {}  # bytes by kind in this process; empty until the end
+        self.float32: dict[str, int] = {}  # what float32 would take
+        self.sent = self.float32_sent = 0.0  # bytes of gradients per step, and what float32 would send
+        self.loss: Tensor | None = None  # of the last step
+        self.nonfinite: str | None = None  # first parameter whose gradient was not finite, if that stopped the run
+        self.validated: int | None = None  # step of the last validation
+        self.at_validation: dict[str, float] = {}  # what had been logged by its end
 
     @property
     def step_ms(self) -> dict[str, float]:

@@ -29,26 +29,17 @@ _LEFT_OUT = ("callbacks.EarlyStopping", "callbacks.Timer", "callbacks.Checkpoint
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What two batches showed.
+    """What two batches showed."""
 
-    Attributes:
-        fitted, validated, tested: metrics logged by the fit as a whole, by validation, by the test.
-        has_test: whether there is a test.
-        steps: of a whole run, estimated by Lightning; ``None`` if it cannot.
-        activations: bytes kept for the backward pass in ``"float32"``, and in ``"bf16"`` where that runs;
-            ``"bf16 copies"``: what autocast keeps of weights besides.
-        device: what it ran on.
-        left_out: classes of callbacks and loggers, the configuration's and the module's, that runs leave out.
-    """
-
-    fitted: Sequence[str]
-    validated: Sequence[str]
-    tested: Sequence[str]
+    fitted: Sequence[str]  # metrics that the fit logs, validation's included
+    validated: Sequence[str]  # metrics that validation logs
+    tested: Sequence[str]  # metrics that the test logs
     has_test: bool
-    steps: int | None
-    activations: Mapping[str, int]
+    steps: int | None  # of a whole run, estimated by Lightning if it can
+    activations: Mapping[str, int]  # bytes kept for the backward pass in "float32", and in "bf16" where that runs, with
+    # "bf16 copies": what autocast keeps of weights besides
     device: str
-    left_out: Sequence[str]
+    left_out: Sequence[str]  # classes of callbacks and loggers that no run has, the module's own included
 
 
 def rehearsed(config: Config) -> Rehearsed:

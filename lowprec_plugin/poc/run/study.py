@@ -24,7 +24,11 @@ FILE, RUN = "poc.json", "run.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run, as ``run.json`` holds it; bytes and steps are those of one process."""
+    """One run, as ``run.json`` holds it; bytes are those of one process.
+
+    The kinds of bytes held are weights (with autocast's copies), state, gradients, buffers, and the activations that
+    are kept for one backward pass.
+    """
 
     variant: str
     seed: int  # of weights, data order and rounding
@@ -37,9 +41,9 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)  # last logged value; validation's: of the last validation
     tested: list[str] = field(default_factory=list)  # metrics that only the test logged
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # all scalars, by step; ours: lowprec/
-    held: dict[str, int] = field(default_factory=dict)  # bytes of weights (and autocast's copies), state, gradients,
-    float32: dict[str, int] = field(default_factory=dict)  # buffers, and activations kept for one backward pass; the
-    bf16: dict[str, int] = field(default_factory=dict)  # same in float32 and in bf16 mixed precision
+    held: dict[str, int] = field(default_factory=dict)  # bytes by kind
+    float32: dict[str, int] = field(default_factory=dict)  # the same in float32
+    bf16: dict[str, int] = field(default_factory=dict)  # the same in bf16 mixed precision
     parameters: int = 0  # numbers in all parameters
     peak: int = 0  # most bytes of device memory of any process; on a CPU, of resident memory
     sent: float = 0.0  # bytes of gradients per step

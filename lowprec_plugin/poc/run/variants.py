@@ -21,23 +21,14 @@ WAITING = 1 / 8
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train.
-
-    Attributes:
-        name: on the command line and in the report.
-        options: of :class:`FixedPointPrecision`; ``None``: without the plugin.
-        twin: start with every weight one last bit away, to measure how far chance alone drives two runs apart.
-        precision: Lightning's own, in place of the plugin.
-        ramp: widen the words where training stalls.
-        default: run unless variants are named.
-    """
+    """One way to train, by its name on the command line and in the report."""
 
     name: str
-    options: dict[str, Any] | None = field(default_factory=dict)
-    twin: bool = False
-    precision: str | None = None
-    ramp: bool = False
-    default: bool = True
+    options: dict[str, Any] | None = field(default_factory=dict)  # of FixedPointPrecision; None: without the plugin
+    twin: bool = False  # start with every weight one last bit away: how far chance alone drives two runs apart
+    precision: str | None = None  # Lightning's own, in place of the plugin
+    ramp: bool = False  # widen the words where training stalls
+    default: bool = True  # run unless variants are named
 
     def config(self, config: Config, seed: int, steps: int | None) -> Config:
         """``config`` with this variant and a seed; ``steps``: of the run, if known."""

@@ -67,18 +67,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """Every variant's runs.
-
-    Attributes:
-        metric, higher_is_better: what is compared.
-        tolerance: how much worse a variant may be (:func:`lowprec_plugin.quality.allowance`); ``None``: not at all.
-        of: by variant, in the order of the study; a variant may have no run yet.
-    """
+    """Every variant's runs."""
 
     metric: str
     higher_is_better: bool
-    tolerance: float | str | None
-    of: dict[str, Group]
+    tolerance: float | str | None  # how much worse a variant may be, as quality.allowance has it; None: not at all
+    of: dict[str, Group]  # by variant, in the order of the study; a variant may have no run yet
 
     @classmethod
     def make(

@@ -13,26 +13,16 @@ from lowprec_plugin.poc.verdict.sentences import Overview, caution, cost, headli
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say.
+    """What the runs say."""
 
-    Attributes:
-        headline: all of it in one sentence.
-        baseline: whether float32 is fit to compare with.
-        caution: what is wrong with it, or with the length of the runs; empty if nothing is.
-        findings: one for each variant that is compared with float32, in order.
-        sentences, costs: by variant: the evidence with its uncertainty, and bytes and time beside float32's.
-        next: what to do, in order.
-        scale: how the metric is written.
-    """
-
-    headline: str
-    baseline: Baseline
-    caution: str
-    findings: list[Finding]
-    sentences: dict[str, str]
-    costs: dict[str, str]
-    next: list[str]
-    scale: Scale
+    headline: str  # all of it in one sentence
+    baseline: Baseline  # whether float32 is fit to compare with
+    caution: str  # what is wrong with it, or with the length of the runs; empty if nothing is
+    findings: list[Finding]  # one for each variant that is compared with float32, in order
+    sentences: dict[str, str]  # by variant: the evidence with its uncertainty
+    costs: dict[str, str]  # by variant: bytes and time beside float32's
+    next: list[str]  # what to do, in order
+    scale: Scale  # how the metric is written
 
 
 def judge(groups: Groups) -> Verdict:

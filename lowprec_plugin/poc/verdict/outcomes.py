@@ -47,24 +47,15 @@ Baseline = Literal["sound", "unstable", "flat", "one", "diverged", "failed", "no
 
 @dataclass(frozen=True)
 class Finding:
-    """What is found of one variant.
-
-    Attributes:
-        outcome: in a word.
-        seeds: that were compared.
-        comparison: on these seeds; ``None`` if there are none.
-        diverged: seeds on which it diverged.
-        recovers: the variant without a ramp that failed, where this one with a ramp is equal.
-        widened: steps of the first widening, one for each run in which a ramp widened.
-    """
+    """What is found of one variant."""
 
     variant: str
     outcome: Outcome
-    seeds: tuple[int, ...] = ()
-    comparison: Comparison | None = None
-    diverged: tuple[int, ...] = ()
-    recovers: str | None = None
-    widened: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()  # that were compared
+    comparison: Comparison | None = None  # on these seeds
+    diverged: tuple[int, ...] = ()  # seeds on which it diverged
+    recovers: str | None = None  # the variant without a ramp that failed, where this one with a ramp is equal
+    widened: tuple[int, ...] = ()  # steps of the first widening, one for each run in which a ramp widened
 
     @property
     def compared(self) -> Comparison:

@@ -13,7 +13,7 @@ from lowprec_plugin.poc.verdict.curves import learned, training_loss
 from lowprec_plugin.poc.verdict.groups import Group, Groups
 from lowprec_plugin.poc.verdict.noise import allowed, pace
 from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, Baseline, Finding, Outcome, may_be_chance
-from lowprec_plugin.quality import LIMIT, MIN_SEEDS
+from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
 from lowprec_plugin.text.numbers import counted, listed, rough, share, significant, times
 
 #: Words of a headline, at most.
@@ -57,7 +57,7 @@ FOUND = {
     "better": "{name} differs from float32 beyond seed noise, in its favour ({evidence}). That is a difference, not a "
     "promise: do not count on it elsewhere.",
     "unsettled": "{name} is not settled: its difference ({evidence}) is within two standard errors, but above the "
-    "{limit} that count as equal; {needed}. {bound}",
+    "{limit} that count as equal; {needed} it. {bound}",
     "unsettled, stuck": "{name} is not settled: {metric} cannot tell, because every run ended at {end}, float32's too.",
     "unsettled, diverged": "{name} is not settled: it diverged on {diverged} ({reasons}), but float32 itself on "
     "{yardsticks}, so precision need not be the cause.",
@@ -70,17 +70,16 @@ FOUND = {
     "no yardstick, failed": "{name} gave no result: {failure}.",
     "no yardstick": "{name} ended at {mean}, the mean of {runs}: without a sound float32 this says nothing.",
 }
-#: What is added to it, where it applies.
+#: What is added to it, where there is such a fact.
 ADDED = {
-    "unseen": "{seeds} cannot show differences below {seen}.",
-    "chance": "It is one of {comparisons} comparisons, and one in twenty comes out so by chance: repeat it.",
-    "failed": "{part_failed} gave no result: {failure}.",
-    "lengths": "{other} ended at {ours}, float32's at {theirs}: more than the format sets these runs apart.",
-    "recovers": "It recovered {base}, widening at {widened}.",
+    "unseen": "{seeds} cannot show differences below {unseen}.",
+    "many": "It is one of {many} comparisons, and one in twenty comes out so by chance: repeat it.",
+    "part_failed": "{part_failed} gave no result: {failure}.",
+    "other": "{other} ended at {ours}, float32's at {theirs}: more than the format sets these runs apart.",
+    "recovered": "It recovered {recovered}, widening at {at}.",
     "widened": "Its words widened at {widened}.",
-    "never widened": "Its words never widened.",
-    "lost": "{lost} of its updates were smaller than half a code.",
-    "dropped": "{lost} of its updates were smaller than half a code, which rounding to nearest drops.",
+    "never": "Its words never widened.",
+    "lost": "{lost} of its updates were smaller than half a code{dropped}.",
     "saturated": "{saturated} of its numbers were out of range.",
 }
 #: Shares from which on lost updates and numbers out of range are mentioned.
@@ -164,7 +163,9 @@ def _of_baseline(view: Overview) -> dict[str, str]:
 def sentence(view: Overview, finding: Finding) -> str:
     """What is found of one variant, with the evidence and its uncertainty."""
     group = view.groups.of[finding.variant]
-    facts = _of_variant(view, finding, group)
+    facts = _of_runs(view, finding, group)
+    if finding.comparison is not None:
+        facts |= _of_comparison(view, finding, finding.comparison)
     case: str = finding.outcome
     if view.is_stuck(finding):
         case += ", stuck"
@@ -172,83 +173,71 @@ def sentence(view: Overview, finding: Finding) -> str:
         case += ", diverged"
     elif finding.outcome == "no yardstick" and not group.values:
         case += ", failed"
-    return " ".join(
-        _filled(each, facts) for each in [FOUND[case], *(ADDED[name] for name in _added(view, finding, facts))]
-    )
+    return " ".join(_filled(each, facts) for each in (FOUND[case], *(ADDED[name] for name in ADDED if name in facts)))
 
 
-def _added(view: Overview, finding: Finding, facts: dict[str, str]) -> list[str]:
-    """The names of what is added."""
-    group, outcome = view.groups.of[finding.variant], finding.outcome
-    applies = {
-        "unseen": outcome == "equal" and 2 * finding.compared.standard_error > LIMIT * abs(finding.compared.baseline),
-        "chance": outcome in ("worse", "better") and may_be_chance(finding, view.findings),
-        "failed": bool(group.values and group.failed),
-        "lengths": "other" in facts,
-        "recovers": finding.recovers is not None,
-        "widened": finding.recovers is None and bool(finding.widened),
-        "never widened": finding.variant.endswith("ramp") and bool(group.runs) and not finding.widened,
-    }
-    if outcome in ("worse", "diverged"):
-        lost, nearest = (group.average("lost") or 0) >= LOST, "nearest" in finding.variant
-        applies |= {"lost": lost and not nearest, "dropped": lost and nearest}
-        applies |= {"saturated": (group.average("saturated") or 0) >= SATURATED}
-    return [name for name, does in applies.items() if does]
-
-
-def _of_variant(view: Overview, finding: Finding, group: Group) -> dict[str, str]:
-    groups, scale, found = view.groups, view.scale, finding.comparison
+def _of_runs(view: Overview, finding: Finding, group: Group) -> dict[str, str]:
     values = list(group.values.values())
     facts = {
         "name": spoken(finding.variant),
-        "metric": groups.metric,
-        "allowed": allowed(groups.tolerance),
+        "metric": group.metric,
+        "allowed": allowed(view.groups.tolerance),
         "diverged": part_of(group.ended("diverged"), group),
         "reasons": reasons(group.ended("diverged")),
         "yardsticks": view.yardsticks,
         "failure": failure(group),
-        "part_failed": part_of(group.failed, group),
         "so_far": "",
         "least": str(MIN_SEEDS),
         "missing": str(MIN_SEEDS - len(finding.seeds)),
         "seeds": counted(len(finding.seeds), "seed"),
         "limit": f"{100 * LIMIT:.1f} %",
-        "comparisons": str(sum(each.comparison is not None for each in view.findings)),
-        "base": spoken(finding.recovers or ""),
-        "lost": share(group.average("lost") or 0),
-        "saturated": share(group.average("saturated") or 0),
     }
-    if finding.widened:
-        facts["widened"] = at_steps(finding.widened)
     if values:
-        facts["mean"] = f"{groups.metric} {scale.value(math.fsum(values) / len(values))}"
+        facts["mean"] = f"{group.metric} {view.scale.value(math.fsum(values) / len(values))}"
         facts["runs"] = counted(len(values), "run")
-    steps = {run.seed: run.steps for run in groups.float32.ended("finished")}
+    if values and group.failed:
+        facts["part_failed"] = part_of(group.failed, group)
+    steps = {run.seed: run.steps for run in view.groups.float32.ended("finished")}
     if other := [run for run in group.ended("finished") if run.steps != steps.get(run.seed, run.steps)]:
         facts["other"] = part_of(other, group)
         facts["ours"] = at_steps([run.steps for run in other])
         facts["theirs"] = at_steps([steps[run.seed] for run in other])
-    if found is not None:
-        ends = f"{scale.value(found.setting)} against {scale.value(found.baseline)}"
-        difference = scale.difference(found.difference, found.standard_error)
-        facts["evidence"] = f"{groups.metric} {ends}, {difference} over {facts['seeds']}"
-        facts["so_far"] = f" ({facts['evidence']})"
-        facts["end"] = scale.value(found.baseline)
-        facts["seen"] = scale.distance(2 * found.standard_error)
-        small = abs(found.difference) < LIMIT * abs(found.baseline)
-        facts["small"] = f" though below {facts['limit']}" if small else ""
-        seeds = finding.seeds_to_settle
-        facts["needed"] = f"about {seeds} seeds would settle it"
-        if seeds > PRACTICAL:
-            facts["needed"] = "no practical number of seeds settles it"
-        bound = found.worse(higher_is_better=groups.higher_is_better) + 2 * found.standard_error
-        near_zero = bound > abs(found.baseline)  # where a share of it says nothing
-        part = (
-            "" if near_zero or not found.baseline else f" ({rough(100 * bound / abs(found.baseline))} % of float32's)"
-        )
-        facts["bound"] = f"With two standard errors added it is {scale.distance(bound)} worse{part}."
-        if bound <= 0:
-            facts["bound"] = "Even with two standard errors added it is not worse."
+    if finding.recovers:
+        facts |= {"recovered": spoken(finding.recovers), "at": at_steps(finding.widened)}
+    elif finding.widened:
+        facts["widened"] = at_steps(finding.widened)
+    elif finding.variant.endswith("ramp") and group.runs:
+        facts["never"] = ""
+    if finding.outcome in ("worse", "diverged"):
+        if (lost := group.average("lost") or 0) >= LOST:
+            facts["lost"] = share(lost)
+            facts["dropped"] = ", which rounding to nearest drops" if "nearest" in finding.variant else ""
+        if (saturated := group.average("saturated") or 0) >= SATURATED:
+            facts["saturated"] = share(saturated)
+    return facts
+
+
+def _of_comparison(view: Overview, finding: Finding, found: Comparison) -> dict[str, str]:
+    scale, error, size = view.scale, 2 * found.standard_error, abs(found.baseline)
+    evidence = (
+        f"{view.groups.metric} {scale.value(found.setting)} against {scale.value(found.baseline)}, "
+        f"{scale.difference(found.difference, found.standard_error)} over {counted(len(finding.seeds), 'seed')}"
+    )
+    bound, seeds = found.worse(higher_is_better=view.groups.higher_is_better) + error, finding.seeds_to_settle
+    part = f" ({rough(100 * bound / size)} % of float32's)" if 0 < bound <= size else ""  # near zero it says nothing
+    worse = f"With two standard errors added it is {scale.distance(bound)} worse{part}."
+    facts = {
+        "evidence": evidence,
+        "so_far": f" ({evidence})",
+        "end": scale.value(found.baseline),
+        "small": f" though below {100 * LIMIT:.1f} %" if abs(found.difference) < LIMIT * size else "",
+        "needed": f"about {seeds} seeds would settle" if seeds <= PRACTICAL else "no practical number of seeds settles",
+        "bound": worse if bound > 0 else "Even with two standard errors added it is not worse.",
+    }
+    if finding.outcome == "equal" and error > LIMIT * size:
+        facts["unseen"] = scale.distance(error)
+    if finding.outcome in ("worse", "better") and may_be_chance(finding, view.findings):
+        facts["many"] = str(sum(each.comparison is not None for each in view.findings))
     return facts
 
 
