@@ -14,7 +14,7 @@ from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.plugin import FixedPointPrecision
-from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.telemetry.exponents import ZERO
 from lowprec_plugin.text.tables import markdown_table
 
@@ -59,9 +59,9 @@ def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
             summary[_name(logger, f"{PREFIX}saved_gib")] = float32 - held
 
 
-def table(loggers: Sequence[Logger], rows: Sequence[Layer], step: int) -> None:
+def table(loggers: Sequence[Logger], rows: Sequence[LayerReport], step: int) -> None:
     """Log the layers as one table."""
-    columns = [field.name for field in fields(Layer)]
+    columns = [field.name for field in fields(LayerReport)]
     cells = [list(asdict(row).values()) for row in rows]
     for logger in loggers:
         if is_a(logger, "loggers.WandbLogger"):

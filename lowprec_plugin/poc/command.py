@@ -23,11 +23,11 @@ from lowprec_plugin.experiments.lightnings import lightning_of_config
 from lowprec_plugin.experiments.making import IN_THIS_PROCESS
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.poc.report.command import write
-from lowprec_plugin.poc.run.fit import Order, diverged_by_another, fit, train
 from lowprec_plugin.poc.run.processes import Processes
 from lowprec_plugin.poc.run.rehearsal import Rehearsed, chosen_metric, rehearsed
 from lowprec_plugin.poc.run.study import Mode, RunRecord, Study, claim, load, run_file
 from lowprec_plugin.poc.run.variants import DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
+from lowprec_plugin.poc.run.worker import Order, diverged_by_another, fit, train
 from lowprec_plugin.poc.verdict.noise import ahead, blind
 from lowprec_plugin.quality import allowance
 from lowprec_plugin.text.files import alone_in

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.poc.run.study import Layer, RunRecord, Study, run_file, save
+from lowprec_plugin.poc.run.study import LayerReport, RunRecord, Study, run_file, save
 from lowprec_plugin.poc.verdict.groups import Groups
 from lowprec_plugin.poc.verdict.judge import Verdict, judge
 
@@ -41,7 +41,7 @@ def record(variant: str, seed: int, accuracy: float = 0.97, **changes: Any) -> R
         "step_ms": {"median": 6.4 + 0.1 * seed if fixed else 4.1 + 0.1 * seed, "fast": 3.9, "slow": 9.5},
         "seconds": 9.5,
         "layers": [
-            Layer(
+            LayerReport(
                 name, elements, "fixed16" if fixed and "bias" not in name else "float32", "fixed16", 6 * elements,
                 *((0.0002 * at, lost * (1 - 0.1 * at), lost * 0.8, 0.7) if fixed else (None,) * 4),
             )

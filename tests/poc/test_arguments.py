@@ -12,7 +12,7 @@ import pytest
 from tqdm.std import tqdm
 
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.poc.run import fit
+from lowprec_plugin.poc.run import worker
 from lowprec_plugin.poc.run.study import RunRecord, load_study, save
 from tests.poc.staged import record
 from tests.poc.users import USERS, Sorter
@@ -20,7 +20,7 @@ from tests.poc.users import USERS, Sorter
 pytestmark = pytest.mark.usefixtures("no_command_line")
 
 
-def staged(order: fit.Order, *_: Any) -> RunRecord:
+def staged(order: worker.Order, *_: Any) -> RunRecord:
     """In place of a run: a record that is made up."""
     made = record(order.variant, order.seed, metrics={"val_acc": 0.9})
     order.folder.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_what_is_left_is_the_mean_of_the_runs_that_this_command_made(
 ) -> None:
     """Of others nobody knows on what machine, and how busy, they were made. The default's runs could be fewer."""
 
-    def timed(order: fit.Order, *_: Any) -> RunRecord:
+    def timed(order: worker.Order, *_: Any) -> RunRecord:
         made = replace(staged(order), seconds={"float32": 100.0, "float32 twin": 200.0}.get(order.variant, 3000.0))
         save(order.folder / "run.json", made)
         return made

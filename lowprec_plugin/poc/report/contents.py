@@ -13,7 +13,7 @@ from lowprec_plugin.poc.run.study import FILE, Study, load_runs, load_study, run
 from lowprec_plugin.poc.verdict.curves import curve, training_loss
 from lowprec_plugin.poc.verdict.groups import Group, Groups
 from lowprec_plugin.poc.verdict.judge import Verdict, judge
-from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.text.charts import Point
 from lowprec_plugin.text.numbers import bytes_text, large, share, significant, times
 
@@ -42,7 +42,7 @@ class Contents:
     verdict: Verdict
     figures: Figures
     curves: dict[str, dict[str, list[Point]]]  # by name of the curve and variant
-    layers: dict[str, list[Layer]]  # by variant, of those that count; the shares are means over the runs
+    layers: dict[str, list[LayerReport]]  # by variant, of those that count; the shares are means over the runs
     files: dict[str, dict[int, str]]  # the run files of a variant by seed, relative to the report's folder
 
     def figure(self, variant: str, name: str) -> Figure | None:
@@ -94,9 +94,9 @@ def read(folder: Path) -> Contents:
     return Contents(study, groups, judge(groups), figures(groups, study), curves, layers, files)
 
 
-def _layers(group: Group) -> list[Layer]:
+def _layers(group: Group) -> list[LayerReport]:
     """Every layer with its shares averaged over the runs; empty if nothing was counted."""
-    found: dict[str, list[Layer]] = {}
+    found: dict[str, list[LayerReport]] = {}
     for run in group.runs:
         for layer in run.layers:
             found.setdefault(layer.name, []).append(layer)

@@ -19,7 +19,7 @@ CARDS = {size: cards for size, cards in SIZES.items() if cards}
 BF16_MIXED = "bf16 mixed, computed"
 
 
-class Kind(NamedTuple):
+class Known(NamedTuple):
     """What is known of a figure by its name: its unit, how it comes from the runs of its variant, and its heading."""
 
     unit: str
@@ -29,39 +29,39 @@ class Kind(NamedTuple):
 
 _DEVIATION = "the median deviation of its logarithm: the twins' from 0 or its own, the larger"
 #: By the longest of these that a figure's name begins with.
-KINDS_OF_FIGURES = {
-    "metric/mean": Kind("metric", "mean over the runs that finished", "{metric}"),
-    "metric/low": Kind("metric", "least of the runs that finished", "lowest seed"),
-    "metric/high": Kind("metric", "most of the runs that finished", "highest seed"),
-    "metric/baseline": Kind("metric", "float32's mean over the seeds on which it, its twin and the variant finished"),
-    "metric/difference": Kind("difference", "mean over these seeds, variant minus float32", "difference from float32"),
-    "metric/standard_error": Kind("difference", "of that mean: the larger of the twins' and its own; see quality.py"),
-    "metric/noise": Kind("difference", "root mean square over these seeds of twin minus float32"),
-    "metric/zone": Kind("difference", "the lesser of two standard errors and of the limit, a share of the baseline"),
-    "test_mean": Kind("metric", "of a metric that the test logged: as metric/mean"),
-    "test_": Kind("difference", "of a metric that the test logged: as metric/difference and metric/standard_error"),
-    "held/": Kind("bytes", "median over the runs of held"),
-    "held/total": Kind("bytes", "sum over the kinds", "bytes held"),
-    "held/share": Kind("share", "of float32's held/total", "of float32's bytes"),
-    "computed/": Kind("bytes", "median over float32's runs of bf16: what bf16 mixed precision would hold"),
-    "computed/share": Kind("share", "of float32's held/total"),
-    "peak/": Kind("bytes", "median over the runs of peak", "peak memory"),
-    "wire/sent": Kind("bytes", "median over the runs of sent, per step and process", "sent"),
-    "wire/float32": Kind("bytes", "median over the runs of float32_sent", "float32 would send"),
-    "wire/share": Kind("share", "wire/sent over wire/float32", "of float32's"),
-    "step/median": Kind("ms", "median over the runs of step_ms", "median step"),
-    "step/fast": Kind("ms", "the same of its first decile", "a tenth is below"),
-    "step/slow": Kind("ms", "the same of its last decile", "a tenth is above"),
-    "step/ratio": Kind("times", "median over the seeds of step_ms over float32's", "of float32's step, seed by seed"),
-    "step/error": Kind("times", f"step/ratio x 1.858 / sqrt(seeds) x {_DEVIATION}", "±"),
-    "updates/saturated": Kind("share", "mean over all layers of all runs, weighted by their elements", "out of range"),
-    "updates/lost": Kind("share", "as updates/saturated", "smaller than half a code"),
-    "updates/unchanged": Kind("share", "as updates/saturated", "left the number as it was"),
-    "model/": Kind("parameters", "parameters x memory / held/total: everything measured grows alike", "{last} GB"),
-    "model/ratio": Kind("times", "float32's held/total over the variant's", "of float32's"),
-    "batch/": Kind("examples", "examples x (memory - what is held beside activations) / activations", "{last} GB"),
-    "cost/hours": Kind("hours", "step/median x median steps of the runs that finished x devices"),
-    "cost/price": Kind("price", "cost/hours x the price per hour that was given"),
+KNOWN = {
+    "metric/mean": Known("metric", "mean over the runs that finished", "{metric}"),
+    "metric/low": Known("metric", "least of the runs that finished", "lowest seed"),
+    "metric/high": Known("metric", "most of the runs that finished", "highest seed"),
+    "metric/baseline": Known("metric", "float32's mean over the seeds on which it, its twin and the variant finished"),
+    "metric/difference": Known("difference", "mean over these seeds, variant minus float32", "difference from float32"),
+    "metric/standard_error": Known("difference", "of that mean: the larger of the twins' and its own; see quality.py"),
+    "metric/noise": Known("difference", "root mean square over these seeds of twin minus float32"),
+    "metric/zone": Known("difference", "the lesser of two standard errors and of the limit, a share of the baseline"),
+    "test_mean": Known("metric", "of a metric that the test logged: as metric/mean"),
+    "test_": Known("difference", "of a metric that the test logged: as metric/difference and metric/standard_error"),
+    "held/": Known("bytes", "median over the runs of held"),
+    "held/total": Known("bytes", "sum over the kinds", "bytes held"),
+    "held/share": Known("share", "of float32's held/total", "of float32's bytes"),
+    "computed/": Known("bytes", "median over float32's runs of bf16: what bf16 mixed precision would hold"),
+    "computed/share": Known("share", "of float32's held/total"),
+    "peak/": Known("bytes", "median over the runs of peak", "peak memory"),
+    "wire/sent": Known("bytes", "median over the runs of sent, per step and process", "sent"),
+    "wire/float32": Known("bytes", "median over the runs of float32_sent", "float32 would send"),
+    "wire/share": Known("share", "wire/sent over wire/float32", "of float32's"),
+    "step/median": Known("ms", "median over the runs of step_ms", "median step"),
+    "step/fast": Known("ms", "the same of its first decile", "a tenth is below"),
+    "step/slow": Known("ms", "the same of its last decile", "a tenth is above"),
+    "step/ratio": Known("times", "median over the seeds of step_ms over float32's", "of float32's step, seed by seed"),
+    "step/error": Known("times", f"step/ratio x 1.858 / sqrt(seeds) x {_DEVIATION}", "±"),
+    "updates/saturated": Known("share", "mean over all layers of all runs, weighted by their elements", "out of range"),
+    "updates/lost": Known("share", "as updates/saturated", "smaller than half a code"),
+    "updates/unchanged": Known("share", "as updates/saturated", "left the number as it was"),
+    "model/": Known("parameters", "parameters x memory / held/total: everything measured grows alike", "{last} GB"),
+    "model/ratio": Known("times", "float32's held/total over the variant's", "of float32's"),
+    "batch/": Known("examples", "examples x (memory - what is held beside activations) / activations", "{last} GB"),
+    "cost/hours": Known("hours", "step/median x median steps of the runs that finished x devices"),
+    "cost/price": Known("price", "cost/hours x the price per hour that was given"),
 }
 
 
@@ -76,9 +76,9 @@ Figures = dict[str, dict[str, Figure]]
 _Values = dict[str, float | None]
 
 
-def kind_of(name: str) -> Kind:
+def known_of(name: str) -> Known:
     """What is known of a figure of this name."""
-    return KINDS_OF_FIGURES[max((begin for begin in KINDS_OF_FIGURES if name.startswith(begin)), key=len)]
+    return KNOWN[max((begin for begin in KNOWN if name.startswith(begin)), key=len)]
 
 
 def figures(groups: Groups, study: Study) -> Figures:
@@ -92,7 +92,7 @@ def figures(groups: Groups, study: Study) -> Figures:
     examples[BF16_MIXED] = examples[FLOAT32.name]
 
     def unit(variant: str, name: str) -> str:
-        return "batches" if name.startswith("batch/") and not examples[variant] else kind_of(name).unit
+        return "batches" if name.startswith("batch/") and not examples[variant] else known_of(name).unit
 
     return {
         variant: {name: Figure(value, unit(variant, name)) for name, value in values.items() if value is not None}

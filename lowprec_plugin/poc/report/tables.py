@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lowprec_plugin.poc.report.contents import COUNTED, Contents
-from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, kind_of
+from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, known_of
 from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.run.variants import TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
@@ -103,7 +103,7 @@ def table(contents: Contents, which: str) -> Table:
 
 
 def _heading(name: str) -> str:
-    return name if name in ("seeds", "verdict") else kind_of(name).heading
+    return name if name in ("seeds", "verdict") else known_of(name).heading
 
 
 def cell(contents: Contents, variant: str, name: str, scale: Scale | None = None) -> Cell:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lowprec_plugin.poc.report import tables
 from lowprec_plugin.poc.report.contents import Contents
-from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, kind_of
+from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, known_of
 from lowprec_plugin.poc.run.variants import FLOAT32, TWIN, spoken
 from lowprec_plugin.text.numbers import counted, listed
 
@@ -76,7 +76,7 @@ def as_json(contents: Contents) -> str:
         "version": VERSION,
         "study": json.loads(json.dumps(asdict(contents.study)), parse_constant=str),  # JSON has no .inf
         "verdict": {**said_of_all, "findings": findings},
-        "how": {name: kind_of(name).how for name in names},
+        "how": {name: known_of(name).how for name in names},
         "variants": variants,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.text.files import whole_text
 
 Mode = Literal["max", "min"]
@@ -51,7 +51,7 @@ class RunRecord:
     step_ms: dict[str, float] = field(default_factory=dict)  # of an optimizer step: median; first and last decile
     seconds: float = 0.0  # of the whole run
     began: str = ""  # start of the command: only step times of one command are compared
-    layers: list[Layer] = field(default_factory=list)  # every parameter
+    layers: list[LayerReport] = field(default_factory=list)  # every parameter
     kept_in_float: dict[str, str] = field(default_factory=dict)  # parameters that are not in fixed-point, and why
     widened: list[dict[str, Any]] = field(default_factory=list)  # by a ramp: step, word_length, reason
     nonfinite: str | None = None  # first parameter whose gradient was not finite
@@ -107,7 +107,7 @@ def load(path: Path) -> RunRecord:
             kind = (int, float) if isinstance(blank, int | float) else type(blank)
             if name in content and blank is not None and not isinstance(content[name], kind):
                 raise ValueError(f"its {name} is not of type {type(blank).__name__}")
-        content["layers"] = [Layer(**layer) for layer in content["layers"]]
+        content["layers"] = [LayerReport(**layer) for layer in content["layers"]]
         content["curves"] = {
             name: [(int(step), float(value)) for step, value in curve] for name, curve in content["curves"].items()
         }

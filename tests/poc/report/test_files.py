@@ -19,7 +19,8 @@ from tests.poc.report.test_figures import pictures, reported
 
 def test_of_very_many_layers_a_report_lists_a_few(tmp_path: Path) -> None:
     layers = [
-        staged.Layer(f"net.{at}.weight", 64, "fixed16", "fixed16", 300, 0.0, at / 200, 0.1, 0.7) for at in range(200)
+        staged.LayerReport(f"net.{at}.weight", 64, "fixed16", "fixed16", 300, 0.0, at / 200, 0.1, 0.7)
+        for at in range(200)
     ]
     kept = {f"net.{at}.bias": "named in keep_float" for at in range(200)}
     staged.folder(tmp_path, [*staged.float32(), *staged.runs("16", 0.97, layers=layers, kept_in_float=kept)])

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lowprec_plugin.poc.run.fit import interval_of
 from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.run.rehearsal import Rehearsed, _steps, chosen_metric
 from lowprec_plugin.poc.run.variants import VARIANTS, paced
+from lowprec_plugin.poc.run.worker import interval_of
 from lowprec_plugin.ramp import WordLengthRamp
 
 FOUND = Rehearsed(["train_acc", "val_acc", "val_loss"], ["val_acc", "val_loss"], ["test_acc"], True, 100, {}, "cpu", [])
