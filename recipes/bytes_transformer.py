@@ -23,6 +23,7 @@ from lowprec_plugin import (
     memory,
     optim,
 )
+from lowprec_plugin.experiments.making import perturb_last_bit_
 
 # word length of weights and state, and rounding; None: float32. bf16: weights and state are bfloat16 tensors.
 VARIANTS = {
@@ -92,9 +93,7 @@ def train(variant, seed, steps, lr):
     torch.manual_seed(seed)
     model = Transformer()
     if variant == "float32 twin":  # every weight one last bit away
-        with torch.no_grad():
-            for param in model.parameters():
-                param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+        perturb_last_bit_(model)
     options, how = {"lr": lr, "betas": (0.9, 0.95), "weight_decay": 0.1}, VARIANTS[variant]
     if how is None:
         optimizer = torch.optim.AdamW(model.parameters(), **options)

@@ -29,6 +29,7 @@ from lowprec_plugin import (
     memory,
     optim,
 )
+from lowprec_plugin.experiments.making import perturb_last_bit_
 
 # Word lengths of weights, state and gradients on the wire; None: float32.
 VARIANTS = {"float32": None, "float32 twin": None, "16": (16, 16, 16), "16/8": (16, 8, 16), "16, wire 8": (16, 16, 8)}
@@ -38,9 +39,7 @@ def build(variant, seed, lr):
     torch.manual_seed(seed)
     model = bytes_transformer.Transformer()
     if variant == "float32 twin":
-        with torch.no_grad():
-            for param in model.parameters():
-                param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+        perturb_last_bit_(model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for block in model.blocks:
         fully_shard(block)

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lowprec_plugin import FixedPointPrecision, WordLengthRamp
+from lowprec_plugin.experiments.making import perturb_last_bit_
 
 CONTEXT, BATCH, WIDTH, LR, STEPS = 64, 16, 32, 8e-3, 6000
 RAMP = {"ladder": (12, 16, 20), "patience": 20, "cooldown": 20, "min_delta": 0.002}
@@ -105,9 +106,7 @@ def train(variant, seed):
     seed_everything(seed, verbose=False)
     module, curve, plugin = Bytes(drops), Curve(), None
     if variant == "float32 twin":  # every weight one last bit away
-        with torch.no_grad():
-            for param in module.parameters():
-                param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+        perturb_last_bit_(module)
     if word_length is not None:
         ramp = ramp and WordLengthRamp(**ramp)
         plugin = FixedPointPrecision(word_length, word_length - 6, state_word_length=16, ramp=ramp, seed=seed)

@@ -18,6 +18,7 @@ import torch.multiprocessing
 from sklearn.datasets import load_digits
 from torch import nn
 
+from lowprec_plugin.experiments.making import perturb_last_bit_
 from lowprec_plugin.quality import compare
 
 STAGES, SEEDS, STEPS, RANKS, BATCH = (1, 2, 3), 4, 420, 2, 32
@@ -42,9 +43,7 @@ def run(rank, stage, variant, seed, lr):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     if variant == "float32 twin":
-        with torch.no_grad():
-            for param in model.parameters():
-                param.copy_(torch.nextafter(param, torch.tensor(torch.inf)))
+        perturb_last_bit_(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     config = {"train_micro_batch_size_per_gpu": BATCH, "zero_optimization": {"stage": stage}}

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from lowprec_plugin.deepspeed import adopt_engine
+from lowprec_plugin.experiments.making import perturb_last_bit_
 
 VARIANTS = {
     "float32": None,
@@ -39,9 +40,7 @@ def build(variant, seed, given):
     torch.manual_seed(seed)
     model = bytes_transformer.Transformer()
     if variant == "float32 twin":
-        with torch.no_grad():
-            for param in model.parameters():
-                param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+        perturb_last_bit_(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr, betas=(0.9, 0.95), weight_decay=0.1)
     config = {
         "train_micro_batch_size_per_gpu": -(-bytes_transformer.BATCH // dist.get_world_size()),

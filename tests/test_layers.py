@@ -23,7 +23,7 @@ LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 #: Third-party packages and the lowest layer that may import them.
 HOSTS = {
     "torch": 0, "jsonargparse": 3, "yaml": 3, "lightning_utilities": 3, "wandb": 5, "sklearn": 6, "rich": 6, "onnx": 6,
-    "safetensors": 6, "optuna": 6, "matplotlib": 6, "tqdm": 6, "jinja2": 6, "markupsafe": 6,
+    "safetensors": 6, "optuna": 6, "tqdm": 6, "jinja2": 6, "markupsafe": 6,
 }  # fmt: skip
 ONLY_IN = {"triton": "lowprec_plugin.arithmetic.triton", "deepspeed": "lowprec_plugin.deepspeed"}
 #: Of the lowest layer these alone may import torch.

@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin import comm
 from lowprec_plugin.arithmetic.backends import fastest_device
-from lowprec_plugin.arithmetic.devices import accelerated, wait_for
+from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.bench.models import Transformer
+from lowprec_plugin.bench.timing import in_turns, seconds
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
@@ -159,29 +159,23 @@ def _report(
     prepare: Callable[[], Any] = lambda: None,
 ) -> dict[str, dict[str, float | None]]:
     """Time every side in turn, each after an untimed ``prepare``."""
-    for side in sides.values():
-        for index in range(2):  # DDP lays out its buckets anew after the first step
-            prepare()
-            side(index)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    sent: dict[str, list[int]] = {name: [] for name in sides}
-    for index in range(rounds):
-        for name, side in sides.items():
-            prepare()
-            dist.barrier()
-            before, start = _bytes_sent(), time.perf_counter()
-            side(index + 2)
-            wait_for(device)
-            slowest = torch.tensor(time.perf_counter() - start, device=device)
-            dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-            seconds[name].append(float(slowest))
-            sent[name].append(_bytes_sent() - before)
-    base, base_sent = statistics.median(seconds[FLOAT32]), min(sent[FLOAT32])
+
+    def measured(side: Side, index: int) -> tuple[float, int]:
+        prepare()
+        dist.barrier()
+        before = _bytes_sent()
+        slowest = torch.tensor(seconds(partial(side, index), device), device=device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        return float(slowest), _bytes_sent() - before
+
+    found = in_turns(sides, rounds, measured)
+    base, base_sent = statistics.median(time for time, _ in found[FLOAT32]), min(sent for _, sent in found[FLOAT32])
     _say(f"\n{title} (MiB sent: by this host, all its processes and other traffic together)")
     _say(f"  {'':20} {'ms':>9} {'faster':>8} {'MiB sent':>9} {'of float32':>10}")
     result: dict[str, dict[str, float | None]] = {}
-    for name, times in seconds.items():
-        median, least = statistics.median(times), min(sent[name])  # other traffic only adds
+    for name, rounds_of in found.items():
+        median = statistics.median(time for time, _ in rounds_of)
+        least = min(sent for _, sent in rounds_of)  # other traffic only adds
         share = least / base_sent if base_sent else None  # the system does not count
         result[name] = {
             "ms": 1e3 * median,

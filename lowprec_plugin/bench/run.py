@@ -1,14 +1,9 @@
-"""Time the fused step and a whole training step against float32's.
-
-The sides take turns, so that a slow moment of the machine slows them alike, and the figure that counts is the ratio of
-their medians.
-"""
+"""Time the fused step and a whole training step against float32's: what counts is the ratio of their medians."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from lowprec_plugin import optim
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.backends import fastest_device
-from lowprec_plugin.arithmetic.devices import device_name, wait_for
+from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.bench.models import Transformer, matrices
+from lowprec_plugin.bench.timing import in_turns, seconds
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.text.files import whole_text
@@ -105,22 +101,12 @@ def report(
     title: str, sides: dict[str, Callable[[], Any]], rounds: int, scale: float, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Let the sides take turns, print the medians of their times, and return these, times ``scale``."""
-    for side in sides.values():  # state is made in the first step
-        side()
-        side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            wait_for(device)
-            start = time.perf_counter()
-            side()
-            wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
-    base = statistics.median(seconds[FLOAT32])
+    times_of = in_turns(sides, rounds, lambda side, _: seconds(side, device))
+    base = statistics.median(times_of[FLOAT32])
     print(f"\n{title}")
     width = max(map(len, sides))
     result = {}
-    for name, times in seconds.items():
+    for name, times in times_of.items():
         median = statistics.median(times)
         result[name] = {"median": median * scale, "ratio": median / base, "min": min(times) * scale}
         print(f"  {name:{width}} {median * scale:9.3f}   {median / base:.2f} x float32")

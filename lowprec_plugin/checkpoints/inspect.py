@@ -17,6 +17,7 @@ from lowprec_plugin.formats import rows_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.tables import columns
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,7 @@ def as_text(stored: Sequence[Stored]) -> str:
             nbytes, floats = sum(each.nbytes for each in of_kind), sum(each.float32_nbytes for each in of_kind)
             numbers = sum(each.elements for each in of_kind)
             rows.append([kind, "", f"{numbers:,}", f"{nbytes:,}", _percent(nbytes, floats), "", "", ""])
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    )
+    lines = columns([header, *rows], texts=2)
     return "\n".join([*lines, "exponents: least / median / largest of the blocks that are not all zero"])
 
 

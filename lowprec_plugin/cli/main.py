@@ -23,7 +23,7 @@ OWN = {
         "Train your own module in float32 and in fixed-point side by side, and write a report.",
     ),
     "poc report": (
-        "lowprec_plugin.poc.command:run_report",
+        "lowprec_plugin.poc.report.command:run_report",
         "Write a proof of concept's report again, from its files alone.",
     ),
     "tune": (

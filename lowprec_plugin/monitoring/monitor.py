@@ -17,7 +17,7 @@ from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
 from lowprec_plugin.monitoring.watched import Watched, watched
-from lowprec_plugin.telemetry import Layer, concerns, layers, peak_bytes
+from lowprec_plugin.telemetry import LayerReport, concerns, layers, peak_bytes
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -55,7 +55,7 @@ class FixedPointMonitor(Callback):
         self._per_layer = layers
         self._counts: dict[str, UpdateCounts] = {}
         self._run: Watched | None = None  # while it trains
-        self._rows: list[Layer] = []
+        self._rows: list[LayerReport] = []
         self._next = 0
         self._begun = False
         self._captured: Captured | None = None
@@ -63,7 +63,7 @@ class FixedPointMonitor(Callback):
         self._feared: set[str] = set()  # causes that the look before this one found
         self._said: set[str] = set()
 
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[LayerReport]:
         """A row per parameter: how it is stored, or was when the fit ended, and the shares over all counted steps."""
         if self._run is not None:
             self._rows = layers(self._run.module, self._run.optimizers, self._counts)

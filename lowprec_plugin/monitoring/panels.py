@@ -14,8 +14,9 @@ from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.plugin import FixedPointPrecision
-from lowprec_plugin.telemetry import Layer
+from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.telemetry.exponents import ZERO
+from lowprec_plugin.text.tables import markdown_table
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger, WandbLogger
@@ -58,14 +59,16 @@ def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
             summary[_name(logger, f"{PREFIX}saved_gib")] = float32 - held
 
 
-def table(loggers: Sequence[Logger], rows: Sequence[Layer], step: int) -> None:
+def table(loggers: Sequence[Logger], rows: Sequence[LayerReport], step: int) -> None:
     """Log the layers as one table."""
+    columns = [field.name for field in fields(LayerReport)]
+    cells = [list(asdict(row).values()) for row in rows]
     for logger in loggers:
         if is_a(logger, "loggers.WandbLogger"):
-            columns = [field.name for field in fields(Layer)]
-            logger.log_table(f"{PREFIX}layers", columns, [list(asdict(row).values()) for row in rows], step=step)
+            logger.log_table(f"{PREFIX}layers", columns, cells, step=step)
         elif is_a(logger, "loggers.TensorBoardLogger"):
-            logger.experiment.add_text(f"{PREFIX}layers", _markdown(rows), step)
+            text = [[str(cell) for cell in row] for row in (columns, *cells)]
+            logger.experiment.add_text(f"{PREFIX}layers", markdown_table(text), step)
 
 
 def histograms(loggers: Sequence[Logger], found: Figures, step: int) -> None:
@@ -98,12 +101,6 @@ def _shares(shares: Sequence[float]) -> tuple[list[int], list[float]]:
     """Counts of shares in twentieths of the range from 0 to 1, and the limits of these."""
     counts = torch.histc(torch.tensor(shares).clamp(0, 1), SHARES, 0, 1)
     return counts.int().tolist(), [each / SHARES for each in range(SHARES + 1)]
-
-
-def _markdown(rows: Sequence[Layer]) -> str:
-    names = [field.name for field in fields(Layer)]
-    lines = [names, ["---"] * len(names), *([str(cell) for cell in asdict(row).values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _name(logger: WandbLogger, name: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowprec_plugin.plan.amounts import Amounts
-from lowprec_plugin.plan.planning import (
-    Plan,
-)
+from lowprec_plugin.plan.planning import Plan
+from lowprec_plugin.text.tables import columns
 
 #: Memory of GPUs in GiB, as they are sold (a driver keeps a little of it), and cards that are known to have it.
 SIZES = {
@@ -29,7 +28,7 @@ def as_text(plan: Plan) -> str:
         sent = [f"{each.sent / unit:.3f}", _share(each.sent, plan.float32.sent)] if plan.ranks > 1 else ["-", "-"]
         held = [f"{getattr(each, kind) / unit:.3f}" for kind in kinds] + [f"{each.held / unit:.3f}"]
         rows.append([each.name, *held, _share(each.held, plan.float32.held), *sent])
-    lines = [f"{plan.parameters:,} parameters, {plan.optimizer}, {where}", *_columns([header, *rows]), ""]
+    lines = [f"{plan.parameters:,} parameters, {plan.optimizer}, {where}", *columns([header, *rows], texts=1), ""]
     lines += [f"{each.name}: {each.source}" for each in every]
     lines += ["", "what is left of a GPU's memory, in GiB", *_fits(every), ""]
     return "\n".join([*lines, *(f"assumed: {each}" for each in plan.assumptions)])
@@ -42,7 +41,7 @@ def _fits(every: Sequence[Amounts]) -> list[str]:
             break  # everything fits in the size before
         left = [size - each.held / 2**30 for each in every]
         rows.append([str(size), *(f"{each:.1f}" if each >= 0 else "no" for each in left), cards])
-    return _columns(rows)
+    return columns(rows, texts=1)
 
 
 def _unit(most: int) -> tuple[int, str]:
@@ -51,14 +50,3 @@ def _unit(most: int) -> tuple[int, str]:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

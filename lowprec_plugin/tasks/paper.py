@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.compat.bases import LightningModule
+from lowprec_plugin.experiments.making import perturb_last_bit_
 
 
 class CifarCNN(nn.Sequential):
@@ -95,8 +96,8 @@ class PaperClassifier(LightningModule):
             for name, param in network.named_parameters():
                 if init_std is not None:
                     param.zero_() if name.endswith("bias") else param.normal_(0.0, init_std)
-                if twin:
-                    param.copy_(torch.nextafter(param, torch.full_like(param, torch.inf)))
+        if twin:
+            perturb_last_bit_(network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""

@@ -3,11 +3,11 @@
 from lowprec_plugin.telemetry.concerns import Concern, concerns
 from lowprec_plugin.telemetry.exponents import block_exponents, exponent_spread
 from lowprec_plugin.telemetry.held import Held, Kinds, held
-from lowprec_plugin.telemetry.layers import Layer, counts_by_name, layers
+from lowprec_plugin.telemetry.layers import LayerReport, counts_by_name, layers
 from lowprec_plugin.telemetry.predicted import predicted
 from lowprec_plugin.telemetry.resident import peak_bytes
 
 __all__ = [
-    "Concern", "Held", "Kinds", "Layer", "block_exponents", "concerns", "counts_by_name", "exponent_spread", "held",
-    "layers", "peak_bytes", "predicted",
+    "Concern", "Held", "Kinds", "LayerReport", "block_exponents", "concerns", "counts_by_name", "exponent_spread",
+    "held", "layers", "peak_bytes", "predicted",
 ]  # fmt: skip

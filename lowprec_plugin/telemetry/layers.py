@@ -17,7 +17,7 @@ from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerReport:
     """One parameter.
 
     Attributes:
@@ -42,7 +42,7 @@ class Layer:
 
 def layers(
     module: nn.Module, optimizers: Iterable[torch.optim.Optimizer], counts: Mapping[str, UpdateCounts]
-) -> list[Layer]:
+) -> list[LayerReport]:
     """A row per parameter of ``module``, in its order.
 
     Args:
@@ -55,7 +55,7 @@ def layers(
     rows = []
     for name, param in module.named_parameters():
         own = state.get(param, [])
-        row = Layer(
+        row = LayerReport(
             name, local_part(param).numel(), storage_of(param), ", ".join(dict.fromkeys(map(storage_of, own))) or "-",
             sum(bytes_of(local_part(tensor)) for tensor in [param, *own]),
         )  # fmt: skip
@@ -63,11 +63,11 @@ def layers(
     return rows
 
 
-def _counted(row: Layer, counts: UpdateCounts) -> Layer:
+def _counted(row: LayerReport, counts: UpdateCounts) -> LayerReport:
     if counts.elements == 0:
         return row
     shares = (counts.saturated_share, counts.lost_share, counts.unchanged_share, counts.noise_to_update)
-    return Layer(row.name, row.elements, row.weights, row.state, row.nbytes, *shares)
+    return LayerReport(row.name, row.elements, row.weights, row.state, row.nbytes, *shares)
 
 
 def counts_by_name(module: nn.Module, optimizers: Iterable[FixedPointStep]) -> dict[str, UpdateCounts]:

@@ -18,6 +18,7 @@ from lowprec_plugin.tensor import (
     FixedPointTensor,
 )
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
+from lowprec_plugin.text.tables import columns
 
 #: So many parameters that are kept for one reason are named one by one.
 _FEW = 8
@@ -124,27 +125,15 @@ def group_row(
 
 def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -> str:
     """The table as text, with the parameters that were not stored in fixed-point and why."""
-    header = ("group", "weights", "state", "parameters", "bytes", "float32", "update")
-    cells = [
-        (
-            row.group,
-            row.weights,
-            row.state,
-            f"{row.elements:,}",
-            _size(row.nbytes),
-            _size(row.float32_nbytes),
-            row.update,
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
-    ]
+    rows_of_text = [["group", "weights", "state", "parameters", "bytes", "float32", "update"]]
+    for row in rows:
+        sizes = [_size(row.nbytes), _size(row.float32_nbytes)]
+        rows_of_text.append([row.group, row.weights, row.state, f"{row.elements:,}", *sizes, row.update])
+    lines = columns(rows_of_text, texts=7)
     lines += _not_stored(kept)
     if wire:
         lines.append(f"gradients between processes: {wire}")
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def _not_stored(kept: Mapping[str, str]) -> list[str]:

@@ -91,13 +91,11 @@ def tune(
     Raises:
         ValueError: for an argument outside its limits, a configuration that LightningCLI or the plugin refuses, a
             metric that is not logged, a tolerance below float32's own noise, or a folder with runs of something else.
-        ModuleNotFoundError: without Optuna or matplotlib.
+        ModuleNotFoundError: without Optuna.
     """
-    for package in ("optuna", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(f'lowprec tune needs {package}: pip install "lowprec-plugin[tune]"')
+    if importlib.util.find_spec("optuna") is None:
+        raise ModuleNotFoundError('lowprec tune needs Optuna: pip install "lowprec-plugin[tune]"')
     arguments = dict(locals())
-    arguments.pop("package")
     _check(arguments)
     complete = read_config(config, model, data, epochs)
     base = plugin_options(complete)

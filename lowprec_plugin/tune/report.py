@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from lowprec_plugin.experiments import Config
+from lowprec_plugin.text.charts import Marks, scatter
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.text.tables import markdown_table
 from lowprec_plugin.tune.baseline import Baseline
@@ -170,41 +170,35 @@ def _as_json(found: Found, costs: Costs, search: Mapping[str, Any]) -> dict[str,
 
 
 def _plot(found: Found) -> str:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     ended = [trial for trial in found.trials if trial.worse is not None]
     line = [ended[index].point for index in frontier([trial.point for trial in ended])]
     limit = max([2 * found.tolerance, *(abs(worse) for _, worse in line if worse < 10 * found.tolerance)])
-    with mpl.rc_context({"svg.hashsalt": "lowprec tune", "svg.fonttype": "none"}):  # the same file for the same trials
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhspan(-2 * limit, found.tolerance, color="0.93", label="allowed")
-        axes.axhline(0, color="0.4", linewidth=0.8)
-        if line:
-            axes.step(*zip(*((100 * cost, worse) for cost, worse in line), strict=True), where="post", label="frontier")
-        for label, marker, chosen in (
-            ("passed", "o", [trial for trial in ended if trial.passed]),
-            ("too much worse", "x", [trial for trial in ended if not trial.passed]),
-        ):
-            heights = [min(trial.point[1], 1.4 * limit) for trial in chosen]  # those far off stand at the rim
-            axes.plot([100 * trial.bits.cost for trial in chosen], heights, marker, label=label)
-        lost = [100 * trial.bits.cost for trial in found.trials if trial.worse is None]
-        axes.plot(lost, [1.4 * limit] * len(lost), "v", color="0.6", label="stopped or diverged")
-        for trial in found.trials:
-            if trial.confirmation is not None:
-                comparison = trial.confirmation
-                axes.errorbar(
-                    100 * trial.bits.cost, comparison.worse(higher_is_better=found.baseline.higher_is_better),
-                    2 * comparison.standard_error, fmt="*" if trial.confirmed else "s", markersize=11, capsize=4,
-                    label="confirmed" if trial.confirmed else "not confirmed",
-                )  # fmt: skip
-        axes.set(
-            xlabel="bits, % of float32's",
-            ylabel=f"{found.metric}: worse than float32",
-            ylim=(-limit, 1.5 * limit),
-        )
-        axes.legend(fontsize="small", loc="best")
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "\n".join(text.rstrip() for text in buffer.getvalue().splitlines()) + "\n"
+
+    def of(*outcomes: str) -> list[tuple[float, float, float]]:
+        chosen = [trial for trial in found.trials if outcome(trial).startswith(outcomes)]
+        return [(100 * trial.bits.cost, min(trial.point[1], 1.4 * limit), 0.0) for trial in chosen]
+
+    def tried(held: bool) -> list[tuple[float, float, float]]:
+        pairs = [(trial, trial.confirmation) for trial in found.trials if bool(trial.confirmed) is held]
+        better = found.baseline.higher_is_better
+        return [
+            (100 * trial.bits.cost, each.worse(higher_is_better=better), 2 * each.standard_error)
+            for trial, each in pairs
+            if each is not None
+        ]
+
+    return scatter(
+        "Cost and quality of every setting that was tried",
+        "Bits as a share of float32's, and how much worse the metric is; bars are two standard errors.",
+        [
+            Marks("passed", "M-4,0 a4,4 0 1,0 8,0 a4,4 0 1,0 -8,0", "good", of("passed")),
+            Marks("too much worse", "M-4,-4 L4,4 M-4,4 L4,-4", "bad", of("too much")),
+            Marks("stopped or diverged", "M-5,-4 h10 l-5,8 z", "lost", of("stopped", "diverged")),
+            Marks("confirmed", "M0,-8 L7,0 L0,8 L-7,0 Z", "good", tried(True)),
+            Marks("not confirmed", "M-6,-6 h12 v12 h-12 Z", "bad", tried(False)),
+        ],
+        [(100 * cost, worse) for cost, worse in line],
+        (-2 * limit, found.tolerance),
+        (-limit, 1.5 * limit),
+        ("bits, % of float32's", f"{found.metric}: worse than float32", "allowed", "frontier"),
+    )

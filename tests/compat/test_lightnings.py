@@ -24,8 +24,8 @@ from lowprec_plugin.deepspeed import FixedPointDeepSpeedPrecision
 from lowprec_plugin.experiments.lightnings import lightning_of_config
 from lowprec_plugin.experiments.unlogged import Unlogged
 from lowprec_plugin.plugin.resuming import WholeCheckpointIO
-from lowprec_plugin.poc.logger import RunLogger
-from lowprec_plugin.poc.run import run_poc
+from lowprec_plugin.poc.command import run_poc
+from lowprec_plugin.poc.run.logger import RunLogger
 from lowprec_plugin.tasks import DigitsDataModule
 from lowprec_plugin.tune import tune
 from tests.compat import users

@@ -18,7 +18,7 @@ from torch import nn
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, WordLengthRamp, memory
 from lowprec_plugin.monitoring import monitor as monitor_module
 from lowprec_plugin.monitoring.figures import GIB
-from lowprec_plugin.telemetry import Concern, Layer
+from lowprec_plugin.telemetry import Concern, LayerReport
 from tests.plugin import users
 
 
@@ -217,7 +217,7 @@ def test_counts_go_on_after_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_another_fit_counts_anew() -> None:
-    def rows(word_length: int) -> list[Layer]:
+    def rows(word_length: int) -> list[LayerReport]:
         torch.manual_seed(0)
         fit(users.Regressor(), FixedPointPrecision(word_length), monitor)
         return monitor.layers()

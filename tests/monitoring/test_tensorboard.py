@@ -37,4 +37,6 @@ def test_scalars_histograms_and_a_table(tmp_path: Path) -> None:
     assert sum(lost.histogram_value.bucket) == len(monitor.layers()) == 4
     (table,) = read.Tensors("lowprec/layers/text_summary")
     text = table.tensor_proto.string_val[0].decode()
-    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == [f"| {row.name}" for row in monitor.layers()]
+    assert [line.split(" | ")[0].rstrip() for line in text.splitlines()[2:]] == [
+        f"| {row.name}" for row in monitor.layers()
+    ]

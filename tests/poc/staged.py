@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.poc.groups import Groups
-from lowprec_plugin.poc.records import Layer, RunRecord, save
-from lowprec_plugin.poc.study import Study, run_folder, save_study
-from lowprec_plugin.poc.verdict import Verdict, judge
+from lowprec_plugin.poc.run.study import LayerReport, RunRecord, Study, run_file, save
+from lowprec_plugin.poc.verdict.groups import Groups
+from lowprec_plugin.poc.verdict.judge import Verdict, judge
 
 NOISE = (0.0012, -0.0009, 0.0004, -0.0007, 0.0010, -0.0011, 0.0003, -0.0002)
 #: Bytes a number takes, by variant: weights, state, gradients.
@@ -42,7 +41,7 @@ def record(variant: str, seed: int, accuracy: float = 0.97, **changes: Any) -> R
         "step_ms": {"median": 6.4 + 0.1 * seed if fixed else 4.1 + 0.1 * seed, "fast": 3.9, "slow": 9.5},
         "seconds": 9.5,
         "layers": [
-            Layer(
+            LayerReport(
                 name, elements, "fixed16" if fixed and "bias" not in name else "float32", "fixed16", 6 * elements,
                 *((0.0002 * at, lost * (1 - 0.1 * at), lost * 0.8, 0.7) if fixed else (None,) * 4),
             )
@@ -105,9 +104,9 @@ def folder(path: Path, records: Sequence[RunRecord], **changes: Any) -> Path:
         left_out={"8-bit wire": "one process sends nothing"}, seeds=sorted({each.seed for each in records}), devices=1,
         steps=STEPS, price=None, versions={"torch": "2.13.0", "lowprec-plugin": "0.1"}, device="cpu, 2 cores",
     )  # fmt: skip
-    save_study(path, replace(study, **changes))
+    save(path / "poc.json", replace(study, **changes))
     for each in records:
-        save(run_folder(path, each.variant, each.seed) / "run.json", each)
+        save(run_file(path, each.variant, each.seed), each)
     return path
 
 

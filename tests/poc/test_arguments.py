@@ -12,16 +12,15 @@ import pytest
 from tqdm.std import tqdm
 
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.poc import training
-from lowprec_plugin.poc.records import RunRecord, save
-from lowprec_plugin.poc.study import load_study
+from lowprec_plugin.poc.run import worker
+from lowprec_plugin.poc.run.study import RunRecord, load_study, save
 from tests.poc.staged import record
 from tests.poc.users import USERS, Sorter
 
 pytestmark = pytest.mark.usefixtures("no_command_line")
 
 
-def staged(order: training.Order, *_: Any) -> RunRecord:
+def staged(order: worker.Order, *_: Any) -> RunRecord:
     """In place of a run: a record that is made up."""
     made = record(order.variant, order.seed, metrics={"val_acc": 0.9})
     order.folder.mkdir(parents=True)
@@ -78,7 +77,7 @@ def test_nothing_is_drawn_where_nobody_looks(tmp_path: Path, capfd: pytest.Captu
 )
 def test_variants_by_name(variants: str, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With commas between them, or as a list."""
-    monkeypatch.setattr("lowprec_plugin.poc.run.train", staged)
+    monkeypatch.setattr("lowprec_plugin.poc.command.train", staged)
     arguments = ["poc", *USERS, "--steps=2", "--seeds=1", "--metric=val_acc", "--output=poc"]
     assert main([*arguments, f"--variants={variants}"]) == 0
     assert list(load_study(tmp_path / "poc").variants) == ["float32", "float32 twin", *names]
@@ -93,14 +92,14 @@ def test_what_is_told_without_a_bar(
                  "--progress=false"]  # fmt: skip
     assert main(arguments) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].endswith("users.Clouds, 4 steps: val_acc, chosen of what validation logs (val_acc)")
-    assert told[1] == "8-bit wire is left out: one process sends nothing: it takes two devices or more"
+    assert told[0].endswith("users.Clouds, 4 steps: val_acc, chosen from what validation logs (val_acc)")
+    assert told[1] == "8-bit wire is left out: one process sends nothing; use --devices 2 or more"
     assert told[2] == "4 runs (4 variants, 1 seed) of 4 steps"
     of_runs = ["1 of 4: float32, seed 0: val_acc 0", "2 of 4: float32 twin, seed 0: val_acc 0",
                "3 of 4: 12, seed 0: failed: RuntimeError: no", "4 of 4: 16, seed 0: val_acc 0"]  # fmt: skip
     for line, expected in zip(told[3:7], of_runs, strict=True):
         assert line.startswith(expected)
-        assert re.search(r", \d+\.\d s$" if line == told[6] else r", \d+\.\d s, about \d+ s to go$", line)
+        assert re.search(r", \d+\.\d s$" if line == told[6] else r", \d+\.\d s, about \d+ s left$", line)
     assert told[7] == ""
     monkeypatch.setattr(Sorter, "fail", 0)
     assert main(arguments) == 0
@@ -115,22 +114,22 @@ def test_what_is_left_is_the_mean_of_the_runs_that_this_command_made(
 ) -> None:
     """Of others nobody knows on what machine, and how busy, they were made. The default's runs could be fewer."""
 
-    def timed(order: training.Order, *_: Any) -> RunRecord:
+    def timed(order: worker.Order, *_: Any) -> RunRecord:
         made = replace(staged(order), seconds={"float32": 100.0, "float32 twin": 200.0}.get(order.variant, 3000.0))
         save(order.folder / "run.json", made)
         return made
 
-    monkeypatch.setattr("lowprec_plugin.poc.run.train", timed)
+    monkeypatch.setattr("lowprec_plugin.poc.command.train", timed)
     arguments = ["poc", *USERS, "--steps=2", "--output=poc", "--progress=false"]
     assert main([*arguments, "--variants=16", "--seeds=1"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[1] == "3 runs (3 variants, 1 seed) of 2 steps"
-    assert [line.rpartition(" s, ")[2] for line in told[2:4]] == ["about 3 min to go", "about 2 min to go"]
+    assert [line.rpartition(" s, ")[2] for line in told[2:4]] == ["about 3 min left", "about 2 min left"]
     assert main([*arguments, "--seeds=2"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[2] == "16 runs (8 variants, 2 seeds) of 2 steps; 3 are there already; --variants 16,16/8 would be 8"
     assert told[3].startswith("4 of 16: bf16, seed 0: ")
-    assert told[3].endswith(" 3000.0 s, about 10.0 hours to go")
+    assert told[3].endswith(" 3000.0 s, about 10.0 hours left")
     assert main([*arguments, "--seeds=2", "--variants=16,16/8"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "8 runs (4 variants, 2 seeds) of 2 steps; 8 are there already"
 
@@ -152,8 +151,8 @@ def test_runs_that_are_there_cost_the_bar_no_time(monkeypatch: pytest.MonkeyPatc
             super().__init__(**{**given, "disable": False, "file": io.StringIO()})
             bars.append(self)
 
-    monkeypatch.setattr("lowprec_plugin.poc.run.tqdm", Bar)
-    monkeypatch.setattr("lowprec_plugin.poc.run.train", staged)
+    monkeypatch.setattr("lowprec_plugin.poc.command.tqdm", Bar)
+    monkeypatch.setattr("lowprec_plugin.poc.command.train", staged)
     arguments = ["poc", *USERS, "--steps=2", "--variants=16", "--output=poc"]
     assert main([*arguments, "--seeds=1"]) == 0
     assert main([*arguments, "--seeds=3"]) == 0

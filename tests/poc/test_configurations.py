@@ -15,9 +15,8 @@ from lightning.pytorch import Callback
 
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.monitoring import FixedPointMonitor
-from lowprec_plugin.poc.records import RunRecord, load
-from lowprec_plugin.poc.run import run_poc
-from lowprec_plugin.poc.study import load_study
+from lowprec_plugin.poc.command import run_poc
+from lowprec_plugin.poc.run.study import RunRecord, load, load_study
 from tests.poc.users import Sorter
 
 pytestmark = pytest.mark.usefixtures("no_command_line")
@@ -43,7 +42,7 @@ def test_a_configuration_of_another_user(tmp_path: Path, capsys: pytest.CaptureF
     assert {each.began for each in runs} == {load(each).began for each in output.glob("runs/*/run.json")} != {""}
     assert len({each.began for each in runs}) == 1
     assert (
-        f"\nleft out of the configuration, for all runs take the same steps and write to {output} alone: max_time, "
+        f"\nleft out of the configuration, because all runs take the same steps and write only to {output}: max_time, "
         "CSVLogger, EarlyStopping, ModelCheckpoint and RichProgressBar\n"
     ) in capsys.readouterr().out
     study = load_study(output)
@@ -81,10 +80,10 @@ def test_a_title_says_how_long_runs_are() -> None:
 
 def test_other_processes_than_the_configurations_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     small("Sorter", devices=4, num_nodes=2, strategy="ddp")
-    told = "in place of the configuration's devices=4 and num_nodes=2: 1 process of this machine, as --devices says\n"
+    told = "instead of the configuration's devices=4 and num_nodes=2: 1 process on this machine (--devices)\n"
     assert told in capsys.readouterr().out
     small("Sorter", devices="auto", num_nodes=1, strategy="auto")
-    assert "in place of" not in capsys.readouterr().out
+    assert "instead of" not in capsys.readouterr().out
 
 
 def test_two_optimizers_by_hand() -> None:

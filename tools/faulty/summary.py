@@ -10,7 +10,7 @@ import torch
 
 from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.compat.lightnings import in_use
-from lowprec_plugin.poc.environment import versions
+from lowprec_plugin.experiments.environment import versions
 from lowprec_plugin.text.tables import markdown_table
 from tools.faulty.kinds import KINDS
 

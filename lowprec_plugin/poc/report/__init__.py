@@ -1,0 +1,1 @@
+"""The report on a proof of concept, made of its files alone."""

@@ -1,0 +1,168 @@
+"""The report as one HTML file that opens from disk: no script, nothing fetched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lowprec_plugin.poc.report import tables
+from lowprec_plugin.poc.report.contents import Contents
+from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS
+from lowprec_plugin.poc.run.variants import FLOAT32, TWIN, spoken
+from lowprec_plugin.poc.verdict.groups import KINDS
+from lowprec_plugin.poc.verdict.noise import pace
+from lowprec_plugin.poc.verdict.outcomes import SPOKEN
+from lowprec_plugin.quality import LIMIT, MIN_SEEDS
+from lowprec_plugin.text import charts
+from lowprec_plugin.text.numbers import bytes_text
+
+#: A sign beside the word of each outcome, other than those that are open: never a colour alone.
+SIGNS = {"equal": "✓", "tolerated": "✓", "worse": "✗", "diverged": "✗", "better": "≠", "failed": "–"}
+#: The memory, in GB, of the card that is pictured.
+PICTURED = 80
+
+
+def html(contents: Contents) -> str:
+    """The page."""
+    loader = PackageLoader("lowprec_plugin.poc.report", ".")
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, **options)  # type: ignore[arg-type]
+    environment.filters["spoken"] = spoken
+    page = environment.get_template("page.html").render(
+        contents=contents,
+        study=contents.study,
+        verdict=contents.verdict,
+        tables=tables,
+        cards=_cards(contents),
+        quality=_quality(contents),
+        curves=_curves(contents),
+        memory=_bars(contents, "Bytes held by kind and variant", "held/total", "held/share"),
+        time=_bars(contents, "Time of a training step by variant", "step/median", "step/ratio"),
+        models=_bars(
+            contents,
+            f"Largest network of this kind in {PICTURED} GB, in parameters",
+            f"model/{PICTURED}",
+            "model/ratio",
+        ),
+        kinds=KINDS,
+        gpus=CARDS,
+        pictured=PICTURED,
+        limit=100 * LIMIT,
+        min_seeds=MIN_SEEDS,
+    )
+    return page + "\n"
+
+
+def _cards(contents: Contents) -> list[dict[str, Any]]:
+    """What the page says of each variant first."""
+    cards = []
+    for finding in contents.verdict.findings:
+        variant, outcome = finding.variant, finding.outcome
+        time = pace(contents.groups, variant)
+        word = ", slower" if time and time.word == "slower" else ""
+        word += ", very uncertain" if time and time.noisy else ""
+        figures = {
+            "of float32's bytes": tables.cell(contents, variant, "held/share"),
+            f"of its step time{word}": tables.cell(contents, variant, "step/ratio ± step/error"),
+        }
+        known = [(label, cell) for label, cell in figures.items() if cell[0].name]
+        sign = SIGNS.get(outcome, "…" if outcome in ("few seeds", "no run") else "?")
+        sentence = contents.verdict.sentences[variant]
+        said = {"sign": sign, "word": SPOKEN[outcome], "sentence": sentence, "figures": known}
+        cards.append({"name": spoken(variant), "outcome": outcome, **said})
+    return cards
+
+
+def _quality(contents: Contents) -> Markup | None:
+    scale, metric, rows = contents.verdict.scale, contents.study.metric, []
+    for variant, group in contents.groups.of.items():
+        if group.values:
+            centre, zone = (contents.figure(variant, f"metric/{name}") for name in ("baseline", "zone"))
+            ends = (centre.value - zone.value, centre.value + zone.value) if centre and zone else None
+            text, mean = contents.text(variant, "metric/mean"), contents.figures[variant]["metric/mean"].value
+            rows.append(charts.Dots(spoken(variant), text, list(group.values.values()), mean, ends))
+    if not rows:
+        return None
+    low, high = _span(rows)
+    described = "; ".join(f"{row.label} {row.text}" for row in rows)
+    described = f"Means: {described}. A mean within the zone of its line is equal to float32."
+    marks = {scale.value(at): at for at in charts.ticks(low, high)}  # none twice, where all values are alike
+    ticks = [(at, text) for text, at in marks.items()]
+    return Markup(charts.dots(f"{metric} by variant and seed", described, rows, ticks, (low, high)))
+
+
+def _span(rows: Sequence[charts.Dots]) -> tuple[float, float]:
+    """An axis for what is near float32; what is far off would press all else together."""
+    near = [value for row in rows if row.label in (FLOAT32.name, TWIN.name) for value in row.values]
+    near += [end for row in rows if row.zone for end in row.zone]
+    near = near or list(rows[0].values)
+    low, high = min(near), max(near)
+    room = 3 * max(high - low, 1e-6 * abs(high), 1e-12)
+    shown = [value for row in rows for value in row.values if low - room <= value <= high + room]
+    low, high = min([low, *shown]), max([high, *shown])
+    edge = 0.06 * max(high - low, 1e-6 * abs(high), 1e-12)
+    return low - edge, high + edge
+
+
+def _curves(contents: Contents) -> list[dict[str, Any]]:
+    """Small pictures of each curve, a variant each, all to the same axes; the axes' ends as text."""
+    found = []
+    for name, curves in contents.curves.items():
+        theirs = curves.get(FLOAT32.name, [])
+        shown = {variant: points for variant, points in curves.items() if variant not in (FLOAT32.name, TWIN.name)}
+        every = [point for points in [theirs, *shown.values()] for point in points]
+        if not shown or max(map(len, [theirs, *shown.values()]), default=0) < 2:
+            continue
+        low, high = _range(theirs or every)
+        last = max(point.step for point in every)
+        write = contents.verdict.scale.value if name == contents.study.metric else lambda value: f"{value:.3g}"
+        pictures = []
+        for variant, ours in shown.items():
+            marks = [float(each["step"]) for run in contents.groups.of[variant].runs for each in run.widened]
+            text = f"{spoken(variant)} ends at {ours[-1].mean:.4g}"
+            text += f", float32 at {theirs[-1].mean:.4g}" if theirs else ""
+            text += f"; words widened at step {min(marks):,.0f} first." if marks else "."
+            title = f"{name} of {spoken(variant)} by step"
+            pictures.append((variant, Markup(charts.panel(title, text, ours, theirs, low, high, last, marks))))
+        ends = {"low": write(low), "high": write(high), "last": f"step {last:,.0f}"}
+        found.append({"name": name, "pictures": pictures, **ends})
+    return found
+
+
+def _range(points: Sequence[charts.Point]) -> tuple[float, float]:
+    """An axis with round ends for float32's curve: a variant that leaves it runs along the edge."""
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    if not high > low:
+        return low - 0.5, high + 0.5
+    at = charts.ticks(low, high, 8)
+    step = at[1] - at[0] if len(at) > 1 else high - low
+    return math.floor(low / step) * step, math.ceil(high / step) * step
+
+
+def _bars(contents: Contents, title: str, name: str, ratio: str) -> Markup | None:
+    """A bar for each variant, with its share or multiple of float32's; bytes by kind, networks with the verdict."""
+    words = {each.variant: SPOKEN[each.outcome] for each in contents.verdict.findings if each.outcome != "equal"}
+    rows = []
+    for variant, figures in contents.figures.items():
+        begin, _, what = name.partition("/")
+        own = f"computed/{what}" if begin == "held" and variant == BF16_MIXED else name
+        if variant == TWIN.name or own not in figures:
+            continue
+        said = [contents.text(variant, own)]
+        if variant != FLOAT32.name:
+            said.append(tables.cell(contents, variant, ratio)[0].text)
+            said += [words[variant]] if begin == "model" and variant in words else []
+        parts = [("plain", figures[own].value, said[0])]
+        if begin == "held":
+            sizes = {kind: figures[own.replace("total", kind)].value for kind in KINDS}
+            parts = [(kind, size, f"{kind}: {bytes_text(size)}") for kind, size in sizes.items() if size]
+        rows.append(charts.Bar(spoken(variant), ", ".join(said), parts))
+    if not rows:
+        return None
+    whole = contents.figure(FLOAT32.name, name)
+    described = "; ".join(f"{row.label} {row.text}" for row in rows) + ". Parts and multiples are of float32's."
+    return Markup(charts.bars(title, described, rows, whole.value if whole else None))

@@ -1,0 +1,1 @@
+"""One proof of concept: what is compared, and the runs that make it."""

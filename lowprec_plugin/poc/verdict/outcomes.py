@@ -1,0 +1,138 @@
+"""What the runs show of each variant.
+
+Everything rests on one rule, :func:`lowprec_plugin.quality.compare`. It is not asked where float32 itself diverged or
+learned nothing, where a variant diverged or failed, where there are too few seeds, or where every run ended at one
+value. A difference within the noise that is too large to be called equal is not settled.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lowprec_plugin.poc.verdict.curves import are_one, learned
+from lowprec_plugin.poc.verdict.groups import Group, Groups
+from lowprec_plugin.quality import LIMIT, Comparison
+
+#: More seeds than anybody runs.
+PRACTICAL = 100
+#: Standard errors. Of nine variants that are like float32, over four seeds, one or more is beyond two of them in 28 %
+#: of all reports, and beyond three in 6 %.
+SURE = 3
+#: ``"tolerated"``: not equal, but within the tolerance, two standard errors included. ``"better"``: beyond the noise,
+#: which promises nothing. ``"no yardstick"``: float32 is not fit to compare with.
+Outcome = Literal[
+    "equal", "tolerated", "worse", "diverged", "better", "unsettled", "few seeds", "failed", "no run", "no yardstick"
+]
+#: An outcome in a word or two.
+SPOKEN: dict[Outcome, str] = {
+    "equal": "equal",
+    "tolerated": "within what you allow",
+    "worse": "worse",
+    "diverged": "diverged",
+    "better": "different",
+    "unsettled": "not settled",
+    "few seeds": "too few seeds",
+    "failed": "no result",
+    "no run": "not run yet",
+    "no yardstick": "cannot be judged",
+}
+#: ``"unstable"``: some runs of float32 or its twin diverged. ``"flat"``: float32 learned nothing. ``"one"``: its runs
+#: are the same, whatever their seed.
+Baseline = Literal["sound", "unstable", "flat", "one", "diverged", "failed", "no run"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is found of one variant."""
+
+    variant: str
+    outcome: Outcome
+    seeds: tuple[int, ...] = ()  # that were compared
+    comparison: Comparison | None = None  # on these seeds
+    diverged: tuple[int, ...] = ()  # seeds on which it diverged
+    recovers: str | None = None  # the variant without a ramp that failed, where this one with a ramp is equal
+    widened: tuple[int, ...] = ()  # steps of the first widening, one for each run in which a ramp widened
+
+    @property
+    def compared(self) -> Comparison:
+        """The comparison, where the outcome says that there is one."""
+        assert self.comparison is not None
+        return self.comparison
+
+    @property
+    def seeds_to_settle(self) -> int:
+        """Seeds that bring two standard errors down to the limit of *equal*; above ``PRACTICAL``: too many."""
+        seen, limit = 2 * self.compared.standard_error, LIMIT * abs(self.compared.baseline)
+        if seen >= PRACTICAL * limit:  # of a metric near zero, where no share of it is anything
+            return PRACTICAL + 1
+        return math.ceil(len(self.seeds) * (seen / limit) ** 2)
+
+
+def baseline(groups: Groups) -> Baseline:
+    """Whether float32 and its twin are fit to compare with."""
+    for group in (groups.float32, groups.twin):
+        if not group.values:
+            return "diverged" if group.ended("diverged") else "failed" if group.runs else "no run"
+    signs = [learned(run, groups.metric, groups.higher_is_better) for run in groups.float32.runs]
+    if signs.count(False) > signs.count(True):
+        return "flat"
+    if are_one(groups.float32.ended("finished")):
+        return "one"
+    return "unstable" if groups.float32.ended("diverged") or groups.twin.ended("diverged") else "sound"
+
+
+def findings(groups: Groups) -> list[Finding]:
+    """One for each variant that is compared with float32, in order."""
+    state, found = baseline(groups), {}
+    for group in groups.settings:
+        comparison = groups.compare(group.variant)
+        found[group.variant] = Finding(
+            group.variant,
+            _outcome(groups, group, state, comparison),
+            tuple(groups.paired(group.variant)),
+            comparison,
+            tuple(run.seed for run in group.ended("diverged")),
+        )
+    return [_with_ramp(each, found, groups.of[each.variant]) for each in found.values()]
+
+
+def may_be_chance(finding: Finding, found: Sequence[Finding]) -> bool:
+    """Whether a difference beyond two standard errors may be chance, because there are other comparisons."""
+    comparisons = sum(each.comparison is not None for each in found)
+    return comparisons > 1 and abs(finding.compared.difference) <= SURE * finding.compared.standard_error
+
+
+def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparison | None) -> Outcome:
+    if not group.runs:
+        return "no run"
+    if state not in ("sound", "unstable"):
+        return "no yardstick"
+    if group.ended("diverged"):
+        return "diverged" if state == "sound" else "unsettled"  # float32 diverges too: it may not be precision
+    if not group.values:
+        return "failed"
+    if comparison is None or comparison.equal is None:
+        return "few seeds"
+    if groups.stuck(group.variant):
+        return "unsettled"
+    if comparison.equal:
+        return "equal"
+    beyond = abs(comparison.difference) > 2 * comparison.standard_error
+    if beyond and comparison.worse(higher_is_better=groups.higher_is_better) < 0:
+        return "better"
+    if groups.tolerated(comparison):
+        return "tolerated"
+    return "worse" if beyond else "unsettled"
+
+
+def _with_ramp(finding: Finding, found: Mapping[str, Finding], group: Group) -> Finding:
+    """A variant named after another, ``with ramp``, may have recovered that one."""
+    widened = tuple(int(run.widened[0]["step"]) for run in group.runs if run.widened)
+    base = found.get(re.sub(r",?( with)? ramp$", "", finding.variant))
+    failed = base is not None and base.outcome in ("worse", "diverged")
+    recovers = base.variant if base and failed and finding.outcome == "equal" and widened else None
+    return replace(finding, widened=widened, recovers=recovers)
