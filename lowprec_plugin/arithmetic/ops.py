@@ -23,6 +23,7 @@ from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.arithmetic.reference import update as update_reference
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat, rows_of
+from lowprec_plugin.text.option_error import Option, OptionError
 
 ROUNDINGS = ("stochastic", "nearest")
 BACKENDS = ("reference", "native", "triton")
@@ -41,7 +42,7 @@ class Stored(NamedTuple):
 def check_rounding(rounding: str) -> None:
     """Raise ``ValueError`` unless ``rounding`` is ``"stochastic"`` or ``"nearest"``."""
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding={rounding!r} is not one of {ROUNDINGS}")
+        raise OptionError(Option.given("rounding", rounding), f" is not one of {ROUNDINGS}")
 
 
 def backend_for(device: torch.device) -> str:

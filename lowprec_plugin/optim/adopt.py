@@ -15,7 +15,7 @@ from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import held_by
 from lowprec_plugin.optim.fused import fused_update
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
@@ -85,7 +85,7 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
             if fixed is None:
                 return
             raise ValueError(
-                f"{module}.{name} cannot update fixed-point parameters, such as {label_of(fixed)}: "
+                f"{module}.{name} cannot update fixed-point parameters, such as {described(fixed)}: "
                 f"{reason}, or keep_float for all that it updates"
             )
     patched = optimizer.__dict__.get("step")

@@ -16,10 +16,12 @@ from lowprec_plugin.compat.lookup import TORCH, look_up
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described, name_of
+from lowprec_plugin.optim.options import StepOptions
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import convert_
 from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
+from lowprec_plugin.text.option_error import Option, OptionError
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 Place = tuple[Any, Any, str]
@@ -27,28 +29,30 @@ Place = tuple[Any, Any, str]
 _COPY = " (a copy)"
 
 
-def format_of_state(
-    weights: FixedPointFormat, word_length: int | None, name: str, fraction_length: int | None = None
-) -> FixedPointFormat:
-    """The format of state ``name`` of a parameter in format ``weights``; ``word_length=None``: as the weights'.
+def format_of_state(weights: FixedPointFormat, options: StepOptions, name: str) -> FixedPointFormat:
+    """The format of state ``name``, by the name that a fused update knows, of a parameter in format ``weights``.
 
     Raises:
-        ValueError: if ``fraction_length`` is given and the state is one of squares.
+        ValueError: if ``options`` have a ``state_fraction_length`` and the state is one of squares.
     """
     squared = name in SQUARED_STATES
-    if squared and fraction_length is not None:
-        raise ValueError(
-            f"state_fraction_length={fraction_length}: {name} is a mean of squares, which has to have a radix point in "
-            "every block: leave it None, or use an optimizer without squares"
+    if squared and options.state_fraction_length is not None:
+        raise OptionError(
+            Option.given("state_fraction_length", options.state_fraction_length),
+            f": {name} is a mean of squares, which has to have a radix point in every block: leave it None, or use an "
+            "optimizer without squares",
         )
-    return FixedPointFormat(word_length or weights.word_length, fraction_length, weights.block_size, squared)
+    return _format(weights, options, squared)
+
+
+def _format(weights: FixedPointFormat, options: StepOptions, squared: bool) -> FixedPointFormat:
+    bits, fraction_length = options.state_word_length or weights.word_length, options.state_fraction_length
+    return FixedPointFormat(bits, None if squared else fraction_length, weights.block_size, squared)
 
 
 def state_format(optimizer: Adopted, param: Tensor, name: str) -> FixedPointFormat:
     """The format in which ``optimizer`` stores state ``name`` of ``param``, by the name that a fused update knows."""
-    settings = optimizer.fixed_point
-    weights = placed_part(param).format
-    return format_of_state(weights, settings.state_word_length, name, settings.state_fraction_length)
+    return format_of_state(placed_part(param).format, optimizer.fixed_point, name)
 
 
 def is_elementwise(value: Any, param: Tensor) -> bool:
@@ -102,7 +106,7 @@ def store_state(optimizer: Adopted, param: Tensor, name: str, value: Any) -> Any
         convert_(placed_part(converted), local)
     except ValueError as error:
         raise ValueError(
-            f"state {name!r} of {label_of(param)}: {error}. Resume with state_word_length="
+            f"state {name!r} of {described(param)}: {error}. Resume with state_word_length="
             f"{local.format.word_length}, or load optim.plain_optimizer_state(state_dict), which is rounded"
         ) from None
     return converted
@@ -170,12 +174,12 @@ def round_state(
     if format is None:
         declared = squared_states_of(optimizer)
         squared = not looks.negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
-        format = part.format if copied else _of_state(optimizer, part, squared)
+        format = part.format if copied else _format(part.format, optimizer.fixed_point, squared)
     key = key_of(substream(substream(part.stream, name), "in place"), roundings or 0)
     try:
         blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)
     except ValueError as error:
-        raise ValueError(f"state {name!r} of {label_of(param)}: {error}") from None
+        raise ValueError(f"state {name!r} of {described(param)}: {error}") from None
     optimizer.fixed_point.saturated += saturated
     stored = _own(optimizer, FixedPointTensor(blocks, format), param, name, local.dtype, copied)
     placed_part(stored).roundings = (roundings or 0) + 1
@@ -189,7 +193,12 @@ def name_copies(param: Tensor, state: Any) -> None:
         value, stream = fixed_part(holder[key]), substream(part.stream, name)
         if value is not None and value.stream != stream:
             copied = value.stream == part.stream or is_copy(value)
-            value.stream, value.label = stream, f"{label_of(param)}.{name}{_COPY if copied else ''}"
+            value.stream, value.label = stream, _label(param, name, copied)
+
+
+def _label(param: Tensor, name: str, copied: bool) -> str:
+    """What state ``name`` of ``param`` is called, after the parameter if that has a name."""
+    return f"{name_of(param)}.{name}".removeprefix(".") + (_COPY if copied else "")
 
 
 def is_copy(state: FixedPointTensor) -> bool:
@@ -216,18 +225,12 @@ def squared_states_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | Non
     return None if declared is None else tuple(declared)
 
 
-def _of_state(optimizer: Adopted, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
-    settings = optimizer.fixed_point
-    bits, fraction_length = settings.state_word_length or part.format.word_length, settings.state_fraction_length
-    return FixedPointFormat(bits, None if squared else fraction_length, part.format.block_size, squared)
-
-
 def _wanted(optimizer: Adopted, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
     """The format that fixed-point ``value`` of a state is to have."""
     named, part = _by_name(optimizer, param, name), placed_part(param)
     if named is not None:
         return named
-    return part.format if is_copy(value) else _of_state(optimizer, part, value.format.squared)
+    return part.format if is_copy(value) else _format(part.format, optimizer.fixed_point, value.format.squared)
 
 
 def _own(
@@ -239,10 +242,11 @@ def _own(
     copied: bool = False,
 ) -> Tensor:
     """Give state ``tensor`` the place, sharding and random stream of state ``name`` of ``param``."""
-    part, ending = placed_part(param), _COPY if copied or is_copy(tensor) else ""
+    part = placed_part(param)
     owned = tensor._like(
         tensor.blocks, dtype=dtype, rounding=optimizer.fixed_point.rounding, first_row=part.first_row,
-        stream=substream(part.stream, name), label=f"{label_of(param)}.{name}{ending}", geometry=part._geometry,
+        stream=substream(part.stream, name), label=_label(param, name, copied or is_copy(tensor)),
+        geometry=part._geometry,
     )  # fmt: skip
     owned.whole_rows = part.whole_rows
     return in_place_of(owned, param)

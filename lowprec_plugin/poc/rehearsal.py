@@ -16,12 +16,14 @@ from lowprec_plugin.poc.measures import Measures
 from lowprec_plugin.poc.training import is_left_out
 from lowprec_plugin.poc.variants import FLOAT32, VARIANTS
 from lowprec_plugin.poc.words import ACCURACY, LOSS, way
+from lowprec_plugin.text.option_error import Option, OptionError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.cli import LightningCLI
 
 Mode = Literal["max", "min"]
+_EITHER_MODE = (Option("mode", "max"), " or ", Option("mode", "min"))
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,12 @@ def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tu
     said = f"the module logs {', '.join(logged) or 'none'}"
     if metric is not None:
         if metric not in logged:
-            raise ValueError(f"metric={metric!r} is not logged while fitting or testing; {said}")
+            raise OptionError(Option.given("metric", metric), f" is not logged while fitting or testing; {said}")
         told = mode or way(metric)
         if told is None:
-            raise ValueError(f"metric={metric!r} does not tell whether more of it is better: give mode=max or mode=min")
+            raise OptionError(
+                Option.given("metric", metric), " does not tell whether more of it is better: give ", *_EITHER_MODE
+            )
         return metric, told, "as it was asked for"
     stage, names = ("validation", found.validated) if found.validated else ("test", found.tested)
     for wanted in (ACCURACY, LOSS):
@@ -105,10 +109,10 @@ def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tu
         if named:
             name = min(named, key=lambda each: (each != "val_loss", len(each), each))
             return name, named[name], f"chosen of what {stage} logs ({', '.join(names)})"
-    raise ValueError(
-        "no validation or test logs an accuracy or a loss to compare: log one, or name what to compare, metric=NAME "
-        f"and mode=max or mode=min; {said}"
-    )
+    raise OptionError(
+        "no validation or test logs an accuracy or a loss to compare: log one, or name what to compare, ",
+        Option("metric", "NAME"), " and ", *_EITHER_MODE, f"; {said}",
+    )  # fmt: skip
 
 
 def _has(loader: str, cli: LightningCLI) -> bool:

@@ -11,13 +11,11 @@ from lowprec_plugin.experiments import (
     plugin_options,
     with_plugin,
 )
+from lowprec_plugin.optim.options import VARIED, PluginOptions, names
 from lowprec_plugin.ramp import STEPS_PER_LOOK, WordLengthRamp
 
 #: The plugin's options that make a variant; the others, such as keep_float, stay as the configuration has them.
-CHOSEN = (
-    "word_length", "fraction_length", "state_word_length", "state_fraction_length", "comm_word_length",
-    "comm_error_feedback", "rounding", "ramp", "seed",
-)  # fmt: skip
+CHOSEN = names(PluginOptions, VARIED)
 #: The share of a run that a ramp waits for, at most.
 WAITING = 1 / 8
 
