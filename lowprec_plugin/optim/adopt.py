@@ -22,6 +22,7 @@ from lowprec_plugin.optim.step import REPLACED, FixedPointStep
 from lowprec_plugin.tensor.dtensor import (
     fixed_part,
 )
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: By the module and name of their class, which need not have been imported.
 _UNFIT = {
@@ -130,10 +131,11 @@ def _check_radix_points(
         update, reason = fused_update(float_class, group)
         may_square = squared_states_of(optimizer) != ()
         if update is None and may_square and any(fixed_part(param) is not None for param in group["params"]):
-            raise ValueError(
-                f"state_fraction_length={settings.state_fraction_length}: {reason}, and its state may be one of "
-                "squares, which has to have a radix point in every block: leave it None, use SGD or Lion, or declare "
-                "that there is none by an attribute squared_states = () of the optimizer"
+            raise OptionError(
+                Option.given("state_fraction_length", settings.state_fraction_length),
+                f": {reason}, and its state may be one of squares, which has to have a radix point in every block: "
+                "leave it None, use SGD or Lion, or declare that there is none by an attribute squared_states = () of "
+                "the optimizer",
             )
 
 

@@ -31,12 +31,16 @@ class StepSettings(StepOptions):
     __setattr__ = object.__setattr__  # unlike the options of a plugin, they may change between steps
     __hash__ = None  # type: ignore[assignment]
 
+    # Of the class: pickles hold of them what has changed.
+    skipped_steps: int = 0
+    saturated: int = 0
+    counting: bool = False
+    tally: Tally | None = None
+    said: bool = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.skipped_steps = self.saturated = 0
-        self.counting = self.said = False
         self.counts: dict[str, UpdateCounts] = {}
-        self.tally: Tally | None = None
 
     def note(self, name: str, counts: UpdateCounts) -> None:
         """Keep what a counted step did to the parameter ``name``, perhaps in several parts."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lowprec_plugin.poc.records import RunRecord, load
 from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: Of the layout of ``poc.json``.
 VERSION = 1
@@ -113,9 +114,10 @@ def claim(folder: Path, study: Study) -> None:
         before, now = (_flat(_trained(each)) for each in (load_study(folder), study))
         for name in {**now, **before}:
             if before.get(name) != now.get(name):
-                raise ValueError(
-                    f"{folder} holds runs with {name}={before.get(name)!r}, not {now.get(name)!r}: give another "
-                    "output folder, or delete that one"
+                raise OptionError(
+                    f"{folder} holds runs with ",
+                    Option.given(name, before.get(name)),
+                    f", not {now.get(name)!r}: give another output folder, or delete that one",
                 )
     elif (folder / "runs").exists():
         raise ValueError(f"{folder} holds runs without {FILE}, of nobody knows what: give another output folder")
