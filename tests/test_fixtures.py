@@ -43,10 +43,8 @@ def test_tensors_are_what_they_were(folder: Path) -> None:
 def test_state_goes_by_the_names_of_today(folder: Path) -> None:
     found = inspect_checkpoint(read_file(folder / "adamw.ckpt"))
     expected = [f"net.0.{param}.{state}" for param in ("weight", "bias") for state in ("exp_avg", "exp_avg_sq")]
-    assert [
-        each.name for each in found if each.kind == "state" and "^" in each.format or each.format == "fixed8"
-    ] == stored
-    (folder / "adamw.ckpt").read_bytes().index(b"parameter 'net.0.weight'.exp_avg")
+    assert [each.name for each in found if each.format in ("fixed8", "fixed8^2")] == expected
+    assert b"parameter 'net.0.weight'.exp_avg" in (folder / "adamw.ckpt").read_bytes()
 
 
 @pytest.mark.parametrize(
