@@ -11,6 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lowprec_plugin.tensor.casting import casts_share_codes
+from lowprec_plugin.text.option_error import Option, OptionError
 
 ComputeDtype = torch.dtype | Literal["float32", "float64", "bfloat16", "bf16-mixed"]
 _NAMES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "bf16-mixed": "bf16-mixed"}
@@ -40,7 +41,7 @@ class Computing:
         if isinstance(compute_dtype, str):  # LightningCLI saves torch's own names, such as torch.float32
             compute = _NAMES.get(compute_dtype.removeprefix("torch."), compute_dtype)
         if not isinstance(compute, str | torch.dtype) or compute not in _NAMES.values():
-            raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {', '.join(_NAMES)}")
+            raise OptionError(Option.given("compute_dtype", compute_dtype), f" is not one of {', '.join(_NAMES)}")
         self.autocast = compute == "bf16-mixed"
         self.dtype: torch.dtype = torch.float32 if self.autocast else compute  # type: ignore[assignment]
         self.precision: Literal["bf16-mixed", "32-true", "64-true", "bf16-true"] = (

@@ -20,6 +20,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lowprec_plugin.text.option_error import Option, OptionError
+
 MIN_WORD_LENGTH = 2
 MAX_WORD_LENGTH = 24
 #: Bounds of a block's exponent. With them every power of two that a conversion multiplies by, 2**(16 - exponent)
@@ -58,16 +60,16 @@ class FixedPointFormat:
         check_kind(self.squared, bool, "squared")
         check_integer(self.block_size, "block_size")
         if self.block_size not in BLOCK_SIZES:
-            raise ValueError(f"block_size={self.block_size!r} is not one of {BLOCK_SIZES}")
+            raise OptionError(Option.given("block_size", self.block_size), f" is not one of {BLOCK_SIZES}")
         if self.fraction_length is not None:
             check_integer(self.fraction_length, "fraction_length")
             if not MIN_EXPONENT <= -self.fraction_length <= self.max_exponent:
-                raise ValueError(
-                    f"fraction_length={self.fraction_length} puts the radix point out of float32's reach; "
-                    f"choose {-self.max_exponent} to {-MIN_EXPONENT}"
+                raise OptionError(
+                    Option.given("fraction_length", self.fraction_length),
+                    f" puts the radix point out of float32's reach; choose {-self.max_exponent} to {-MIN_EXPONENT}",
                 )
             if self.squared:
-                raise ValueError("a squared format is dynamic: leave fraction_length=None")
+                raise OptionError("a squared format is dynamic: leave ", Option.given("fraction_length", None))
 
     @classmethod
     def parse(cls, text: str | FixedPointFormat) -> FixedPointFormat:
@@ -164,19 +166,19 @@ class FixedPointFormat:
 def check_integer(value: object, name: str) -> None:
     """Raise ``ValueError`` unless ``value`` is an ``int``; ``True`` is none, nor is ``16.0`` or ``"16"``."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}={value!r} is not an integer")
+        raise OptionError(Option.given(name, value), " is not an integer")
 
 
 def check_number(value: object, name: str, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a number in ``[low, high)``; ``True`` and NaN are none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-        raise ValueError(f"{name}={value!r} is not in [{low}, {high:g})")
+        raise OptionError(Option.given(name, value), f" is not in [{low}, {high:g})")
 
 
 def check_kind(value: object, kind: type, name: str) -> None:
     """Raise ``ValueError`` unless ``value`` is an instance of ``kind``."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name}={value!r} is of type {type(value).__name__}, not {kind.__name__}")
+        raise OptionError(Option.given(name, value), f" is of type {type(value).__name__}, not {kind.__name__}")
 
 
 def check_word_length(word_length: int, name: str = "word_length") -> None:
@@ -184,8 +186,9 @@ def check_word_length(word_length: int, name: str = "word_length") -> None:
     check_integer(word_length, name)
     if not MIN_WORD_LENGTH <= word_length <= MAX_WORD_LENGTH:
         reason = "float32 itself has 24 significant bits" if word_length > MAX_WORD_LENGTH else "a sign and one bit"
-        raise ValueError(
-            f"{name}={word_length} is not supported: choose {MIN_WORD_LENGTH} to {MAX_WORD_LENGTH} bits ({reason})"
+        raise OptionError(
+            Option.given(name, word_length),
+            f" is not supported: choose {MIN_WORD_LENGTH} to {MAX_WORD_LENGTH} bits ({reason})",
         )
 
 

@@ -1,7 +1,8 @@
-"""Modules by the names that they had while all lay flat in the package: pickles hold some, and programs import some."""
+"""Names that earlier versions had: of modules, which pickles hold and programs import, and of state in files."""
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -40,3 +41,15 @@ def keep() -> None:
     package = __name__.rpartition(".")[0]
     for name, now in _MOVED.items():
         sys.modules.setdefault(f"{package}.{name}", _Moved(f"{package}.{name}", f"{package}.{now}"))
+
+
+#: What state of a parameter was called: by a text for messages in place of the parameter's name.
+_STATE = re.compile(
+    r"(?:parameter (?P<quote>['\"])(?P<parameter>.+)(?P=quote)|a parameter of shape \([\d, ]*\))\.(?P<state>.+)"
+)
+
+
+def label_of_today(label: str) -> str:
+    """What a tensor is called today whose label in a file is ``label``."""
+    found = _STATE.fullmatch(label)
+    return label if found is None else ".".join(filter(None, (found["parameter"], found["state"])))

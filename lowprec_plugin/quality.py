@@ -17,6 +17,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowprec_plugin.text.option_error import Option, OptionError
+
 MIN_SEEDS = 4
 #: Largest difference that still counts as equal, as a share of float32's mean.
 LIMIT = 0.003
@@ -121,5 +123,7 @@ def allowance(tolerance: float | str, mean: float) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError(f"tolerance={tolerance!r} is not a positive number such as 0.005, nor a share such as '0.5%'")
+        raise OptionError(
+            Option.given("tolerance", tolerance), " is not a positive number such as 0.005, nor a share such as '0.5%'"
+        )
     return number / 100 * abs(mean) if text.endswith("%") else number

@@ -21,6 +21,7 @@ from lowprec_plugin.formats import (
     check_number,
     check_word_length,
 )
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: Steps whose mean training loss is one look.
 STEPS_PER_LOOK = 10
@@ -99,6 +100,20 @@ class WordLengthRamp:
         """The word length that ``at`` has for step or epoch ``now``; ``None`` before its first."""
         assert self.at is not None
         return max((length for start, length in self.at.items() if start <= now), default=None)
+
+
+def check_ramp(ramp: object, word_length: int) -> None:
+    """Raise ``ValueError`` unless ``ramp`` is one that weights of ``word_length`` bits can begin on."""
+    if not isinstance(ramp, WordLengthRamp):
+        argument = "at" if isinstance(ramp, dict) else "ladder"
+        raise OptionError(
+            Option.given("ramp", ramp), f" is not a WordLengthRamp: write WordLengthRamp({argument}={ramp!r})"
+        )
+    start = Option.given("word_length", word_length)
+    if ramp.at is None and word_length not in ramp.ladder:
+        raise OptionError(start, f" is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
+    if ramp.at is not None and min(ramp.at.values()) < word_length:
+        raise OptionError(f"the ramp's at={ramp.at} narrows ", start, ": words are only ever widened")
 
 
 class Evidence(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 
 import lowprec_plugin
 from lowprec_plugin import __version__
-from lowprec_plugin.cli.main import OWN, as_options, main
+from lowprec_plugin.cli.main import OWN, main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -141,34 +141,31 @@ def test_every_command_has_a_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
-    [
-        ("does not tell: give mode=max or mode=min", "does not tell: give --mode=max or --mode=min"),
-        ("no end is given: epochs=, steps=, or max_epochs", "no end is given: --epochs, --steps, or max_epochs"),
-        ("nothing is given: give config= or mode=", "nothing is given: give --config or --mode"),
-        ("mode= (or config=)", "--mode (or --config)"),
-        ("epochs=0 must be at least 1", "--epochs=0 must be at least 1"),
-        ("config='a mode=b' is the user's, not mode='max'", "--config='a mode=b' is the user's, not --mode='max'"),
-        ('pip install "x[mode=y]": DeepSpeed\'s mode=1', 'pip install "x[mode=y]": DeepSpeed\'s --mode=1'),
-        ("write Ramp(mode='max', epochs={1: 2}): steps=3", "write Ramp(mode='max', epochs={1: 2}): --steps=3"),
-        ("write f(x, mode=g(1)): mode=4", "write f(x, mode=g(1)): --mode=4"),
-        ("write f(g(h(mode=(1, 2)), mode=3), mode=4)", "write f(g(h(mode=(1, 2)), mode=3), mode=4)"),
-        ("trainer.mode=1, max_epochs=2, --mode=3", "trainer.mode=1, max_epochs=2, --mode=3"),
-        ("nothing of that kind", "nothing of that kind"),
-    ],
-)  # fmt: skip
-def test_messages_name_options(message: str, told: str) -> None:
-    assert as_options(message, ["mode", "epochs", "steps", "config"]) == told
-
-
-@pytest.mark.parametrize(
     ("command", "told"),
     [
         ("poc --seeds=0", "lowprec poc: --seeds=0 must be at least 1"),
         ("poc --data=a.B", "lowprec poc: --data='a.B' needs a module to train: give --model, or a config with both"),
         ("plan", "lowprec plan: nothing is given to plan: give --module, --config or --parameters"),
         ("plan --parameters=7e9 --ranks=2", "lowprec plan: --ranks=2 and --sharding='none' do not go together"),
+        ("plan --parameters=7e9 --word_length=40", "lowprec plan: --word_length=40 is not supported: choose 2"),
+        ("plan --parameters=7e9 --comm_error_feedback=true", "lowprec plan: --comm_error_feedback=True costs a byte "
+         "per parameter, and at 16 bits mends nothing: use --comm_word_length=8 or 4"),
+        ("plan --parameters=2 --layers=3", "lowprec plan: --parameters=2 in --layers=3: give at least one"),
+        ("plan --parameters=7e9 --module=a.b", "lowprec plan: --parameters=7e+09 beside --module or --config"),
+        ("plan --module=torch.nn.Identity", "lowprec plan: Identity has no parameters"),
+        ("plan --module=torch.nn.ReLU6 --config=b", "lowprec plan: --module='torch.nn.ReLU6' and --config='b': "),
+        ("plan --module=torch.nn.Linear", "lowprec plan: torch.nn.Linear is called without arguments, and answers: "
+         "Linear.__init__() missing 2 required positional arguments: 'in_features' and 'out_features'. Write a "
+         "function that passes them, or give --config"),
         ("tune --seeds=2", "lowprec tune: --seeds=2: a confirmation needs at least 4"),
+        ("tune --tolerance=none", "lowprec tune: --tolerance='none' is not a positive number"),
+        ("tune --weights=[float32]", "lowprec tune: --weights='float32': only activations, errors, kept may be left in "
+         "float32; weights of single layers may with --layers=[...]"),
+        ("tune --weights=[40]", "lowprec tune: word_length=40 is not supported"),
+        ("cost --input_shape=[4] --module=torch.nn.ReLU --batch_size=0", "lowprec cost: --batch_size=0 must be at"),
+        ("cost --input_shape=[4] --module=torch.nn.ReLU --clock_mhz=0", "lowprec cost: --clock_mhz=0.0 must be "),
+        ("export --to=c --checkpoint=a --out=b.h --network=x", "lowprec export: network, input_shape and activations "
+         "are of a network: give --module or --config too"),
         ("export --to=float --checkpoint=a --out=b --network=c", "lowprec export: --network='c' is of no use"),
         ("inspect nothing", "lowprec inspect: there is no checkpoint nothing"),
     ],

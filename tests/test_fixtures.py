@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from lowprec_plugin.former_names import _MOVED
+from lowprec_plugin.checkpoints.inspect import inspect_checkpoint
+from lowprec_plugin.checkpoints.load import read_file
+from lowprec_plugin.former_names import _MOVED, label_of_today
 from tests.fixtures.make import RUNS, fit, objects, state_of, values_of
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "fixtures").glob("*/values.json"))
 
 
 def values(folder: Path) -> Any:
-    return json.loads((folder / "values.json").read_text())
+    """As they were written, but for the names of state, in which the parameter's stood as in a message."""
+    text = (folder / "values.json").read_text()
+    assert "parameter 'net.0.weight'.exp_avg" in text
+    return json.loads(re.sub(r"parameter '([\w.]+)'\.", r"\1.", text))
 
 
 def test_there_are_some() -> None:
@@ -31,6 +37,27 @@ def test_tensors_are_what_they_were(folder: Path) -> None:
     assert values_of(read) == values(folder)["tensors"]
     assert isinstance(read["parameter"], torch.nn.Parameter)
     assert (read["window"].shape, read["window"].stride()) == ((2, 20), (40, 2))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_state_goes_by_the_names_of_today(folder: Path) -> None:
+    found = inspect_checkpoint(read_file(folder / "adamw.ckpt"))
+    expected = [f"net.0.{param}.{state}" for param in ("weight", "bias") for state in ("exp_avg", "exp_avg_sq")]
+    assert [each.name for each in found if each.format in ("fixed8", "fixed8^2")] == expected
+    assert b"parameter 'net.0.weight'.exp_avg" in (folder / "adamw.ckpt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("label", "today"),
+    [
+        ("parameter 'net.0.weight'.exp_avg", "net.0.weight.exp_avg"), ("a parameter of shape (3, 40).slow", "slow"),
+        ("parameter 'w'.fast.0 (a copy)", "w.fast.0 (a copy)"), ("a parameter of shape ().exp_avg", "exp_avg"),
+        ('parameter "it\'s".exp_avg', "it's.exp_avg"), ("parameter", "parameter"), ("net.0.weight", "net.0.weight"),
+        ("parameter 3", "parameter 3"), ("", ""),
+    ],
+)  # fmt: skip
+def test_labels_of_then(label: str, today: str) -> None:
+    assert label_of_today(label) == today
 
 
 @pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")

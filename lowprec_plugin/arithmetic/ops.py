@@ -22,6 +22,7 @@ from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper, Upd
 from lowprec_plugin.arithmetic.random_bits import check_bits
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.text.option_error import Option, OptionError
 
 ROUNDINGS = ("stochastic", "nearest")
 
@@ -36,7 +37,7 @@ class Stored(NamedTuple):
 def check_rounding(rounding: str) -> None:
     """Raise ``ValueError`` unless ``rounding`` is ``"stochastic"`` or ``"nearest"``."""
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding={rounding!r} is not one of {ROUNDINGS}")
+        raise OptionError(Option.given("rounding", rounding), f" is not one of {ROUNDINGS}")
 
 
 def quantize(

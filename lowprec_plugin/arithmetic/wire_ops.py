@@ -11,12 +11,15 @@ import torch
 
 from lowprec_plugin.arithmetic.backends import serving
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS, Chunk, Piece
+from lowprec_plugin.text.option_error import Option, OptionError
 
 
 def check_word_length(word_length: int, name: str = "word_length") -> None:
     """Raise ``ValueError`` unless gradients can travel with ``word_length`` bits."""
     if isinstance(word_length, bool) or not isinstance(word_length, int) or word_length not in WORD_LENGTHS:
-        raise ValueError(f"{name}={word_length!r} is not one of {WORD_LENGTHS}, the bits that a gradient travels with")
+        raise OptionError(
+            Option.given(name, word_length), f" is not one of {WORD_LENGTHS}, the bits that a gradient travels with"
+        )
 
 
 def round_(pieces: Sequence[Piece], chunk: Chunk, word_length: int, rounding: str) -> None:

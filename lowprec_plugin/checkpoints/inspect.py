@@ -104,7 +104,8 @@ def _stored(path: tuple[str, ...], tensor: Tensor) -> Stored:
         name, nbytes = _name(path), floats.numel() * floats.element_size()
         return Stored(name, kind, _name_of(floats.dtype), floats.numel(), nbytes, 4 * floats.numel(), None, zero, None)
     elements = part.codes.numel()
-    name = part.label.replace("parameter '", "").replace("'", "") if kind == "state" and part.label else _name(path)
+    # State of a parameter without a name is called by its own alone, which its place has too.
+    name = part.label if kind == "state" and part.label not in ("", path[-1]) else _name(path)
     limits, zeros, exponents = _counted(part)
     return Stored(
         name, kind, str(part.format), elements, part.nbytes, 4 * elements, _share(limits, elements),

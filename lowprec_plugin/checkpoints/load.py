@@ -15,6 +15,7 @@ from torch import nn
 from lowprec_plugin.checkpoints import unpickle
 from lowprec_plugin.checkpoints.damage import check_undamaged
 from lowprec_plugin.experiments import read_yaml, refused_in_short
+from lowprec_plugin.text.option_error import Option, OptionError
 
 
 def read_file(path: str | Path) -> Any:
@@ -106,9 +107,9 @@ def make_module(path: str) -> nn.Module:
     try:
         module = factory()
     except TypeError as error:
-        raise ValueError(
-            f"{path} is called without arguments, and answers: {error}. Write a function that passes them, or give "
-            "config="
+        raise OptionError(
+            f"{path} is called without arguments, and answers: {error}. Write a function that passes them, or give ",
+            Option("config"),
         ) from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{path} gave {type(module).__name__}, not a torch.nn.Module")
@@ -128,9 +129,10 @@ def configured_module(path: str | Path) -> nn.Module:
     content = read_yaml(path)
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or "class_path" not in model:
-        raise ValueError(
+        raise OptionError(
             f"{path} has no model: with a class_path, as LightningCLI's configurations have where the class is not "
-            "fixed in the program: give module=package.function"
+            "fixed in the program: give ",
+            Option("module", "package.function"),
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(lightning_of_config({"model": model}).get("LightningModule"), "model")
@@ -147,10 +149,10 @@ def described_module(module: str | None, config: str | None) -> nn.Module:
         ValueError: if both or neither are given, and as :func:`make_module` and :func:`configured_module`.
     """
     if (module is None) == (config is None):
-        raise ValueError(
-            f"module={module!r} and config={config!r}: give one of them, an import path or a LightningCLI "
-            "configuration, for the network's structure"
-        )
+        raise OptionError(
+            Option.given("module", module), " and ", Option.given("config", config),
+            ": give one of them, an import path or a LightningCLI configuration, for the network's structure",
+        )  # fmt: skip
     return make_module(module) if module is not None else configured_module(str(config))
 
 

@@ -5,12 +5,10 @@ A command's own module is imported when the command is given: help need not wait
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 import select
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pkgutil import resolve_name
 
 from lowprec_plugin.version import __version__
@@ -122,6 +120,7 @@ def _call(command: str, given: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from lowprec_plugin.experiments import place, raised_in
+    from lowprec_plugin.text.option_error import OptionError
 
     path, description = OWN[command]
     function = resolve_name(path)
@@ -137,32 +136,15 @@ def _call(command: str, given: Sequence[str]) -> int:
         # Lightning's ValueError.
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
             raise
-        if raised_in(error, "lowprec_plugin"):
-            message = as_options(str(error), inspect.signature(function).parameters)
+        if isinstance(error, OptionError):
+            message = error.on_command_line(vars(options))
+        elif raised_in(error, "lowprec_plugin"):
+            message = str(error)
         else:  # of the user's own code, whose names are its own
             message = f"{error}{place(error)}"
         print(f"lowprec {command}: {message}", file=sys.stderr)
         return 2
     return 0
-
-
-def as_options(message: str, names: Iterable[str]) -> str:
-    """``message`` of a function with parameters ``names`` as its command's: ``mode=max`` is written ``--mode=max``.
-
-    And ``epochs=``, without a value, ``--epochs``. What is quoted, a call as Python's and a longer name stay as they
-    are, for they are of something else: ``'a mode=b'``, ``Ramp(mode=max)``, ``trainer.mode=max``.
-    """
-    inside = r"[^()]*"
-    for _ in range(3):  # calls in a call's arguments
-        inside = rf"(?:[^()]|\({inside}\))*"
-    kept = rf"(?<!\w)'[^']*'|\"[^\"]*\"|\w\({inside}\)"
-    own = rf"(?<![\w.-])(?P<name>{'|'.join(names)})=(?P<bare>(?=[\s,;:)]|$))?"
-    return re.sub(f"{kept}|{own}", _as_option, message)
-
-
-def _as_option(found: re.Match[str]) -> str:
-    name, bare = found["name"], found["bare"]
-    return found[0] if name is None else f"--{name}=" if bare is None else f"--{name}"
 
 
 if __name__ == "__main__":

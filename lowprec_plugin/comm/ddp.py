@@ -32,6 +32,7 @@ from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.tensor.integrity import check_numbers
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.version import __version__
 
 
@@ -257,13 +258,14 @@ def check_feedback(word_length: int | None, error_feedback: bool, prefix: str = 
     check_kind(error_feedback, bool, f"{prefix}error_feedback")
     if not error_feedback:
         return
+    asked, narrow = Option.given(f"{prefix}error_feedback", True), Option(f"{prefix}word_length", "8")
     if word_length is None:
-        raise ValueError(f"{prefix}error_feedback=True needs gradients in fixed-point: use {prefix}word_length=8 or 4")
+        raise OptionError(asked, " needs gradients in fixed-point: use ", narrow, " or 4")
     if word_length > 8:
-        raise ValueError(
-            f"{prefix}error_feedback=True costs a byte per parameter, and at {word_length} bits mends nothing: use "
-            f"{prefix}word_length=8 or 4, or leave it out"
-        )
+        raise OptionError(
+            asked, f" costs a byte per parameter, and at {word_length} bits mends nothing: use ", narrow,
+            " or 4, or leave it out",
+        )  # fmt: skip
 
 
 def _check_gradients(module: nn.Module, params: dict[str, nn.Parameter]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,17 +11,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowprec_plugin import optim
-from lowprec_plugin.arithmetic import ops, wire_ops
+from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
 from lowprec_plugin.deepspeed.internals import Inside, open_engine
-from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import format_of_state, is_elementwise
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.telemetry.storage_table import Row, as_text, describe, group_row
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.version import __version__
 
 
@@ -88,10 +90,24 @@ def adopt_engine(
             docs/deepspeed.md). The engine is then as it was.
     """
     format = FixedPointFormat.parse(format)
-    settings = StepSettings(state_word_length, rounding)
-    if comm_word_length not in ("auto", None):
-        wire_ops.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
-    check_integer(seed, "seed")
+    if format.squared:
+        raise OptionError(
+            Option.given("format", str(format)), " is for squares alone, an optimizer's second moments: write "
+            f"'{replace(format, squared=False)}'",
+        )  # fmt: skip
+    options = PluginOptions.of(
+        locals(), word_length=format.word_length, fraction_length=format.fraction_length, block_size=format.block_size
+    )
+    return adopt(engine, options, log)
+
+
+def adopt(engine: Any, options: PluginOptions, log: Callable[[str], None] | None = None) -> AdoptedEngine:
+    """:func:`adopt_engine`, with the options of a plugin. Of ``nonfinite`` the plugin takes care itself.
+
+    Raises:
+        ValueError: as :func:`adopt_engine`.
+    """
+    format = options.format
     inside = open_engine(engine)
     are_fixed = any(isinstance(param, FixedPointTensor) for param in _held(inside))
     if inside.stage == 0 and not are_fixed:
@@ -109,29 +125,25 @@ def adopt_engine(
             f"ZeRO {inside.stage} holds floats beside parameters stored by optim.quantize_: drop quantize_(model), it "
             "is for stage 0; here the engine's partitions are stored"
         )
-    shake_hands(
-        {
-            "package version": __version__, "weights": str(format), "state word length": state_word_length,
-            "comm word length": comm_word_length, "rounding": rounding, "seed": seed,
-        },
-        inside.group,
-    )  # fmt: skip
-    plan = plan_wire(inside, 16 if comm_word_length == "auto" else comm_word_length, rounding, seed)
+    shake_hands({"package version": __version__, "weights": str(format), **options.terms()}, inside.group)
+    plan = plan_wire(inside, options.comm_bits, options.rounding, options.seed)
     rank = dist.get_rank(inside.group)
     inside.clear_padding()
     partitions, refused = [], None
     try:
         for index, master in enumerate(inside.masters):
             what = "the master weights"
-            partitions.append(flat_partition(master, format, rounding, seed, f"ZeRO partition {index}", rank))
+            name = f"ZeRO partition {index}"
+            partitions.append(flat_partition(master, format, options.rounding, options.seed, name, rank))
             for name, value in inside.optimizer.state.get(master, {}).items():
                 # Tried now: once masters are replaced nothing may be refused. Codes of a checkpoint are finite.
                 if fixed_part(value) is None and is_elementwise(value, master):
                     what = f"state {name!r}"
-                    ops.quantize(value, format_of_state(format, state_word_length, name))
+                    ops.quantize(value, format_of_state(format, options, name))
     except ValueError as error:
         refused = f"{what} of process {rank}: {error}"
     _raise_everywhere(refused, inside.group)
+    settings = StepSettings.of(options, nonfinite="raise")
     optimizer = optim.adopt(inside.optimizer, settings)  # refuses what cannot be adopted before anything is replaced
     if not isinstance(optimizer, FixedPointStep):
         raise ValueError(f"{type(optimizer).__name__} cannot update fixed-point partitions: use another of torch.optim")
@@ -143,8 +155,8 @@ def adopt_engine(
     rows = _rows(inside, optimizer)
     sent = str(plan) if plan else f"{engine.communication_data_type}, as DeepSpeed sends them"
     said = (
-        f"lowprec_plugin: DeepSpeed ZeRO {inside.stage} (weights {format}, {rounding} rounding, seed {seed}); "
-        f"this process's share:\n{as_text(rows, wire=sent)}"
+        f"lowprec_plugin: DeepSpeed ZeRO {inside.stage} (weights {format}, {options.rounding} rounding, seed "
+        f"{options.seed}); this process's share:\n{as_text(rows, wire=sent)}"
     )
     (log or _print)(said)
     return AdoptedEngine(inside.stage, held, optimizer, plan, rows, said)

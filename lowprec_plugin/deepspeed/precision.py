@@ -12,16 +12,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from lowprec_plugin.arithmetic import wire_ops
 from lowprec_plugin.compat.bases import DeepSpeedPrecision, serve
 from lowprec_plugin.compat.lightnings import in_use
-from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt_engine
-from lowprec_plugin.formats import FixedPointFormat, check_integer
+from lowprec_plugin.deepspeed.adopt import AdoptedEngine, adopt
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.finite import NonFiniteGradientError
-from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.options import RESUMED, PluginOptions, names, of_options
 from lowprec_plugin.plugin.nonfinite import Aftermath
 from lowprec_plugin.plugin.resuming import LAYOUT, check_resumed, check_saved, say_changed
 from lowprec_plugin.plugin.strategies import ELSEWHERE, check_strategy
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.version import __version__
 
 ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
@@ -30,6 +30,8 @@ _PRECISION: dict[Any, Literal["32-true", "bf16-true", "bf16-mixed"]] = {
     torch.float32: "32-true", "float32": "32-true", torch.bfloat16: "bf16-true", "bfloat16": "bf16-true",
     "bf16-mixed": "bf16-mixed",
 }  # fmt: skip
+#: What a checkpoint says of the options, beside the format.
+_SAID = ("state_word_length", "comm_word_length", "rounding", "seed")
 
 
 class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
@@ -58,6 +60,8 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         ValueError: for a value outside its limits.
     """
 
+    nonfinite = of_options("nonfinite")
+
     def __init__(
         self,
         word_length: int = 16,
@@ -72,19 +76,14 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         seed: int = 0,
     ) -> None:
         if not isinstance(compute_dtype, str | torch.dtype) or compute_dtype not in _PRECISION:
-            raise ValueError(f"compute_dtype={compute_dtype!r} is not one of float32, bfloat16, bf16-mixed")
+            raise OptionError(
+                Option.given("compute_dtype", compute_dtype), " is not one of float32, bfloat16, bf16-mixed"
+            )
         in_use()  # there has to be a Lightning, whose part of this is made now
         super().__init__(_PRECISION[compute_dtype])
-        self.format = FixedPointFormat(word_length, fraction_length, block_size)
-        StepSettings(state_word_length, rounding, nonfinite)  # refuses bad values now rather than at fit
-        if comm_word_length not in ("auto", None):
-            wire_ops.check_word_length(comm_word_length, "comm_word_length")  # type: ignore[arg-type]
-        check_integer(seed, "seed")
-        self._options = {
-            "state_word_length": state_word_length, "comm_word_length": comm_word_length, "rounding": rounding,
-            "seed": seed,
-        }  # fmt: skip
-        self.nonfinite = nonfinite
+        #: What was asked for.
+        self.options = PluginOptions.of(locals())
+        self.format = self.options.format
         #: What is stored how, once training has begun.
         self.adopted: AdoptedEngine | None = None
         self._aftermath = Aftermath()
@@ -133,7 +132,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         """
         engine = self._module.trainer.model
         if engine is not self._engine:
-            self.adopted = adopt_engine(engine, self.format, log=rank_zero_info, **self._options)  # type: ignore[arg-type]
+            self.adopted = adopt(engine, self.options, rank_zero_info)
             self._engine = engine
         with super().train_step_context():
             yield
@@ -150,7 +149,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
 
     def _step_of_engine(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:
         result = super().optimizer_step(optimizer, model, closure, **kwargs)
-        if self.nonfinite == "raise" and getattr(self._engine.optimizer, "overflow", False):
+        if self.options.nonfinite == "raise" and getattr(self._engine.optimizer, "overflow", False):
             raise NonFiniteGradientError(
                 "a gradient holds a NaN or an infinity: the step was refused and nothing was written. Lower the "
                 'learning rate or clip gradients; nonfinite="skip" skips such steps'
@@ -159,7 +158,10 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of the plugin, for people and for :meth:`load_state_dict`'s check."""
-        return {"version": __version__, "layout": LAYOUT, "format": str(self.format), **self._options}
+        return {"version": __version__, "layout": LAYOUT, "format": str(self.format), **self._said()}
+
+    def _said(self) -> dict[str, Any]:
+        return {name: getattr(self.options, name) for name in _SAID}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
@@ -174,17 +176,17 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         check_saved(state_dict, self.format)
         saved = FixedPointFormat.parse(state_dict["format"])
         bits = state_dict.get("state_word_length") or saved.word_length
-        own: Any = self._options["state_word_length"] or self.format.word_length
+        own = self.options.state_word_length or self.format.word_length
         if own < bits:
-            raise ValueError(
-                f"the checkpoint's optimizer state has {bits} bits, which {own} do not hold exactly: resume with "
-                f"state_word_length={bits}"
+            raise OptionError(
+                f"the checkpoint's optimizer state has {bits} bits, which {own} do not hold exactly: resume with ",
+                Option.given("state_word_length", bits),
             )
-        names = ("comm_word_length", "rounding", "seed")
-        say_changed(state_dict, {name: self._options[name] for name in names})
+        resumed = names(PluginOptions, RESUMED)
+        say_changed(state_dict, {name: said for name, said in self._said().items() if name in resumed})
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in self._said().items())
         return f"{type(self).__name__}(weights {self.format}, {options}, computing in {self.precision})"
 
     def __str__(self) -> str:

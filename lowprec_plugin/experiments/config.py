@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from lowprec_plugin.text.option_error import Option, OptionError
+
 Config = dict[str, Any]
 
 PLUGIN = "lowprec_plugin.FixedPointPrecision"
@@ -36,22 +38,32 @@ def read_config(
     """
     if config is None:
         if data is not None and model is None:
-            raise ValueError(f"data={data!r} needs a module to train: give model=, or a config with both")
+            raise OptionError(
+                Option.given("data", data),
+                " needs a module to train: give ",
+                Option("model"),
+                ", or a config with both",
+            )
         found = {"trainer": {}} if model else copy.deepcopy(default)
     else:
         found = read_yaml(config)
         if not isinstance(found, dict):
-            raise ValueError(f"config={config!r} is not a LightningCLI configuration: a mapping with trainer and model")
+            raise OptionError(
+                Option.given("config", config), " is not a LightningCLI configuration: a mapping with trainer and model"
+            )
     for part, path in (("model", model), ("data", data)):
         if path is not None:
             found[part] = _by_path(path, found.get(part))
         elif isinstance(found.get(part), Mapping) and "class_path" not in found[part]:
-            raise ValueError(
-                f"config={config!r} has a {part} without a class_path, as where a program fixes the class: give "
-                f"{part}=package.Class"
+            raise OptionError(
+                Option.given("config", config),
+                f" has a {part} without a class_path, as where a program fixes the class: give ",
+                Option(part, "package.Class"),
             )
     if not isinstance(found.get("trainer") or {}, Mapping):
-        raise ValueError(f"config={config!r} has trainer={found['trainer']!r}: give its arguments by name")
+        raise OptionError(
+            Option.given("config", config), f" has trainer={found['trainer']!r}: give its arguments by name"
+        )
     trainer = found["trainer"] = dict(found.get("trainer") or {})
     if epochs is not None:
         trainer["max_epochs"] = epochs
@@ -79,7 +91,7 @@ def read_yaml(config: str | Path) -> Any:
         return get_loader("yaml")(Path(config).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())  # PyYAML says it in several lines
-        raise ValueError(f"config={str(config)!r} cannot be read: {reason}") from error
+        raise OptionError(Option.given("config", str(config)), f" cannot be read: {reason}") from error
 
 
 def class_path(given: Any) -> str:

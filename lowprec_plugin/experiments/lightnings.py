@@ -12,6 +12,7 @@ from lowprec_plugin.experiments.config import (
     class_path,
     one_or_more,
 )
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: Arguments of a Trainer that are made of classes.
 _PARTS = ("callbacks", "logger", "plugins", "profiler", "strategy")
@@ -33,19 +34,19 @@ def lightning_of_config(config: Mapping[str, Any]) -> Lightning:
     for where, (path, cls) in made.items():
         of = _all_of(cls)
         if of and chosen not in of:
-            raise ValueError(
-                f"{where}={path!r} is a class of {of[0].name}, and {by}={made[by][0]!r} of {chosen.name}, to whose "
-                f"Trainer it is a stranger: import {'it' if path.startswith(of[0].name) else 'Lightning there'} from "
-                f"{chosen.name} too"
-            )
+            raise OptionError(
+                Option.given(where, path), f" is a class of {of[0].name}, and ", Option.given(by, made[by][0]),
+                f" of {chosen.name}, to whose Trainer it is a stranger: import "
+                f"{'it' if path.startswith(of[0].name) else 'Lightning there'} from {chosen.name} too",
+            )  # fmt: skip
     return chosen
 
 
 def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     trainer = config.get("trainer")
     parts = {f"trainer.{name}": trainer.get(name) for name in _PARTS} if isinstance(trainer, Mapping) else {}
-    for where, given in {"model": config.get("model"), "data": config.get("data"), **parts}.items():
-        for each in one_or_more(given):
+    for where, part in {"model": config.get("model"), "data": config.get("data"), **parts}.items():
+        for each in one_or_more(part):
             yield where, class_path(each)
 
 

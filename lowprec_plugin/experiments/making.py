@@ -18,6 +18,7 @@ from lowprec_plugin.experiments.config import Config, class_path, one_or_more
 from lowprec_plugin.experiments.lightnings import lightning_of_config
 from lowprec_plugin.experiments.refusals import refused_in_short
 from lowprec_plugin.experiments.unlogged import Unlogged
+from lowprec_plugin.text.option_error import Option, OptionError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -113,9 +114,11 @@ def rehearse(config: Config, callbacks: Sequence[Callback] = ()) -> LightningCLI
         cli = instantiate(config, callbacks, fast_dev_run=2, **IN_THIS_PROCESS)
         cli.trainer.loggers = [Unlogged()]  # fast_dev_run takes a logger of Lightning's, which has less
         if cli.datamodule is None and not overrides(cli.model, "train_dataloader"):
-            raise ValueError(
-                f"model={class_path(config['model'])!r} has no train_dataloader: give the data to train on, "
-                "data=package.DataModule, or data: in the configuration"
+            raise OptionError(
+                Option.given("model", class_path(config["model"])),
+                " has no train_dataloader: give the data to train on, ",
+                Option("data", "package.DataModule"),
+                ", or data: in the configuration",
             )
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return cli

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lowprec_plugin.experiments.config import Config, class_path
+from lowprec_plugin.text.option_error import Option, OptionError
 
 PARTS = {"model": "LightningModule", "data": "LightningDataModule"}
 #: Folders of code that is not the user's own; and the names of those that packages are installed in, of which there may
@@ -38,7 +39,7 @@ def refused_in_short(config: Config, where: str = "the configuration") -> Iterat
         if not _is_of_parser(error):
             raise
         cause = cause_of(error)
-        raise ValueError(_in_short(error, cause, config, where)) from cause
+        raise OptionError(*_in_short(error, cause, config, where)) from cause
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -68,12 +69,12 @@ def _is_of_parser(error: BaseException) -> bool:
     return raised_in(error, "jsonargparse")
 
 
-def _in_short(error: Exception, cause: BaseException, config: Config, where: str) -> str:
+def _in_short(error: Exception, cause: BaseException, config: Config, where: str) -> tuple[str | Option, ...]:
     for part, base in PARTS.items():
         given = config.get(part)
         if given and class_path(given) in str(error):
-            return f"{part}={class_path(given)!r} {_reason(cause, given, part, base)}"
-    return f"{where} is refused: {error}"
+            return Option(part, repr(class_path(given))), f" {_reason(cause, given, part, base)}"
+    return (f"{where} is refused: {error}",)
 
 
 def _reason(cause: BaseException, given: Any, part: str, base: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lowprec_plugin.export.integers import Words
 from lowprec_plugin.text.files import path_of
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: What a header of ours defines, at the beginning of a line.
 _DEFINED = re.compile(r"^(?:#define (\w+)|(?:static|typedef|template) .*?(\w+)[\[(;])", re.MULTILINE)
@@ -35,16 +36,18 @@ def names_in_c(prefix: str, names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise ValueError(
-                f"{name!r} is not of letters, digits, '_', '-' and '.' alone: rename it, or leave_out={[name]}"
+            raise OptionError(
+                f"{name!r} is not of letters, digits, '_', '-' and '.' alone: rename it, or ",
+                Option.given("leave_out", [name]),
             )
         found[name] = f"{prefix}_{re.sub(r'[^A-Za-z0-9]', '_', name)}"
     for name, made in found.items():
         twins = [other for other, also in found.items() if also.upper() == made.upper()]  # as constants are written
         if len(twins) > 1:
-            raise ValueError(
+            raise OptionError(
                 f"{twins[0]!r} and {twins[1]!r} are both {made!r} in C, where constants are in capitals: rename one, "
-                f"or leave_out={[name]}"
+                "or ",
+                Option.given("leave_out", [name]),
             )
     return found
 

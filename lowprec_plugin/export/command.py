@@ -13,6 +13,7 @@ from lowprec_plugin.export.float_file import to_float
 from lowprec_plugin.export.hls import to_hls
 from lowprec_plugin.export.onnx_file import to_onnx
 from lowprec_plugin.export.safetensors_file import to_safetensors
+from lowprec_plugin.text.option_error import Option, OptionError
 
 Kind = Literal["safetensors", "c", "hls", "onnx", "float"]
 
@@ -53,9 +54,14 @@ def run_export(
     uses = {"c": set(given), "hls": set(given), "onnx": set(given) - {"leave_out"}}.get(to, set())
     for option, value in given.items():
         if value and option not in uses:
-            raise ValueError(f"{option}={value!r} is of no use with to={to!r}: leave it out")
+            raise OptionError(
+                Option.given(option, value), " is of no use with ", Option.given("to", to), ": leave it out"
+            )
     if (network or input_shape or activations) and not structure:
-        raise ValueError("network, input_shape and activations are of a network: give module= or config= too")
+        raise OptionError(
+            "network, input_shape and activations are of a network: give ", Option("module"), " or ", Option("config"),
+            " too",
+        )  # fmt: skip
     state = read_state(checkpoint)
     if to == "safetensors":
         to_safetensors(state, out)
@@ -63,7 +69,9 @@ def run_export(
         to_float(state, out)
     elif to == "onnx":
         if not input_shape:
-            raise ValueError("to='onnx' needs input_shape, of one example without a batch, such as [1,28,28]")
+            raise OptionError(
+                Option.given("to", to), " needs input_shape, of one example without a batch, such as [1,28,28]"
+            )
         made = network_with(state, module, config)
         to_onnx(made, out, input_shape=input_shape, network=network, activations=activations)
     elif to in ("c", "hls"):
@@ -72,7 +80,7 @@ def run_export(
         write = to_c if to == "c" else to_hls
         write(made_or_state, out, input_shape=tuple(input_shape) or None, **options)
     else:
-        raise ValueError(f"to={to!r} is not one of 'safetensors', 'c', 'hls', 'onnx' and 'float'")
+        raise OptionError(Option.given("to", to), " is not one of 'safetensors', 'c', 'hls', 'onnx' and 'float'")
     print(f"wrote {out}, {Path(out).stat().st_size:,} bytes")
 
 
@@ -103,6 +111,8 @@ def run_cost(
     Raises:
         ValueError: as lowprec_plugin.export.estimate.
     """
+    if not clock_mhz > 0:
+        raise OptionError(Option.given("clock_mhz", clock_mhz), " must be above 0")
     result = estimate(
         described_module(module, config),
         input_shape,

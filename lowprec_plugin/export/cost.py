@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowprec_plugin.formats import check_integer, check_kind, check_word_length
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.text.option_error import Option, OptionError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SystolicArray:
 
     def __post_init__(self) -> None:
         if not self.clock_hz > 0:
-            raise ValueError(f"clock_hz={self.clock_hz:g} must be above 0")
+            raise OptionError(Option("clock_hz", f"{self.clock_hz:g}"), " must be above 0")
 
     def multipliers(self, weights: int, activations: int) -> int:
         """DSPs that multiply two words.
@@ -63,9 +64,10 @@ class SystolicArray:
         """
         side = int((math.sqrt(per_column**2 + 4 * per_unit * max(self.dsps, 0)) - per_column) / (2 * per_unit))
         if side < 1:
-            raise ValueError(
-                f"dsps={self.dsps} is less than the {per_unit + per_column} of one unit and its rounding: choose a "
-                "larger chip or narrower words"
+            raise OptionError(
+                Option.given("dsps", self.dsps),
+                f" is less than the {per_unit + per_column} of one unit and its rounding: choose a larger chip or "
+                "narrower words",
             )
         return side
 
@@ -219,14 +221,14 @@ def estimate(
     if array is not None:
         check_kind(array, SystolicArray, "array")
     if not isinstance(input_shape, Sequence) or isinstance(input_shape, str | bytes):
-        raise ValueError(f"input_shape={input_shape!r} is not a sequence of sizes, such as (3, 32, 32)")
+        raise OptionError(Option.given("input_shape", input_shape), " is not a sequence of sizes, such as (3, 32, 32)")
     for size in input_shape:
         check_integer(size, "input_shape: a size")
     if min(input_shape, default=1) < 1:
-        raise ValueError(f"input_shape={tuple(input_shape)} of one example has a size below 1")
+        raise OptionError(Option.given("input_shape", tuple(input_shape)), " of one example has a size below 1")
     check_integer(batch_size, "batch_size")
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+        raise OptionError(Option.given("batch_size", batch_size), " must be at least 1")
     array = array or SystolicArray()
     stored = [param.format.word_length for param in module.parameters() if isinstance(param, FixedPointTensor)]
     if word_length is None and not stored:

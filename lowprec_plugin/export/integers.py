@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from lowprec_plugin.arithmetic.blocks import unpack
 from lowprec_plugin.formats import FixedPointFormat, check_kind
-from lowprec_plugin.optim.quantize import patterns_of
+from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.text.option_error import Option, OptionError
 
 State = Mapping[str, Any]
 
@@ -109,17 +110,18 @@ def integers_only(module_or_state: nn.Module | State, leave_out: Iterable[str], 
     patterns = patterns_of(leave_out, "leave_out")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"leave_out={pattern!r} matches nothing; there are {', '.join(names)}")
+            raise OptionError(Option.given("leave_out", pattern), f" matches nothing; there are {', '.join(names)}")
     left = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
     for name, value in rest.items():
         if name not in left:
             what = f"{value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(
+            raise OptionError(
                 f"{name!r} is {what} and {kind} holds fixed-point integers alone: store it in fixed-point (no "
-                f"keep_float), or leave_out={[name]}"
+                "keep_float), or ",
+                Option.given("leave_out", [name]),
             )
     words = {name: each for name, each in words.items() if name not in left}
     for name, each in words.items():
         if each.codes.numel() == 0:
-            raise ValueError(f"{name!r} has no elements, and an array needs one: leave_out={[name]}")
+            raise OptionError(f"{name!r} has no elements, and an array needs one: ", Option.given("leave_out", [name]))
     return words

@@ -19,6 +19,7 @@ from lowprec_plugin.export.integers import State, Words, split
 from lowprec_plugin.formats import (
     FixedPointFormat,
 )
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: What a network may consist of, in an nn.Sequential or several within each other.
 COVERED = "Linear, Conv2d, ReLU, MaxPool2d, Flatten and Identity"
@@ -101,7 +102,7 @@ def plan(root: nn.Module, network: str, input_shape: Sequence[int], activations:
         _check(name, module)
     products = [module for _, module in layers if type(module) in PRODUCTS]
     if not products:
-        raise ValueError(f"network={network!r} has no Linear and no Conv2d: there is nothing to compute")
+        raise OptionError(Option.given("network", network), " has no Linear and no Conv2d: there is nothing to compute")
     words, _ = split(part_of(root, network))
     # What comes before the first product only selects, and rounding keeps the order of numbers.
     format = _format(emulation, emulated[id(products[0])])
@@ -138,10 +139,10 @@ def plan_if_asked(
     if input_shape is None and activations is None:
         return None
     if input_shape is None or activations is None or not isinstance(module_or_state, nn.Module):
-        raise ValueError(
-            f"{purpose} a module, input_shape={input_shape} and activations={activations}: give all three, or neither "
-            "shape nor formats for arrays alone"
-        )
+        raise OptionError(
+            f"{purpose} a module, ", Option("input_shape", str(input_shape)), " and ",
+            Option("activations", str(activations)), ": give all three, or neither shape nor formats for arrays alone",
+        )  # fmt: skip
     return plan(module_or_state, network, input_shape, activations)
 
 
@@ -153,7 +154,9 @@ def part_of(module: nn.Module, network: str) -> dict[str, Any]:
     """
     there = [name for name, _ in module.named_modules(remove_duplicate=False)]
     if network not in there:
-        raise ValueError(f"network={network!r} is no submodule of {type(module).__name__}; there are {there[1:]}")
+        raise OptionError(
+            Option.given("network", network), f" is no submodule of {type(module).__name__}; there are {there[1:]}"
+        )
     state = module.state_dict()
     return {name: each for name, each in state.items() if not network or name.startswith(f"{network}.")}
 
@@ -163,9 +166,10 @@ def _sequence(root: nn.Module, network: str) -> nn.Sequential:
     found = there.get(network)
     if not _is_plain(found):
         candidates = [name for name, each in there.items() if _is_plain(each)]
-        raise ValueError(
-            f"network={network!r} is {type(found).__name__}, and an nn.Sequential is needed, run in its order: "
-            f"{type(root).__name__} has {candidates or 'none'}"
+        raise OptionError(
+            Option.given("network", network),
+            f" is {type(found).__name__}, and an nn.Sequential is needed, run in its order: {type(root).__name__} has "
+            f"{candidates or 'none'}",
         )
     return found
 

@@ -76,7 +76,7 @@ def watched(trainer: Trainer) -> Watched:
     plugin, module, optimizers = trainer.precision_plugin, trainer.lightning_module, trainer.optimizers
     if isinstance(plugin, FixedPointPrecision):
         return Watched(
-            module, optimizers, plugin.format, plugin.keep_float, plugin.kept_in_float,
+            module, optimizers, plugin.format, plugin.options.keep_float, plugin.kept_in_float,
             {} if plugin.wire is None else plugin.wire.report(),
             None if plugin.inside is None or plugin.inside.kept is None else plugin.inside.kept.bytes,
             plugin.skipped_steps, plugin.ramping is not None,

@@ -16,13 +16,14 @@ from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
 from lowprec_plugin.tensor.dtensor import (
     fixed_part,
 )
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: By the module and name of their class, which need not have been imported.
 _UNFIT = {
@@ -109,7 +110,7 @@ def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool
             if fixed is None:
                 return False
             raise ValueError(
-                f"{module}.{name} cannot update fixed-point parameters, such as {label_of(fixed)}: "
+                f"{module}.{name} cannot update fixed-point parameters, such as {described(fixed)}: "
                 f"{reason}, or keep_float for all that it updates"
             )
     patched = optimizer.__dict__.get("step")
@@ -150,10 +151,11 @@ def _check_radix_points(
         update, reason = fused_update(float_class, group)
         may_square = squared_states_of(optimizer) != ()
         if update is None and may_square and any(fixed_part(param) is not None for param in group["params"]):
-            raise ValueError(
-                f"state_fraction_length={settings.state_fraction_length}: {reason}, and its state may be one of "
-                "squares, which has to have a radix point in every block: leave it None, use SGD or Lion, or declare "
-                "that there is none by an attribute squared_states = () of the optimizer"
+            raise OptionError(
+                Option.given("state_fraction_length", settings.state_fraction_length),
+                f": {reason}, and its state may be one of squares, which has to have a radix point in every block: "
+                "leave it None, use SGD or Lion, or declare that there is none by an attribute squared_states = () of "
+                "the optimizer",
             )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.optim.adopted import Adopted
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
 
@@ -30,7 +30,7 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
     for param in params:
         if param.grad.is_sparse and fixed_part(param) is not None:
             raise ValueError(
-                f"the gradient of {label_of(param)} is sparse, which fixed-point updates do not support: "
+                f"the gradient of {described(param)} is sparse, which fixed-point updates do not support: "
                 "use sparse=False in its embedding, or keep_float for the parameter"
             )
     by_device: dict[torch.device, list[Any]] = {}
@@ -40,7 +40,7 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
     found = None
     for some in by_device.values():
         index = ops.first_nonfinite([gradient_of(param) for param in some])
-        found = label_of(some[index]) if found is None and index is not None else found
+        found = described(some[index]) if found is None and index is not None else found
     if not on_any_rank(found is not None, every):
         return True
     if optimizer.fixed_point.nonfinite == "skip":
@@ -65,7 +65,7 @@ def gradient_of(param: Tensor) -> Tensor:
 
 def came_to_nan(group: dict[str, Any], param: Tensor | None, said: str) -> NonFiniteGradientError:
     """The error of a step that came to NaN; ``said``: what was not written."""
-    what = "a tensor of the optimizer's" if param is None else label_of(param)
+    what = "a tensor of the optimizer's" if param is None else described(param)
     return NonFiniteGradientError(
         f"the update of {what} came to NaN although its gradient is finite (is the learning rate, "
         f"{group.get('lr')}, finite?); {said}"

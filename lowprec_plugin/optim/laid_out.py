@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described
 from lowprec_plugin.tensor.dtensor import fixed_part, placed_part
 
 
@@ -31,7 +31,7 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
             param = memory.get(held.untyped_storage()._cdata)
             if param is not None:
                 raise ValueError(
-                    f"{type(optimizer).__name__} holds memory that {label_of(param)} had as floats (by .data, or in a "
+                    f"{type(optimizer).__name__} holds memory that {described(param)} had as floats (by .data, or in a "
                     "flat tensor), and what it writes there does not reach fixed-point codes: make it after quantize_; "
                     "if it lays out parameters itself, use another, or keep_float for all that it updates"
                 )

@@ -6,6 +6,7 @@ comes from, adopted ones too. docs/extending.md says what a new one takes.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from lowprec_plugin.arithmetic import formulas
 from lowprec_plugin.compat.optimizers import scale_before_the_step
 from lowprec_plugin.optim.fused import FUSED, FusedUpdate, Group, sign_of, unless_differentiable
 from lowprec_plugin.optim.lion import FloatLion
+from lowprec_plugin.optim.options import StepOptions, names
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
 
@@ -24,20 +26,25 @@ __all__ = ["SGD", "Adam", "AdamW", "Lion"]
 class _Ours(FixedPointStep):
     """Takes the settings of the fixed-point step beside the arguments of the float class."""
 
-    def __init__(
-        self,
-        params: Any,
-        *args: Any,
-        state_word_length: int | None = None,
-        rounding: str = "stochastic",
-        nonfinite: str = "raise",
-        state_fraction_length: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
+    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        settings = StepSettings(**{name: kwargs.pop(name) for name in names(StepOptions) if name in kwargs})
         self.float_class.__init__(self, params, *args, **kwargs)
         self.fixed_point = settings
         scale_before_the_step(self)
+
+
+def _with_settings(function: Any) -> inspect.Signature:
+    """The signature of ``function`` with the arguments of :class:`StepSettings` by name, which its ``kwargs`` take."""
+    own = inspect.signature(function)
+    *first, others = own.parameters.values()
+    by_name = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in inspect.signature(StepSettings).parameters.values()
+    ]
+    return own.replace(parameters=[*first, *by_name, others])
+
+
+vars(_Ours)["__init__"].__signature__ = _with_settings(_Ours.__init__)
 
 
 class SGD(_Ours, torch.optim.SGD):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,13 @@ from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.optim.apart import check_apart
 from lowprec_plugin.optim.module_apply import move_in_place
+from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.unadopted import look_again
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import note_memory
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of
+from lowprec_plugin.text.option_error import Option, OptionError
 
 
 def quantize_(
@@ -194,20 +195,6 @@ def _renormed(module: nn.Module, name: str) -> str:
     return ""
 
 
-def patterns_of(given: Iterable[str], name: str = "keep_float") -> list[str]:
-    """The patterns that the argument ``name`` is given, one as text or several.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if isinstance(given, str):
-        return [given]
-    patterns: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"{name}={given!r} is not a name or several; write patterns as ['*.bias'], or [] for none")
-    return patterns
-
-
 def kept_of(
     params: dict[str, nn.Parameter], keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool]
 ) -> dict[str, str]:
@@ -222,6 +209,8 @@ def kept_of(
     for pattern in patterns_of(keep_float):
         matches = [name for name in params if fnmatchcase(name, pattern)]
         if not matches:
-            raise ValueError(f"keep_float={pattern!r} matches no parameter; there are {', '.join(params)}")
-        kept.update(dict.fromkeys(matches, f"keep_float={pattern!r}"))
+            raise OptionError(
+                Option.given("keep_float", pattern), f" matches no parameter; there are {', '.join(params)}"
+            )
+        kept.update(dict.fromkeys(matches, str(Option.given("keep_float", pattern))))
     return kept

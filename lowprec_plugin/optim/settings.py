@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
-
-from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
-from lowprec_plugin.formats import FixedPointFormat, check_word_length
+from lowprec_plugin.optim.options import StepOptions
 from lowprec_plugin.optim.tally import Tally
 
-NONFINITE = ("raise", "skip")
 
-
-@dataclass
-class StepSettings:
+class StepSettings(StepOptions):
     """How an optimizer updates fixed-point parameters.
 
     Args:
@@ -29,39 +22,26 @@ class StepSettings:
         saturated: numbers that were out of range when they were rounded, so far.
         counting: whether the coming steps count what they do. For whoever wants to know; off at first.
         counts: what the last counted step did to each fixed-point parameter, of a sharded one to this rank's rows.
-            Named by its label; where it has none or not alone, by its place in the optimizer, as "parameter 3".
-            Empty if that step was skipped or refused, or none was counted.
+            Named as the parameter is; where it has no name or not alone, by its place in the optimizer, as "parameter
+            3". Empty if that step was skipped or refused, or none was counted.
         tally: adds up what the coming step does, while an optimizer's own step is to be measured.
         said: whether it has been said what an optimizer's own step holds in floats.
     """
 
-    state_word_length: int | None = None
-    rounding: str = "stochastic"
-    nonfinite: str = "raise"
-    state_fraction_length: int | None = None
-    skipped_steps: int = field(default=0, init=False)
-    saturated: int = field(default=0, init=False)
-    counting: bool = field(default=False, init=False)
-    counts: dict[str, UpdateCounts] = field(default_factory=dict, init=False)
-    tally: Tally | None = field(default=None, init=False)
-    said: bool = field(default=False, init=False)
+    __setattr__ = object.__setattr__  # unlike the options of a plugin, they may change between steps
+    __hash__ = None  # type: ignore[assignment]
+
+    # Of the class: pickles hold of them what has changed.
+    skipped_steps: int = 0
+    saturated: int = 0
+    counting: bool = False
+    tally: Tally | None = None
+    said: bool = False
 
     def __post_init__(self) -> None:
-        ops.check_rounding(self.rounding)
-        if self.state_word_length is not None:
-            check_word_length(self.state_word_length, "state_word_length")
-        if self.state_fraction_length is not None:
-            if self.state_word_length is None:
-                length = self.state_fraction_length
-                raise ValueError(f"state_fraction_length={length} needs a state_word_length, which ramps leave alone")
-            FixedPointFormat(self.state_word_length, self.state_fraction_length)  # refuses bad values
-        if self.nonfinite not in NONFINITE:
-            raise ValueError(f"nonfinite={self.nonfinite!r} is not one of {NONFINITE}")
+        super().__post_init__()
+        self.counts: dict[str, UpdateCounts] = {}
 
     def note(self, name: str, counts: UpdateCounts) -> None:
         """Keep what a counted step did to the parameter ``name``, perhaps in several parts."""
         self.counts[name] = total([self.counts[name], counts]) if name in self.counts else counts
-
-    def given(self) -> dict[str, Any]:
-        """The arguments, by name."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}

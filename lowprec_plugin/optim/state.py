@@ -16,10 +16,12 @@ from lowprec_plugin.compat.lookup import TORCH, look_up
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.fused import FUSED, squared_states
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described, name_of
+from lowprec_plugin.optim.options import StepOptions
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import convert_
 from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
+from lowprec_plugin.text.option_error import Option, OptionError
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 Place = tuple[Any, Any, str]
@@ -27,28 +29,30 @@ Place = tuple[Any, Any, str]
 _COPY = " (a copy)"
 
 
-def format_of_state(
-    weights: FixedPointFormat, word_length: int | None, name: str, fraction_length: int | None = None
-) -> FixedPointFormat:
-    """The format of state ``name`` of a parameter in format ``weights``; ``word_length=None``: as the weights'.
+def format_of_state(weights: FixedPointFormat, options: StepOptions, name: str) -> FixedPointFormat:
+    """The format of state ``name``, by the name that a fused update knows, of a parameter in format ``weights``.
 
     Raises:
-        ValueError: if ``fraction_length`` is given and the state is one of squares.
+        ValueError: if ``options`` have a ``state_fraction_length`` and the state is one of squares.
     """
     squared = name in squared_states()
-    if squared and fraction_length is not None:
-        raise ValueError(
-            f"state_fraction_length={fraction_length}: {name} is a mean of squares, which has to have a radix point in "
-            "every block: leave it None, or use an optimizer without squares"
+    if squared and options.state_fraction_length is not None:
+        raise OptionError(
+            Option.given("state_fraction_length", options.state_fraction_length),
+            f": {name} is a mean of squares, which has to have a radix point in every block: leave it None, or use an "
+            "optimizer without squares",
         )
-    return FixedPointFormat(word_length or weights.word_length, fraction_length, weights.block_size, squared)
+    return _format(weights, options, squared)
+
+
+def _format(weights: FixedPointFormat, options: StepOptions, squared: bool) -> FixedPointFormat:
+    bits, fraction_length = options.state_word_length or weights.word_length, options.state_fraction_length
+    return FixedPointFormat(bits, None if squared else fraction_length, weights.block_size, squared)
 
 
 def state_format(optimizer: Adopted, param: Tensor, name: str) -> FixedPointFormat:
     """The format in which ``optimizer`` stores state ``name`` of ``param``, by the name that a fused update knows."""
-    settings = optimizer.fixed_point
-    weights = placed_part(param).format
-    return format_of_state(weights, settings.state_word_length, name, settings.state_fraction_length)
+    return format_of_state(placed_part(param).format, optimizer.fixed_point, name)
 
 
 def is_elementwise(value: Any, param: Tensor) -> bool:
@@ -102,7 +106,7 @@ def store_state(optimizer: Adopted, param: Tensor, name: str, value: Any) -> Any
         convert_(placed_part(converted), local)
     except ValueError as error:
         raise ValueError(
-            f"state {name!r} of {label_of(param)}: {error}. Resume with state_word_length="
+            f"state {name!r} of {described(param)}: {error}. Resume with state_word_length="
             f"{local.format.word_length}, or load optim.plain_optimizer_state(state_dict), which is rounded"
         ) from None
     return converted
@@ -173,7 +177,7 @@ def round_state(
     try:
         blocks, saturated = ops.quantize(floats, format, rounding=rounding, key=key, first_row=part.first_row)
     except ValueError as error:
-        raise ValueError(f"state {name!r} of {label_of(param)}: {error}") from None
+        raise ValueError(f"state {name!r} of {described(param)}: {error}") from None
     optimizer.fixed_point.saturated += saturated
     stored = _own(optimizer, FixedPointTensor(blocks, format), param, name, local.dtype, copied)
     placed_part(stored).roundings = (roundings or 0) + 1
@@ -192,12 +196,17 @@ def name_copies(param: Tensor, state: Any) -> None:
 def name_state(state: FixedPointTensor, param: Tensor, name: str, *, copied: bool) -> None:
     """Let ``state`` be the state ``name`` of ``param``; ``copied``: whether it is a copy of it."""
     state.stream = substream(placed_part(param).stream, name)
-    state.label = f"{label_of(param)}.{name}{_COPY if copied else ''}"
+    state.label = _label(param, name, copied)
 
 
 def is_unnamed(state: FixedPointTensor, part: FixedPointTensor) -> bool:
     """Whether ``state`` is what the optimizer has cloned from the parameter ``part``, and not named yet."""
     return state.stream == part.stream
+
+
+def _label(param: Tensor, name: str, copied: bool) -> str:
+    """What state ``name`` of ``param`` is called, after the parameter if that has a name."""
+    return f"{name_of(param)}.{name}".removeprefix(".") + (_COPY if copied else "")
 
 
 def is_copy(state: FixedPointTensor) -> bool:
@@ -228,13 +237,7 @@ def format_by_values(optimizer: Adopted, part: FixedPointTensor, name: str, nega
     """The format of state ``name`` that is no copy of its parameter; ``negative``: whether it has such a number."""
     declared = squared_states_of(optimizer)
     squared = not negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
-    return _of_state(optimizer, part, squared)
-
-
-def _of_state(optimizer: Adopted, part: FixedPointTensor, squared: bool) -> FixedPointFormat:
-    settings = optimizer.fixed_point
-    bits, fraction_length = settings.state_word_length or part.format.word_length, settings.state_fraction_length
-    return FixedPointFormat(bits, None if squared else fraction_length, part.format.block_size, squared)
+    return _format(part.format, optimizer.fixed_point, squared)
 
 
 def _wanted(optimizer: Adopted, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
@@ -242,7 +245,7 @@ def _wanted(optimizer: Adopted, param: Tensor, name: str, value: FixedPointTenso
     named, part = _by_name(optimizer, param, name), placed_part(param)
     if named is not None:
         return named
-    return part.format if is_copy(value) else _of_state(optimizer, part, value.format.squared)
+    return part.format if is_copy(value) else _format(part.format, optimizer.fixed_point, value.format.squared)
 
 
 def _own(
@@ -254,10 +257,11 @@ def _own(
     copied: bool = False,
 ) -> Tensor:
     """Give state ``tensor`` the place, sharding and random stream of state ``name`` of ``param``."""
-    part, ending = placed_part(param), _COPY if copied or is_copy(tensor) else ""
+    part = placed_part(param)
     owned = tensor._like(
         tensor.blocks, dtype=dtype, rounding=optimizer.fixed_point.rounding, first_row=part.first_row,
-        stream=substream(part.stream, name), label=f"{label_of(param)}.{name}{ending}", geometry=part._geometry,
+        stream=substream(part.stream, name), label=_label(param, name, copied or is_copy(tensor)),
+        geometry=part._geometry,
     )  # fmt: skip
     owned.whole_rows = part.whole_rows
     return in_place_of(owned, param)

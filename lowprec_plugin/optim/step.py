@@ -30,7 +30,7 @@ from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_
 from lowprec_plugin.optim.fused import FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone
 from lowprec_plugin.optim.loading import check_state_dict
-from lowprec_plugin.optim.naming import label_of, names_in
+from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, placed_part
@@ -69,7 +69,7 @@ class FixedPointStep(Adopted):
         if added and any(fixed_part(param) is not None for param in params):
             more = f" and {len(added) - 1} more" if len(added) > 1 else ""
             warnings.warn(
-                f"add_param_group got {label_of(added[0])}{more} in float, to be updated so beside fixed-point ones. "
+                f"add_param_group got {described(added[0])}{more} in float, to be updated so beside fixed-point ones. "
                 "If that is not meant, call optim.quantize_(module) before adding the module's parameters",
                 stacklevel=2,
             )

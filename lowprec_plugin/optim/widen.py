@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowprec_plugin.formats import check_kind, check_word_length
 from lowprec_plugin.memory import optimizers_of, with_held
-from lowprec_plugin.optim.naming import label_of
+from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.state import is_copy, places
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.tensor import FixedPointTensor
@@ -61,7 +61,7 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
                     tensors.append(holder[key])
     for tensor in tensors:
         if isinstance(tensor, DTensor):
-            raise ValueError(f"{label_of(tensor)} is sharded, and what gathers it expects the words it has: use DDP")
+            raise ValueError(f"{described(tensor)} is sharded, and what gathers it expects the words it has: use DDP")
     for tensor in tensors:
         assert isinstance(tensor, FixedPointTensor)
         if tensor.format.word_length < word_length:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.optim.plain import left_of
-from lowprec_plugin.optim.quantize import (
-    kept_of,
-    patterns_of,
-)
+from lowprec_plugin.optim.quantize import kept_of
+from lowprec_plugin.text.option_error import Option, OptionError
 
 #: The length of a row of weights that are given by their number alone.
 ROW = 256
@@ -122,7 +121,7 @@ def _units(module: nn.Module, patterns: Iterable[str] | None) -> list[str]:
     for pattern in patterns_of(patterns, "units"):
         matches = [path for path in paths if fnmatchcase(path, pattern)]
         if not matches:
-            raise ValueError(f"units={pattern!r} matches no module; there are {', '.join(paths)}")
+            raise OptionError(Option.given("units", pattern), f" matches no module; there are {', '.join(paths)}")
         found += matches
     return found
 
@@ -134,7 +133,10 @@ def of_count(elements: int, layers: int) -> Inventory:
         ValueError: for fewer than one weight or layer, or fewer weights than layers.
     """
     if layers < 1 or elements < layers:
-        raise ValueError(f"parameters={elements:,} in layers={layers}: give at least one layer, and a weight for each")
+        raise OptionError(
+            Option("parameters", f"{elements:,}"), " in ", Option.given("layers", layers),
+            ": give at least one layer, and a weight for each",
+        )  # fmt: skip
     parameters: list[Parameter] = []
     for layer in range(layers):
         size = elements // layers + (layer < elements % layers)

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from lowprec_plugin.arithmetic import wire_ops
-from lowprec_plugin.comm.ddp import check_feedback
-from lowprec_plugin.compute_dtype import ComputeDtype, Computing
-from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.compute_dtype import ComputeDtype
+from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.optim.fused import named_algorithms
-from lowprec_plugin.optim.quantize import patterns_of
-from lowprec_plugin.optim.settings import StepSettings
+from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
 from lowprec_plugin.plan.inventory import of_count, of_module
 from lowprec_plugin.plan.storages import fixed_point, float32, others
 from lowprec_plugin.plan.zero import LIVE, PERSISTENT, under_zero
+from lowprec_plugin.text.option_error import Option, OptionError
 
 if TYPE_CHECKING:
     Optimizer = str
 else:  # the command line shows and checks them
     Optimizer = Literal[tuple(named_algorithms())]
 Sharding = Literal["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-SHARDINGS = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+ZEROS = ("zero1", "zero2", "zero3")
+SHARDINGS = ("none", "ddp", "fsdp2", *ZEROS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def plan(
     comm_error_feedback: bool = False,
     block_size: int = 256,
     compute_dtype: ComputeDtype | None = None,
-    keep_float: Iterable[str] = (),
+    keep_float: str | Iterable[str] = (),
     ranks: int = 1,
     sharding: Sharding = "none",
     rank: int = 0,
@@ -89,60 +87,62 @@ def plan(
 ) -> Plan:
     """Predict the bytes that each GPU holds and sends, without allocating a weight.
 
+    Formats, the wire and the compute dtype are those of :class:`~lowprec_plugin.FixedPointPrecision`. The command
+    ``lowprec plan`` shows what the arguments are as its help.
+
     Args:
         model: a module, which may be on the meta device; or a number of weights, taken to be in rows of 256.
-        optimizer: one that has a fused update, in small letters; ``"sgd-momentum"`` is SGD with momentum.
-        word_length, fraction_length, state_word_length, state_fraction_length, comm_word_length, comm_error_feedback,
-            block_size, keep_float: as :class:`~lowprec_plugin.FixedPointPrecision`'s.
-        compute_dtype: as the plugin's; ``None``: its default, which is float32, and bfloat16 under ZeRO.
+        optimizer: one that has a fused update, in small letters; sgd-momentum is SGD with momentum.
+        word_length: bits of a weight.
+        fraction_length: bits behind the radix point, the same for every weight; a radix point per block if not given.
+        state_word_length: bits of optimizer state; as the weights if not given.
+        state_fraction_length: bits behind the radix point of all state; a radix point per block if not given.
+        comm_word_length: bits of a gradient between GPUs: 4, 8, 12 or 16; "auto" is 16; none for floats.
+        comm_error_feedback: keep what the rounding of gradients lost (ddp).
+        block_size: consecutive weights that share a radix point.
+        compute_dtype: what operations see; float32 if not given, bfloat16 under ZeRO.
+        keep_float: names or patterns of parameters that stay float.
         ranks: GPUs, each with a process of its own.
-        sharding: ``"none"`` (one GPU), ``"ddp"``, ``"fsdp2"``, ``"zero1"``, ``"zero2"`` or ``"zero3"``.
-        rank: of which GPU under FSDP2; the first holds the most.
-        units: FSDP2: names or patterns of the modules that ``fully_shard`` is called on, the whole aside; ``None``:
-            each element of an ``nn.ModuleList``.
-        layers: of a model that is given by its number of weights.
-        bucket_view: DDP: ``gradient_as_bucket_view``.
-        reduce_bucket_size, persistent: ZeRO: ``reduce_bucket_size`` and ``stage3_param_persistence_threshold``, in
-            elements.
+        sharding: none (one GPU), ddp, fsdp2, zero1, zero2 or zero3.
+        rank: fsdp2: of which GPU, counted from 0; the first holds the most.
+        units: fsdp2: names or patterns of the modules that fully_shard is called on, the whole aside; each element of
+            an nn.ModuleList if not given.
+        layers: equal layers that a model is taken to be in which is given by its number of weights.
+        bucket_view: ddp with gradient_as_bucket_view=True.
+        reduce_bucket_size: ZeRO's, in elements.
+        persistent: ZeRO's stage3_param_persistence_threshold, in elements.
         activations: bytes that a run has been measured to hold for the backward pass. They are not predicted.
 
     Raises:
         ValueError: for a value outside its limits, or options that do not go together.
     """
-    format = FixedPointFormat(word_length, fraction_length, block_size)
-    StepSettings(state_word_length, state_fraction_length=state_fraction_length)  # refuses bad values
-    bits = 16 if comm_word_length == "auto" else comm_word_length
-    if bits is not None:
-        wire_ops.check_word_length(bits, "comm_word_length")
-    check_feedback(bits, comm_error_feedback, "comm_")
+    if compute_dtype is None:
+        compute_dtype = torch.bfloat16 if sharding in ZEROS else torch.float32
+    options = PluginOptions.of(locals())
     algorithms = named_algorithms()
     if not isinstance(optimizer, str) or optimizer not in algorithms:
-        raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(algorithms)}")
+        raise OptionError(Option.given("optimizer", optimizer), f" is not one of {', '.join(algorithms)}")
     _check_ranks(sharding, ranks, rank)
     for name, elements, least in (("reduce_bucket_size", reduce_bucket_size, 1), ("persistent", persistent, 0)):
         check_integer(elements, name)
         if elements < least:
-            raise ValueError(f"{name}={elements} is less than {least}: give DeepSpeed's own setting, in elements")
+            raise OptionError(
+                Option.given(name, elements), f" is less than {least}: give DeepSpeed's own setting, in elements"
+            )
     check_integer(activations, "activations")
     if activations < 0:
-        raise ValueError(f"activations={activations} bytes are less than 0: give what a run has been measured to hold")
+        raise OptionError(
+            Option.given("activations", activations),
+            " bytes are less than 0: give what a run has been measured to hold",
+        )
     check_kind(bucket_view, bool, "bucket_view")
     check_integer(layers, "layers")
-    zero = sharding.startswith("zero")
-    if compute_dtype is None:
-        compute_dtype = torch.bfloat16 if zero else torch.float32
-    itemsize = Computing(compute_dtype).dtype.itemsize
-    if zero and compute_dtype in ("bf16-mixed",):
-        itemsize = 2  # what DeepSpeed makes of it
-    if comm_error_feedback and sharding != "ddp":
-        raise ValueError(f"comm_error_feedback=True is of DDP, not of sharding={sharding!r}: leave it out")
-    if state_fraction_length is not None and zero:
-        raise ValueError(
-            f"state_fraction_length={state_fraction_length}: state under ZeRO has a radix point per block: leave it out"
-        )
+    zero = sharding in ZEROS
+    _check_sharded(options, sharding)
+    itemsize = 2 if zero and options.computing.autocast else options.computing.dtype.itemsize  # as DeepSpeed has it
     if isinstance(model, nn.Module):
-        inventory = of_module(model, keep_float, units)
-    elif not patterns_of(keep_float) and units is None:
+        inventory = of_module(model, options.keep_float, units)
+    elif not options.keep_float and units is None:
         check_integer(model, "model")
         inventory = of_count(model, layers)
     else:
@@ -150,11 +150,7 @@ def plan(
     if zero and any(param.kept for param in inventory.parameters):
         raise ValueError("under ZeRO all master weights are in one flat partition: leave keep_float out")
     algorithm = algorithms[optimizer]
-    as_fixed_point = partial(
-        fixed_point, format, state_word_length, algorithm, word_length=bits, feedback=comm_error_feedback,
-        state_fraction_length=state_fraction_length,
-    )  # fmt: skip
-    ours = as_fixed_point(itemsize=itemsize)
+    ours = fixed_point(options, algorithm, itemsize)
 
     def amounts(storage: Storage, itemsize: int | None = None) -> Amounts:
         itemsize = itemsize or storage.sent
@@ -175,7 +171,11 @@ def plan(
         beside = [amounts(storage) for storage in others(algorithm)]
         if itemsize == 4:
             beside.append(
-                amounts(replace(as_fixed_point(itemsize=2), name=f"{ours.name}, bf16", source="compute_dtype=bfloat16"))
+                amounts(
+                    replace(
+                        fixed_point(options, algorithm, 2), name=f"{ours.name}, bf16", source="compute_dtype=bfloat16"
+                    )
+                )
             )
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
     said.append("the allocator's gaps and what CUDA and its libraries hold are not planned")
@@ -186,16 +186,32 @@ def plan(
 
 def _check_ranks(sharding: str, ranks: int, rank: int) -> None:
     if sharding not in SHARDINGS:
-        raise ValueError(f"sharding={sharding!r} is not one of {', '.join(SHARDINGS)}")
+        raise OptionError(Option.given("sharding", sharding), f" is not one of {', '.join(SHARDINGS)}")
     check_integer(ranks, "ranks")
     check_integer(rank, "rank")
     if ranks < 1 or (ranks > 1) == (sharding == "none"):
-        raise ValueError(
-            f"ranks={ranks} and sharding={sharding!r} do not go together: sharding='none' is one GPU, and everything "
-            "else two or more"
-        )
+        raise OptionError(
+            Option.given("ranks", ranks), " and ", Option.given("sharding", sharding), " do not go together: ",
+            Option.given("sharding", "none"), " is one GPU, and everything else two or more",
+        )  # fmt: skip
     if not 0 <= rank < ranks:
-        raise ValueError(f"rank={rank} is not one of {ranks}, counted from 0")
+        raise OptionError(Option.given("rank", rank), f" is not one of {ranks}, counted from 0")
+
+
+def _check_sharded(options: PluginOptions, sharding: str) -> None:
+    """Refuse options that a run with this ``sharding`` does not have."""
+    if options.comm_error_feedback and sharding != "ddp":
+        raise OptionError(
+            Option.given("comm_error_feedback", True),
+            " is of DDP, not of ",
+            Option.given("sharding", sharding),
+            ": leave it out",
+        )
+    if options.state_fraction_length is not None and sharding in ZEROS:
+        raise OptionError(
+            Option.given("state_fraction_length", options.state_fraction_length),
+            ": state under ZeRO has a radix point per block: leave it out",
+        )
 
 
 def _assumptions(sharding: str, bucket_view: bool, itemsize: int, bucket: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
 from lowprec_plugin.plan.inventory import Parameter
@@ -19,23 +19,15 @@ from lowprec_plugin.plan.inventory import Parameter
 STEP = 4
 
 
-def fixed_point(
-    format: FixedPointFormat,
-    state_word_length: int | None,
-    algorithm: Algorithm,
-    itemsize: int,
-    word_length: int | None,
-    feedback: bool,
-    state_fraction_length: int | None = None,
-) -> Storage:
+def fixed_point(options: PluginOptions, algorithm: Algorithm, itemsize: int) -> Storage:
     """This package's.
 
     Args:
-        format: of the weights.
+        options: formats of the weights, of state and of gradients between GPUs.
         itemsize: bytes of a number of the compute dtype.
-        word_length: bits of a gradient between GPUs; ``None``: it travels as a float.
     """
-    formats = [format_of_state(format, state_word_length, name, state_fraction_length) for name in algorithm.states]
+    format = options.format
+    formats = [format_of_state(format, options, name) for name in algorithm.states]
 
     def kept_itemsize(param: Parameter) -> int:
         # The plugin casts what is kept in float only where it computes in another dtype than float32.
@@ -55,10 +47,12 @@ def fixed_point(
     def copies(params: Sequence[Parameter], gathered: bool) -> int:
         return max((itemsize * param.elements for param in params if not param.kept), default=0)
 
-    bits = f"{format.word_length}" if state_word_length is None else f"{format.word_length}/{state_word_length}"
+    bits = f"{format.word_length}"
+    if options.state_word_length is not None:
+        bits += f"/{options.state_word_length}"
     return Storage(
-        f"lowprec {bits}", "this package's formats", weights, state, gradient, itemsize, word_length, feedback,
-        gathered=weights, copies=copies,
+        f"lowprec {bits}", "this package's formats", weights, state, gradient, itemsize, options.comm_bits,
+        options.comm_error_feedback, gathered=weights, copies=copies,
     )  # fmt: skip
 
 

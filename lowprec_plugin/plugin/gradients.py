@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -14,80 +13,70 @@ from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
 from lowprec_plugin.comm.fsdp import release
 from lowprec_plugin.compat.lightning import comm_hook_of
 from lowprec_plugin.compat.lightnings import is_a
+from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plugin.strategies import trainer_of
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """What the plugin's arguments say of gradients.
-
-    Attributes:
-        word_length: bits; ``"auto"``; ``None``: as floats.
-        auto: what ``"auto"`` comes to.
-        error_feedback, rounding, seed: as the plugin's.
-    """
-
-    word_length: int | Literal["auto"] | None
-    auto: int
-    error_feedback: bool
-    rounding: str
-    seed: int
+from lowprec_plugin.text.option_error import Option, OptionError
 
 
 def connect_wire(
-    model: nn.Module, wiring: Wiring, before: DDPState | FSDPState | None
+    model: nn.Module, options: PluginOptions, auto: int, before: DDPState | FSDPState | None
 ) -> tuple[DDPState | FSDPState | None, str]:
-    """Have the gradients of ``model`` travel as ``wiring`` says; what they travel as, in words.
+    """Have the gradients of ``model`` travel as ``options`` say; what they travel as, in words.
 
     Args:
         model: as the strategy has wrapped it.
-        wiring: what is wanted.
+        options: the plugin's.
+        auto: what a ``comm_word_length`` of ``"auto"`` comes to.
         before: what a fit before this one had, whose steps and residuals go on.
 
     Raises:
         ValueError: if they cannot travel so, with what to use in its place.
     """
-    word_length = wiring.auto if wiring.word_length == "auto" else wiring.word_length
+    word_length = auto if options.comm_word_length == "auto" else options.comm_word_length
     step = before.step if before else 0
     sharded = any(isinstance(part, FSDPModule) for part in model.modules())
     if word_length is None:
         release(model)
         return None, "as the strategy sends them (comm_word_length=None)"
     if sharded:
-        if wiring.error_feedback:
-            raise ValueError(
-                "comm_error_feedback=True needs a byte per parameter on every rank, which FSDP2 shards to avoid: leave "
-                "it out, or use comm_word_length=16"
+        if options.comm_error_feedback:
+            raise OptionError(
+                Option.given("comm_error_feedback", True),
+                " needs a byte per parameter on every rank, which FSDP2 shards to avoid: leave it out, or use ",
+                Option.given("comm_word_length", 16),
             )
-        state = FSDPState(model, word_length, rounding=wiring.rounding, seed=wiring.seed)
+        state = FSDPState(model, word_length, rounding=options.rounding, seed=options.seed)
         state.go_on_from(step)
         return state, str(state)
     if isinstance(model, DistributedDataParallel):
-        return _connect_ddp(model, word_length, wiring, before)
-    raise ValueError(
-        f"gradients of a {type(model).__name__} would travel as floats: comm_word_length={wiring.word_length!r} needs "
-        'strategy="ddp", or fully_shard in configure_model under a ModelParallelStrategy. Use one, or say '
-        "comm_word_length=None"
+        return _connect_ddp(model, word_length, options, before)
+    raise OptionError(
+        f"gradients of a {type(model).__name__} would travel as floats: ",
+        Option.given("comm_word_length", options.comm_word_length),
+        ' needs strategy="ddp", or fully_shard in configure_model under a ModelParallelStrategy. Use one, or say ',
+        Option.given("comm_word_length", None),
     )
 
 
 def _connect_ddp(
-    model: DistributedDataParallel, word_length: int, wiring: Wiring, before: DDPState | FSDPState | None
+    model: DistributedDataParallel, word_length: int, options: PluginOptions, before: DDPState | FSDPState | None
 ) -> tuple[DDPState | None, str]:
     registered = model._comm_hooks[0][0] if model._comm_hooks else None
     strategy = getattr(trainer_of(model.module), "strategy", None)
     users = registered or (comm_hook_of(strategy) if is_a(strategy, "strategies.DDPStrategy") else None)
     if users is not None:
         hook = getattr(users, "__name__", "a hook")
-        if wiring.word_length == "auto":
+        if options.comm_word_length == "auto":
             how = f"through {hook}" if registered else f"as floats, and not through {hook}"
             why = "" if registered else ", which Lightning registers on CUDA only"
             return None, f"{how}, the strategy's own ddp_comm_hook{why}"
-        raise ValueError(
-            f"the strategy has a ddp_comm_hook of its own ({hook}) beside comm_word_length={word_length}: drop one"
+        raise OptionError(
+            f"the strategy has a ddp_comm_hook of its own ({hook}) beside ",
+            Option.given("comm_word_length", word_length),
+            ": drop one",
         )
     state = DDPState(
-        model, word_length, rounding=wiring.rounding, error_feedback=wiring.error_feedback, seed=wiring.seed
+        model, word_length, rounding=options.rounding, error_feedback=options.comm_error_feedback, seed=options.seed
     )
     state.go_on_from(before.step if before else 0)
     if isinstance(before, DDPState):

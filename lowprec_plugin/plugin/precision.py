@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,19 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowprec_plugin.activations.emulation import Emulation
-from lowprec_plugin.arithmetic import wire_ops
 from lowprec_plugin.comm import DDPState, FSDPState
-from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.compat.bases import Precision, serve
 from lowprec_plugin.compat.lightning import is_fitting
-from lowprec_plugin.compute_dtype import ComputeDtype, Computing
-from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.compute_dtype import ComputeDtype
 from lowprec_plugin.optim import StepSettings, adopt, widen_
-from lowprec_plugin.optim.quantize import patterns_of, quantize_
+from lowprec_plugin.optim.options import PluginOptions, of_options
+from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin.activations import Inside
-from lowprec_plugin.plugin.gradients import Wiring, connect_wire, say_traffic
+from lowprec_plugin.plugin.gradients import connect_wire, say_traffic
 from lowprec_plugin.plugin.leaving import leave_float_, log_graphs_in_float
 from lowprec_plugin.plugin.nonfinite import Aftermath
 from lowprec_plugin.plugin.ramp import Ramping, wire_word_length
@@ -84,6 +81,10 @@ class FixedPointPrecision(Resumes, Precision):
         ValueError: for a value outside its limits.
     """
 
+    comm_word_length, comm_error_feedback = of_options("comm_word_length"), of_options("comm_error_feedback")
+    rounding, keep_float = of_options("rounding"), of_options("keep_float")
+    leave_float, seed = of_options("leave_float"), of_options("seed")
+
     def __init__(
         self,
         word_length: int = 16,
@@ -104,29 +105,17 @@ class FixedPointPrecision(Resumes, Precision):
         leave_float: bool = False,
         seed: int = 0,
     ) -> None:
-        self.format = FixedPointFormat(word_length, fraction_length, block_size)
-        self._settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
-        bits = 16 if comm_word_length == "auto" else comm_word_length
-        if bits is not None:
-            wire_ops.check_word_length(bits, "comm_word_length")
-        check_feedback(bits, comm_error_feedback, "comm_")
-        self.comm_word_length = comm_word_length
-        self.comm_error_feedback = comm_error_feedback
+        #: What was asked for.
+        self.options = options = PluginOptions.of(locals())
+        self.format = options.format
         #: The ramp at work: what it has widened so far is its ``history``. ``None`` without one.
-        self.ramping = None if ramp is None else Ramping(ramp, self.format)
+        self.ramping = None if options.ramp is None else Ramping(options.ramp, self.format)
         #: How gradients travel, and what has travelled: a :class:`lowprec_plugin.comm.DDPState` while training under
         #: DDP, a :class:`lowprec_plugin.comm.FSDPState` under FSDP2, else ``None``.
         self.wire: DDPState | FSDPState | None = None
-        self.rounding = rounding
-        self.keep_float = patterns_of(keep_float)
-        check_integer(seed, "seed")
-        self.seed = seed
-        self._computing = Computing(compute_dtype)
+        self._computing = options.computing
         # What Lightning and its callbacks read: the arithmetic, which is float, not the storage.
         self.precision = self._computing.precision
-        if emulation is not None and self.precision != "32-true":
-            raise ValueError(f"compute_dtype={compute_dtype!r} is other arithmetic: emulation needs torch.float32")
-        self._inside_settings = (emulation, activation_word_length)
         #: Emulation and kept activations at work, with what they counted; ``None`` without either.
         self.inside = self._make_inside(0, 0)
         self.kept_in_float: dict[str, str] = {}  #: parameters that were kept in float or left as they are, and why
@@ -134,17 +123,16 @@ class FixedPointPrecision(Resumes, Precision):
         self._device_type = "cpu"
         self._optimizers: list[FixedPointStep] = []
         self._stepping: list[StepSettings] = []  # of the optimizers, which may have left their classes since
-        check_kind(leave_float, bool, "leave_float")
-        self.leave_float = leave_float
         self._left: dict[str, Any] | None = None  # the state with which floats were left
         self._said_traffic = self._fitting = False
         self._aftermath = Aftermath()
         self._wire_before: DDPState | FSDPState | None = None
 
     def _make_inside(self, rank: int, step: int) -> Inside | None:
-        if self._inside_settings == (None, None):
+        emulation, kept = self.options.emulation, self.options.activation_word_length
+        if emulation is None and kept is None:
             return None
-        inside = Inside(*self._inside_settings, rounding=self.rounding, seed=self.seed, rank=rank)
+        inside = Inside(emulation, kept, rounding=self.options.rounding, seed=self.options.seed, rank=rank)
         inside.step = step
         return inside
 
@@ -161,10 +149,10 @@ class FixedPointPrecision(Resumes, Precision):
         self.kept_in_float = quantize_(
             module,
             self.format,
-            rounding=self.rounding,
-            keep_float=self.keep_float,
+            rounding=self.options.rounding,
+            keep_float=self.options.keep_float,
             dtype=self._computing.seen(module),
-            seed=self.seed,
+            seed=self.options.seed,
         )
         if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
             module.to(self._computing.dtype)
@@ -191,13 +179,13 @@ class FixedPointPrecision(Resumes, Precision):
         log_graphs_in_float(inner)
         self._device_type = next((param.device.type for param in model.parameters()), "cpu")
         for optimizer in optimizers:
-            adopt(optimizer, replace(self._settings))
+            adopt(optimizer, StepSettings.of(self.options))
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
         self._stepping, self._left = [each.fixed_point for each in self._optimizers], None
         before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
-        wiring = Wiring(self.comm_word_length, self._auto_wire(), self.comm_error_feedback, self.rounding, self.seed)
-        between_processes = between_processes and bool(optimizers)
-        self.wire, said = connect_wire(model, wiring, before) if between_processes else (None, "")
+        self.wire, said = None, ""
+        if between_processes and optimizers:
+            self.wire, said = connect_wire(model, self.options, self._auto_wire(), before)
         self._wire_before = before if self.wire is None else None  # it holds its module's parameters
         self._network = inner
         if self.inside is not None:
@@ -209,14 +197,7 @@ class FixedPointPrecision(Resumes, Precision):
 
     def terms(self) -> dict[str, Any]:
         """What every rank's plugin must have alike, by name."""
-        emulation, kept = self._inside_settings
-        return {
-            "package version": __version__, "seed": self.seed, "weights": str(self.format), **self._settings.given(),
-            "comm_word_length": self.comm_word_length, "comm_error_feedback": self.comm_error_feedback,
-            "compute_dtype": str(self._computing), "keep_float": self.keep_float,
-            "emulation": emulation and str(emulation), "activation_word_length": kept,
-            "ramp": None if self.ramping is None else str(self.ramping.ramp),
-        }  # fmt: skip
+        return {"package version": __version__, "weights": str(self.format), **self.options.terms()}
 
     def _auto_wire(self) -> int:
         return 16 if self.ramping is None else wire_word_length(self.format.word_length)
@@ -236,7 +217,7 @@ class FixedPointPrecision(Resumes, Precision):
         self._follow_with_wire()
 
     def _follow_with_wire(self) -> None:
-        if isinstance(self.wire, DDPState) and self.comm_word_length == "auto":
+        if isinstance(self.wire, DDPState) and self.options.comm_word_length == "auto":
             self.wire.word_length = self._auto_wire()
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -256,7 +237,7 @@ class FixedPointPrecision(Resumes, Precision):
 
     def teardown(self) -> None:
         """The Trainer is done with the module: with ``leave_float``, leave it and its optimizers in ordinary floats."""
-        if self.leave_float and self._network is not None and self._left is None:
+        if self.options.leave_float and self._network is not None and self._left is None:
             state = self.state_dict()
             if leave_float_(self._network, self._optimizers):
                 self._optimizers, self._left = [], state
@@ -272,10 +253,10 @@ class FixedPointPrecision(Resumes, Precision):
         return sum(each.saturated for each in self._stepping)
 
     def __repr__(self) -> str:
-        state = self._settings.state_word_length or self.format.word_length
+        options, bits = self.options, self.options.state_word_length or self.format.word_length
         return (
-            f"{type(self).__name__}(weights {self.format}, state {state} bits, {self.rounding} rounding, "
-            f"computing in {self._computing}, seed {self.seed})"
+            f"{type(self).__name__}(weights {self.format}, state {bits} bits, {options.rounding} rounding, "
+            f"computing in {self._computing}, seed {options.seed})"
         )
 
     def __str__(self) -> str:

@@ -28,27 +28,15 @@ class Ramping:
     """Carries a ramp through a run. Every rank holds one, and all decide alike: they share what they look at.
 
     Args:
-        ramp: what to do.
+        ramp: what to do, which :func:`~lowprec_plugin.ramp.check_ramp` has passed.
         format: of the weights at the start.
 
     Attributes:
         history: every widening: ``step``, ``word_length`` and ``reason``.
-
-    Raises:
-        ValueError: if ``ramp`` is something else, such as a ladder, or if the word length is no rung of the ladder, or
-            more than a schedule's first.
     """
 
     def __init__(self, ramp: WordLengthRamp, format: FixedPointFormat) -> None:
         check_after_closure()
-        word_length = format.word_length
-        if not isinstance(ramp, WordLengthRamp):
-            argument = "at" if isinstance(ramp, dict) else "ladder"
-            raise ValueError(f"ramp={ramp!r} is not a WordLengthRamp: write WordLengthRamp({argument}={ramp!r})")
-        if ramp.at is None and word_length not in ramp.ladder:
-            raise ValueError(f"word_length={word_length} is not a rung of the ramp's ladder, {tuple(ramp.ladder)}")
-        if ramp.at is not None and min(ramp.at.values()) < word_length:
-            raise ValueError(f"the ramp's at={ramp.at} narrows word_length={word_length}: words are only ever widened")
         self.ramp = ramp
         self._first = format
         self.history: list[dict[str, Any]] = []

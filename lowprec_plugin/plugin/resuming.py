@@ -13,13 +13,13 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.checkpoints.damage import check_undamaged
 from lowprec_plugin.comm import DDPState, FSDPState
 from lowprec_plugin.compat.bases import TorchCheckpointIO
 from lowprec_plugin.compat.lightnings import classes
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import StepSettings
+from lowprec_plugin.optim.options import RESUMED, PluginOptions, names
 from lowprec_plugin.plugin.activations import Inside
 from lowprec_plugin.plugin.gradients import load_wire
 from lowprec_plugin.plugin.ramp import Ramping
@@ -31,11 +31,6 @@ from lowprec_plugin.version import __version__
 
 #: Of what a plugin's ``state_dict`` holds: raised where an earlier version could no longer read it.
 LAYOUT = 1
-#: Of the plugin's terms, those that change what a resumed run computes. Formats have to hold the saved ones instead.
-_SAID = (
-    "seed", "rounding", "compute_dtype", "keep_float", "comm_word_length", "comm_error_feedback", "emulation",
-    "activation_word_length",
-)  # fmt: skip
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -120,19 +115,14 @@ class Resumes:
     """The part of the plugin that a checkpoint holds, and that goes on from one."""
 
     format: FixedPointFormat
-    seed: int
+    options: PluginOptions
     wire: DDPState | FSDPState | None
     ramping: Ramping | None
     inside: Inside | None
-    _inside_settings: tuple[Emulation | None, int | None]
     _stepping: list[StepSettings]
     _network: nn.Module | None
     _fitting: bool
     _left: dict[str, Any] | None  # the state with which floats were left
-
-    def terms(self) -> dict[str, Any]:
-        """What every rank's plugin must have alike, by name."""
-        raise NotImplementedError
 
     def _params(self) -> list[FixedPointTensor]:
         raise NotImplementedError
@@ -148,12 +138,12 @@ class Resumes:
             "version": __version__,
             "layout": LAYOUT,
             "format": str(self.format),
-            "seed": self.seed,
+            "seed": self.options.seed,
             "arguments": self._said(),
             "skipped_steps": [each.skipped_steps for each in self._stepping],
             "wire": None if self.wire is None else self.wire.state_dict(),
-            "emulation": str(self._inside_settings[0]),
-            "activation_word_length": self._inside_settings[1],
+            "emulation": str(self.options.emulation),
+            "activation_word_length": self.options.activation_word_length,
             "ramp": None if self.ramping is None else self.ramping.state_dict(trainer_of(self._network)),
             "inside": None if self.inside is None else self.inside.state_dict(),
             # In-place roundings so far: they key the random bits of optimizers without a fused update.
@@ -161,8 +151,9 @@ class Resumes:
         }
 
     def _said(self) -> dict[str, str]:
-        terms = self.terms()
-        return {name: str(terms[name]) for name in _SAID}
+        """What changes what a resumed run computes. Formats have to hold the saved ones instead."""
+        terms = self.options.terms()
+        return {name: str(terms[name]) for name in names(PluginOptions, RESUMED)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""

@@ -32,6 +32,7 @@ from lowprec_plugin.poc.verdict.noise import ahead, blind
 from lowprec_plugin.quality import allowance
 from lowprec_plugin.text.files import alone_in
 from lowprec_plugin.text.numbers import about, counted, listed
+from lowprec_plugin.text.option_error import Option, OptionError
 
 TITLES = {
     "digits": "Handwritten digits, MLP 64-256-256-10, AdamW",
@@ -218,15 +219,17 @@ def _check(arguments: Mapping[str, Any]) -> None:
         if arguments[name] is not None:
             check_integer(arguments[name], name)
             if arguments[name] < 1:
-                raise ValueError(f"{name}={arguments[name]} must be at least 1")
+                raise OptionError(Option.given(name, arguments[name]), " must be at least 1")
     output = Path(arguments["output"])
     if output.exists() and not output.is_dir():
-        raise ValueError(f"output={str(output)!r} is a file: give a folder, which is made if it is not there")
+        raise OptionError(
+            Option.given("output", str(output)), " is a file: give a folder, which is made if it is not there"
+        )
     if arguments["tolerance"] is not None:
         allowance(arguments["tolerance"], 1.0)
     price = arguments["price"]
     if price is not None and not 0 < price < math.inf:
-        raise ValueError(f"price={price} must be above 0")
+        raise OptionError(Option.given("price", price), " must be above 0")
 
 
 def _bounded(config: Config, steps: int | None) -> Config:
@@ -236,7 +239,10 @@ def _bounded(config: Config, steps: int | None) -> Config:
     if steps is not None:
         trainer["max_steps"] = steps
     if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
-        raise ValueError("no end of a run is given: epochs=, steps=, or max_epochs or max_steps in the configuration")
+        raise OptionError(
+            "no end of a run is given: ", Option("epochs"), ", ", Option("steps"),
+            ", or max_epochs or max_steps in the configuration",
+        )  # fmt: skip
     return config
 
 

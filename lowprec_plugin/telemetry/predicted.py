@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 from lowprec_plugin.arithmetic.formulas import SGD, Algorithm
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.fused import fused_update
+from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.quantize import kept_of
 from lowprec_plugin.optim.settings import StepSettings
@@ -89,9 +90,8 @@ def _storage(
 ) -> Storage:
     itemsize = max((param.dtype.itemsize for param in params), default=4)
     asked = format or FixedPointFormat(16)  # of which there is nothing where all is kept in float
-    return fixed_point(
-        asked, settings.state_word_length, algorithm, itemsize, None, False, settings.state_fraction_length
-    )  # fmt: skip
+    options = PluginOptions.of_format(asked, **settings.given(), comm_word_length=None)
+    return fixed_point(options, algorithm, itemsize)
 
 
 def _place(param: Tensor) -> tuple[int, int] | None:

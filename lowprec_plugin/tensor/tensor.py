@@ -20,6 +20,7 @@ from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.former_names import label_of_today
 from lowprec_plugin.tensor import first_tensor
 from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.copying import assign_
@@ -166,7 +167,7 @@ def rebuild(
     parsed = check_read(given, *facts, written=written)
     result = FixedPointTensor(
         given.map(torch.detach), parsed,  # the tensors given may yet be changed by what follows in the pickle
-        dtype=dtype, rounding=rounding, stream=stream, label=label,
+        dtype=dtype, rounding=rounding, stream=stream, label=label_of_today(label),
         first_row=first_row, geometry=geometry,
     )  # fmt: skip
     result.roundings, result.whole_rows = ticks, whole_rows

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lowprec_plugin.quality import Comparison, allowance, compare
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.tune.records import Run
 
 
@@ -38,15 +39,18 @@ class Baseline:
                     f"float32 itself diverges with seed {run.seed} ({run.diverged}): nothing to hold against"
                 )
         if self.tolerance == 0:
-            raise ValueError(f"tolerance={self.allowed!r} of float32's mean, which is 0, allows nothing: give a number")
+            raise OptionError(
+                Option.given("tolerance", self.allowed), " of float32's mean, which is 0, allows nothing: give a number"
+            )
         alike = self.confirmed(self.values(self.runs[1:]))
         seeds = len(self.runs) - 1
         if 2 * alike.twins_error > self.tolerance:
             enough = math.ceil((2 * alike.noise / self.tolerance) ** 2)
-            raise ValueError(
-                f"tolerance={self.allowed!r} is {self.tolerance:.3g}, and with {seeds} seeds two standard errors of "
-                f"float32's own noise are {2 * alike.twins_error:.3g}: no setting could pass. Allow more, or use at "
-                f"least seeds={enough}"
+            raise OptionError(
+                Option.given("tolerance", self.allowed),
+                f" is {self.tolerance:.3g}, and with {seeds} seeds two standard errors of float32's own noise are "
+                f"{2 * alike.twins_error:.3g}: no setting could pass. Allow more, or use at least ",
+                Option.given("seeds", enough),
             )
 
     @staticmethod

@@ -18,6 +18,7 @@ from lowprec_plugin.experiments import Config, plugin_options, read_config, with
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.quality import MIN_SEEDS, allowance
 from lowprec_plugin.text.files import alone_in
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Costs, network_of
 from lowprec_plugin.tune.records import Judge, Records, Run
@@ -154,16 +155,16 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("runs", "seeds", "seed"):
         check_integer(arguments[name], name)
     if arguments["runs"] < 1:
-        raise ValueError(f"runs={arguments['runs']}: at least one setting has to be tried")
+        raise OptionError(Option.given("runs", arguments["runs"]), ": at least one setting has to be tried")
     if arguments["seeds"] < MIN_SEEDS:
-        raise ValueError(f"seeds={arguments['seeds']}: a confirmation needs at least {MIN_SEEDS}")
+        raise OptionError(Option.given("seeds", arguments["seeds"]), f": a confirmation needs at least {MIN_SEEDS}")
     if arguments["epochs"] is not None:
         check_integer(arguments["epochs"], "epochs")
         if arguments["epochs"] < 1:
-            raise ValueError(f"epochs={arguments['epochs']} must be at least 1")
+            raise OptionError(Option.given("epochs", arguments["epochs"]), " must be at least 1")
     for name, words in (("mode", ("max", "min")), ("count", ("codes", "bytes"))):
         if arguments[name] not in words:
-            raise ValueError(f"{name}={arguments[name]!r} is not one of {words}")
+            raise OptionError(Option.given(name, arguments[name]), f" is not one of {words}")
     allowance(arguments["tolerance"], 1.0)
 
 

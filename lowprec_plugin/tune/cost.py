@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.activations.emulation import Emulator
-from lowprec_plugin.formats import FixedPointFormat, rows_of
-from lowprec_plugin.optim.quantize import patterns_of
+from lowprec_plugin.formats import rows_of
+from lowprec_plugin.optim.state import format_of_state
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.tune.space import (
     Setting,
     Space,
-    make_plugin,
+    read_options,
     word_length,
 )
 
@@ -113,9 +114,11 @@ class Costs:
     def __post_init__(self) -> None:
         for part, weight in self.importance.items():
             if part not in PARTS or not 0 <= weight < math.inf:
-                raise ValueError(f"importance={{{part!r}: {weight}}}: give {', '.join(PARTS)} a weight of 0 or more")
+                raise OptionError(
+                    Option.given("importance", {part: weight}), f": give {', '.join(PARTS)} a weight of 0 or more"
+                )
         if sum(self._weights().values()) <= 0:
-            raise ValueError(f"importance={dict(self.importance)}: nothing that is tuned counts")
+            raise OptionError(Option.given("importance", dict(self.importance)), ": nothing that is tuned counts")
 
     def of(self, setting: Setting | None) -> Bits:
         """The bits of ``setting``; ``None``: float32."""
@@ -139,19 +142,18 @@ class Costs:
     def _parameters(self, setting: Setting | None) -> tuple[float, float]:
         """Bits of codes and exponents, and bits that memory holds, per parameter."""
         options = {} if setting is None else self.space.options(setting, self.base, 0)
-        plugin = make_plugin(options)
-        kept = patterns_of(options.get("keep_float", ()))
-        state_bits = options.get("state_word_length") or plugin.format.word_length
-        state = FixedPointFormat(state_bits, options.get("state_fraction_length"), plugin.format.block_size)
+        stored = read_options(options)
+        # Of squares too, whose format takes as many bits.
+        weights, state = stored.format, format_of_state(stored.format, stored, "")
         bits = held = elements = 0
         for name, shape in self.network.shapes.items():
             numbers, moments = math.prod(shape), self.network.state[name]
             elements += numbers
-            if setting is None or any(fnmatchcase(name, pattern) for pattern in kept):
+            if setting is None or any(fnmatchcase(name, pattern) for pattern in stored.keep_float):
                 bits += 32 * numbers * (1 + moments)
                 held += 32 * numbers * (1 + moments)
                 continue
-            for format, times in ((plugin.format, 1), (state, moments)):
+            for format, times in ((weights, 1), (state, moments)):
                 rows, row_length = rows_of(shape)
                 bits += times * (numbers * format.word_length + 8 * rows * format.blocks_per_row(row_length))
                 held += times * 8 * format.nbytes(shape)

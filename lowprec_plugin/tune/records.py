@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.tune.space import (
     Setting,
 )
@@ -75,9 +76,10 @@ class Records:
         other = [name for name in {**trained, **lines[0]} if trained.get(name) != lines[0].get(name)]
         if other:
             name = other[0]
-            raise ValueError(
-                f"{path} holds runs with {name}={lines[0].get(name)!r}, not {trained.get(name)!r}: choose another "
-                "output folder, or delete that one"
+            raise OptionError(
+                f"{path} holds runs with ",
+                Option.given(name, lines[0].get(name)),
+                f", not {trained.get(name)!r}: choose another output folder, or delete that one",
             )
         os.truncate(path, len(complete) + 1)
         for line in lines[1:]:

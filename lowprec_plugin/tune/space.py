@@ -16,7 +16,8 @@ from typing import Any
 from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.plugin import FixedPointPrecision
+from lowprec_plugin.optim.options import PluginOptions
+from lowprec_plugin.text.option_error import Option, OptionError
 
 Setting = dict[str, str]
 
@@ -107,32 +108,40 @@ def make_space(
     found: dict[str, tuple[str, ...]] = {}
     for kind, rungs in ladders.items():
         if isinstance(rungs, str):
-            raise ValueError(f"{kind}={rungs!r} is not a list of rungs; write [{rungs!r}]")
+            raise OptionError(Option.given(kind, rungs), f" is not a list of rungs; write [{rungs!r}]")
         texts = {_text(kind, rung) for rung in rungs}
         if texts:
             found[kind] = tuple(sorted(texts, key=_width))
     if not found:
         raise ValueError(f"nothing to tune: give at least one of {', '.join(KINDS)} a list of word lengths")
     if not rounding:
-        raise ValueError("rounding=[] names no rounding: choose ['stochastic'], ['nearest'] or both")
+        raise OptionError(
+            Option.given("rounding", []), " names no rounding: choose ['stochastic'], ['nearest'] or both"
+        )
     for each in rounding:
         check_rounding(each)
     if layers and not set(found) & set(_PER_LAYER):
-        raise ValueError(f"layers={list(layers)} have nothing of their own: tune {', '.join(_PER_LAYER)}")
+        raise OptionError(
+            Option.given("layers", list(layers)), f" have nothing of their own: tune {', '.join(_PER_LAYER)}"
+        )
     for layer, kind in itertools.product(layers, _PER_LAYER):
         if kind in found:
             found[f"{kind}@{layer}"] = (STORED, FLOAT32) if kind == "weights" else found[kind]
     space = Space({**found, "rounding": tuple(dict.fromkeys(rounding))}, tuple(layers))
     for name, ladder in space.ladders.items():  # what the plugin refuses, it refuses now
         for rung in ladder:
-            make_plugin(space.options({**space.at(1.0, rounding[0]), name: rung}, base, 0))
+            read_options(space.options({**space.at(1.0, rounding[0]), name: rung}, base, 0))
     return space
 
 
-def make_plugin(options: Mapping[str, Any]) -> FixedPointPrecision:
-    """The plugin of options as they stand in a YAML."""
+def read_options(options: Mapping[str, Any]) -> PluginOptions:
+    """Options as they stand in a YAML.
+
+    Raises:
+        ValueError: for what the plugin does not take.
+    """
     emulation = options.get("emulation")
-    return FixedPointPrecision(**{**options, "emulation": None if emulation is None else Emulation(**emulation)})
+    return PluginOptions(**{**options, "emulation": None if emulation is None else Emulation(**emulation)})
 
 
 def narrower(one: Setting, other: Setting) -> bool:
@@ -166,14 +175,15 @@ def _width(rung: str) -> tuple[int, int]:
 def _text(kind: str, rung: int | str | None) -> str:
     if rung is None or rung == FLOAT32:
         if kind not in _MAY_STAY_FLOAT:
-            raise ValueError(
-                f"{kind}={rung!r}: only {', '.join(_MAY_STAY_FLOAT)} may be left in float32; weights of single layers "
-                "may with layers=[...]"
+            raise OptionError(
+                Option.given(kind, rung),
+                f": only {', '.join(_MAY_STAY_FLOAT)} may be left in float32; weights of single layers may with ",
+                Option("layers", "[...]"),
             )
         return FLOAT32
     format = FixedPointFormat(rung) if isinstance(rung, int) else FixedPointFormat.parse(rung)
     if format.squared or (not KINDS[kind] and str(format) != f"fixed{format.word_length}"):
-        raise ValueError(f"{kind}={rung!r}: give a word length here, such as {format.word_length}")
+        raise OptionError(Option.given(kind, rung), f": give a word length here, such as {format.word_length}")
     return str(format)
 
 

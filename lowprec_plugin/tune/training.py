@@ -13,6 +13,7 @@ from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.experiments import Config
 from lowprec_plugin.experiments.making import LastBit, instantiate, quietly, rehearse
 from lowprec_plugin.optim.finite import NonFiniteGradientError
+from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.tune.records import Judge, Run
 from lowprec_plugin.tune.space import Setting
 
@@ -64,8 +65,9 @@ def rehearse_metric(config: Config, metric: str) -> LightningCLI:
     cli = rehearse(config)
     logged = sorted(cli.trainer.callback_metrics)
     if metric not in logged:
-        raise ValueError(
-            f"metric={metric!r} is not logged while fitting; the module logs {', '.join(logged) or 'none'}"
+        raise OptionError(
+            Option.given("metric", metric),
+            f" is not logged while fitting; the module logs {', '.join(logged) or 'none'}",
         )
     return cli
 
@@ -102,9 +104,11 @@ def train(
             diverged = "a gradient is not finite"
     curve = watch.curve
     if diverged is None and metric not in cli.trainer.callback_metrics:
-        raise ValueError(
-            f"metric={metric!r} is logged in the rehearsal, but not within the {cli.trainer.current_epoch} epochs of a "
-            "run: validate more often (trainer.check_val_every_n_epoch), or give more epochs="
+        raise OptionError(
+            Option.given("metric", metric),
+            f" is logged in the rehearsal, but not within the {cli.trainer.current_epoch} epochs of a run: validate "
+            "more often (trainer.check_val_every_n_epoch), or give more ",
+            Option("epochs"),
         )
     value = cli.trainer.callback_metrics.get(metric, torch.tensor(math.nan)).item()
     if diverged is None and not all(map(math.isfinite, [*curve, value])):

@@ -118,6 +118,13 @@ def test_state_dicts(tmp_path: Path) -> None:
     optimizer.step()
     assert [each.name for each in inspect_checkpoint(module.state_dict())] == ["weight", "bias"]
     assert {each.kind for each in inspect_checkpoint(optimizer.state_dict())} == {"state"}
+    names = [f"{param}.{state}" for param in ("weight", "bias") for state in ("exp_avg", "exp_avg_sq")]
+    assert [each.name for each in inspect_checkpoint(optimizer.state_dict())] == names
+    nameless = optim.AdamW([nn.Parameter(FixedPointTensor.quantize(torch.ones(3, 4), "fixed16"))])
+    nameless.param_groups[0]["params"][0].grad = torch.ones(3, 4)
+    nameless.step()
+    paths = [each.name for each in inspect_checkpoint(nameless.state_dict())]
+    assert paths == ["state.0.exp_avg", "state.0.exp_avg_sq"]
     both = inspect_checkpoint({"net": module.state_dict(), "opt": [optimizer.state_dict()]})
     assert [each.kind for each in both] == ["weights"] * 2 + ["state"] * 4
     plain = inspect_checkpoint(torch.nn.Linear(8, 4).bfloat16().state_dict())

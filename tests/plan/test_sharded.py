@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from lowprec_plugin import FixedPointFormat, comm, memory, optim
+from lowprec_plugin import comm, memory, optim
 from lowprec_plugin.arithmetic.formulas import ADAM
 from lowprec_plugin.comm import exchange
+from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plan import plan
 from lowprec_plugin.plan.amounts import gathered_bytes
 from lowprec_plugin.plan.inventory import of_module
@@ -74,7 +75,7 @@ def test_fsdp2(count: int, keep_float: list[str]) -> None:
             assert planned.sent_weights == pytest.approx(traffic["weight_bytes_sent_per_step"], rel=0.02)
             inventory = of_module(Shardable(), keep_float)
             bits = FIXED[name].get("word_length", 16)
-            storage = fixed_point(FixedPointFormat(bits), None, ADAM, 4, 16, False)
+            storage = fixed_point(PluginOptions(word_length=bits), ADAM, 4)
             for path, nbytes in held.items():
                 assert gathered_bytes(storage, inventory.units()[path], count) == pytest.approx(nbytes, rel=0.02)
             assert set(held) == {"blocks.0", "blocks.1", "blocks.2"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ class SometimesNaN(users.Regressor):
 
 def test_a_loss_that_is_nan_now_and_then_is_looked_at(tmp_path: Path) -> None:
     plugin = always()
-    plugin._settings.nonfinite = "skip"
+    plugin.options = replace(plugin.options, nonfinite="skip")
     with pytest.warns(UserWarning, match="step 3 was skipped"):
         fit(plugin, SometimesNaN(), epochs=10, default_root_dir=tmp_path)
     assert [each["step"] for each in plugin.ramping.history] == [30]
@@ -267,7 +268,7 @@ class LaterLost(Two):
 
 def test_an_optimizer_that_shows_nothing_keeps_no_other_from_being_measured_again() -> None:
     plugin = always(monitor="flat", min_lost=0.5)
-    plugin.keep_float = ["net.2.*"]
+    plugin.options = replace(plugin.options, keep_float=["net.2.*"])
     assert validating(plugin, module=LaterLost()) == [(40, 16)]
 
 

@@ -132,7 +132,7 @@ def test_configurations_are_read_and_are_what_they_are_named(config: Path, monke
     assert str(emulation.activation_format("network.1")) == outputs
     assert str(emulation.error_format("network.1")) == str(plugin.format)
     if cli.model.momentum:
-        step = plugin._settings
+        step = plugin.options
         assert f"<{step.state_word_length - step.state_fraction_length},{step.state_fraction_length}>" == str(
             plugin.format
         )

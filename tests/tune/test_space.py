@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lowprec_plugin.tune.space import KINDS, make_plugin, make_space, narrower
+from lowprec_plugin.tune.space import KINDS, make_space, narrower, read_options
 
 NOTHING: dict[str, Any] = dict.fromkeys(KINDS, ())
 
@@ -43,13 +43,12 @@ def test_options_say_what_the_setting_says() -> None:
         },
         "seed": 3,
     }  # fmt: skip
-    plugin = make_plugin(options)
-    assert str(plugin.format) == "<2,10>"
-    assert plugin.inside is not None
-    assert plugin.inside.emulator is not None
-    assert str(plugin.inside.emulator.emulation.activation_format("head")) == "fixed12"
-    assert plugin.inside.emulator.emulation.error_format("head") is None
-    assert str(plugin.inside.emulator.emulation.activation_format("body.1")) == "fixed8"
+    read = read_options(options)
+    assert str(read.format) == "<2,10>"
+    assert read.emulation is not None
+    assert str(read.emulation.activation_format("head")) == "fixed12"
+    assert read.emulation.error_format("head") is None
+    assert str(read.emulation.activation_format("body.1")) == "fixed8"
 
 
 def test_what_is_not_tuned_stays_in_float32() -> None:

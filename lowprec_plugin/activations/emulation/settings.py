@@ -9,6 +9,7 @@ from typing import Literal
 
 from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.text.option_error import Option, OptionError, parts_of
 
 Formats = str | FixedPointFormat | Mapping[str, str | None] | None
 
@@ -47,20 +48,22 @@ class Emulation:
         if self.error_rounding is not None:
             check_rounding(self.error_rounding)
         if self.accumulate not in ("float32", "exact"):
-            raise ValueError(f"accumulate={self.accumulate!r} is not one of ('float32', 'exact')")
+            raise OptionError(Option.given("accumulate", self.accumulate), " is not one of ('float32', 'exact')")
         for name in ("activations", "errors"):
             for format in self._table(name).values():
                 if format is None:
                     continue
                 if format.squared:
-                    raise ValueError(
-                        f"{name}={str(format)!r} is for squares alone, an optimizer's second moments: write "
-                        f"'{replace(format, squared=False)}'"
-                    )
+                    raise OptionError(
+                        Option.given(name, str(format)), " is for squares alone, an optimizer's second moments: write "
+                        f"'{replace(format, squared=False)}'",
+                    )  # fmt: skip
                 if self.accumulate == "exact" and format.dynamic:
-                    raise ValueError(
-                        f"{name}={str(format)!r} has a radix point per block, and sums over several blocks are exact "
-                        "with none: use a static format such as '<4,12>', or accumulate='float32'"
+                    raise OptionError(
+                        Option.given(name, str(format)),
+                        " has a radix point per block, and sums over several blocks are exact with none: use a static "
+                        "format such as '<4,12>', or ",
+                        Option.given("accumulate", "float32"),
                     )
 
     def _table(self, name: str) -> dict[str, FixedPointFormat | None]:
@@ -70,14 +73,14 @@ class Emulation:
         if not isinstance(formats, Mapping):
             formats = {"*": str(formats)}
         if not formats:
-            raise ValueError(f"{name}={{}} names no format: write None to leave them in float32")
+            raise OptionError(Option.given(name, {}), " names no format: write None to leave them in float32")
         try:
             return {
                 pattern: None if format is None else FixedPointFormat.parse(format)
                 for pattern, format in formats.items()
             }
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise OptionError(f"{name}: ", *parts_of(error)) from error
 
     def check_modules(self, names: Iterable[str]) -> None:
         """Refuse patterns that no module's name matches: what they ask for would not happen.
@@ -90,7 +93,7 @@ class Emulation:
             for pattern in self._table(kind):
                 if not any(fnmatchcase(name, pattern) for name in names):
                     there = ", ".join(name for name in names if name) or "none but the network itself, ''"
-                    raise ValueError(f"{kind}={{{pattern!r}: ...}} matches no module; there are {there}")
+                    raise OptionError(Option(kind, f"{{{pattern!r}: ...}}"), f" matches no module; there are {there}")
 
     def activation_format(self, module: str) -> FixedPointFormat | None:
         """The format of what the module of this name puts out; ``None`` to leave it in float32."""
@@ -111,6 +114,12 @@ class Emulation:
             f"activations {written(self.activations)} {self.rounding}, errors {written(errors)} "
             f"{self.error_rounding or self.rounding}, sums {self.accumulate}"
         )
+
+
+def check_emulation(emulation: object) -> None:
+    """Raise ``ValueError`` for anything else, such as a format's text."""
+    if not isinstance(emulation, Emulation):
+        raise OptionError(Option.given("emulation", emulation), f" is not an Emulation: write Emulation({emulation!r})")
 
 
 def _first_match(table: dict[str, FixedPointFormat | None], module: str) -> FixedPointFormat | None:

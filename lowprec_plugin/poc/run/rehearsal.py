@@ -18,11 +18,13 @@ from lowprec_plugin.poc.run.measures import Measures
 from lowprec_plugin.poc.run.metrics import ACCURACY, LOSS, way
 from lowprec_plugin.poc.run.study import Mode
 from lowprec_plugin.poc.run.variants import BF16, FLOAT32
+from lowprec_plugin.text.option_error import Option, OptionError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.cli import LightningCLI
 
+_EITHER_MODE = (Option("mode", "max"), " or ", Option("mode", "min"))
 #: Callbacks that end runs at different steps, and those that write files.
 _LEFT_OUT = ("callbacks.EarlyStopping", "callbacks.Timer", "callbacks.Checkpoint")
 
@@ -98,10 +100,12 @@ def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tu
     known = f"the module logs {', '.join(logged) or 'none'}"
     if metric is not None:
         if metric not in logged:
-            raise ValueError(f"metric={metric!r} is not logged while fitting or testing; {known}")
+            raise OptionError(Option.given("metric", metric), f" is not logged while fitting or testing; {known}")
         better = mode or way(metric)
         if better is None:
-            raise ValueError(f"metric={metric!r} does not say whether more of it is better: give mode=max or mode=min")
+            raise OptionError(
+                Option.given("metric", metric), " does not say whether more of it is better: give ", *_EITHER_MODE
+            )
         return metric, better, "as requested"
     stage, names = ("validation", found.validated) if found.validated else ("test", found.tested)
     for wanted in (ACCURACY, LOSS):
@@ -110,10 +114,10 @@ def chosen_metric(found: Rehearsed, metric: str | None, mode: Mode | None) -> tu
         if named:
             name = min(named, key=lambda each: (each != "val_loss", len(each), each))
             return name, named[name], f"chosen from what {stage} logs ({', '.join(names)})"
-    raise ValueError(
-        "no validation or test logs an accuracy or a loss to compare: log one, or name what to compare, metric=NAME "
-        f"and mode=max or mode=min; {known}"
-    )
+    raise OptionError(
+        "no validation or test logs an accuracy or a loss to compare: log one, or name what to compare, ",
+        Option("metric", "NAME"), " and ", *_EITHER_MODE, f"; {known}",
+    )  # fmt: skip
 
 
 def _has(loader: str, cli: LightningCLI) -> bool:

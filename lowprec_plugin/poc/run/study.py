@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.option_error import Option, OptionError
 
 Mode = Literal["max", "min"]
 Status = Literal["finished", "diverged", "failed"]
@@ -160,9 +161,10 @@ def claim(folder: Path, study: Study) -> None:
         )
         for name in {**now, **before}:
             if before.get(name) != now.get(name):
-                raise ValueError(
-                    f"{folder} holds runs with {name}={before.get(name)!r}, not {now.get(name)!r}: give another "
-                    "output folder, or delete that one"
+                raise OptionError(
+                    f"{folder} holds runs with ",
+                    Option.given(name, before.get(name)),
+                    f", not {now.get(name)!r}: give another output folder, or delete that one",
                 )
     elif (folder / "runs").exists():
         raise ValueError(f"{folder} holds runs from an unknown study, without {FILE}: give another output folder")

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowprec_plugin.experiments import Config, plugin_options, with_plugin
+from lowprec_plugin.optim.options import VARIED, PluginOptions, names
 from lowprec_plugin.ramp import STEPS_PER_LOOK, WordLengthRamp
 
 #: Plugin options that make a variant; the configuration's others, such as keep_float, hold for all.
-CHOSEN = {
-    *("word_length", "fraction_length", "state_word_length", "state_fraction_length", "comm_word_length"),
-    *("comm_error_feedback", "rounding", "ramp", "seed"),
-}
+CHOSEN = names(PluginOptions, VARIED)
 #: The share of a run that a ramp waits for, at most.
 WAITING = 1 / 8
 
