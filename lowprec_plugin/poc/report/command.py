@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lowprec_plugin.poc.report import contents, tables
 from lowprec_plugin.poc.report.page import html
 from lowprec_plugin.poc.report.text import as_json, as_markdown, summary
 from lowprec_plugin.text.files import whole_text
-
-if TYPE_CHECKING:
-    import wandb
 
 FILES = ("report.html", "report.md", "report.json")
 #: Name of the artifact in Weights & Biases.
@@ -48,8 +45,8 @@ def write(folder: Path) -> str:
     return f"{summary(found)}\n\nSaved to {folder}: {', '.join(FILES)}"
 
 
-def log_report(run: wandb.Run, folder: Path) -> None:
-    """Log what :func:`write` has written to ``folder`` to a run of Weights & Biases.
+def log_report(run: Any, folder: Path) -> None:
+    """Log what :func:`write` has written to ``folder`` to ``run``, a ``wandb.Run``.
 
     The files become the artifact ``lowprec-poc``, the short table ``lowprec/poc`` and the page ``lowprec/report``; the
     headline is in the run's summary.
