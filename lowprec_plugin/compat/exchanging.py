@@ -45,6 +45,13 @@ def _is_watched(tensor: Tensor, count: int) -> bool:
     return bool(there)
 
 
+def is_used_elsewhere(value: Tensor) -> bool:
+    """Whether more than one Python object refers to ``value``, which is no leaf, or it is a view of another."""
+    feature = "to see what else holds an optimizer's state"
+    uses = look_up(value, "_use_count", host=TORCH, feature=feature)()
+    return bool(uses > 1 or look_up(value, "_is_view", host=TORCH, feature=feature)())
+
+
 def exchange(one: Tensor, other: Tensor) -> None:
     """Exchange what two leaves are; what a user has hung on ``one``, hooks of its gradient too, stays on it.
 

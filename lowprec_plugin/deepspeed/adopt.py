@@ -13,8 +13,8 @@ from torch import Tensor
 from lowprec_plugin import optim
 from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.compat.deepspeed import Inside, open_engine
 from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
-from lowprec_plugin.deepspeed.internals import Inside, open_engine
 from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import format_of_state, is_elementwise

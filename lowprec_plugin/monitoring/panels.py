@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lowprec_plugin.compat.lightning import name_in
 from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
@@ -18,7 +19,7 @@ from lowprec_plugin.telemetry import Layer
 from lowprec_plugin.telemetry.exponents import ZERO
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger, WandbLogger
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.precision import Precision
 
 #: Where ``WandbLogger`` puts the step, and LearningRateMonitor and ``self.log`` with it.
@@ -34,9 +35,9 @@ def begin(loggers: Sequence[Logger], run: Watched, plugin: Precision) -> None:
     for logger in loggers:
         if is_a(logger, "loggers.WandbLogger"):
             wandb_run = logger.experiment
-            wandb_run.define_metric(_name(logger, f"{PREFIX}*"), step_metric=STEP)
+            wandb_run.define_metric(name_in(logger, f"{PREFIX}*"), step_metric=STEP)
             for name in MAXIMA:
-                wandb_run.define_metric(_name(logger, f"{PREFIX}{name}"), step_metric=STEP, summary="max")
+                wandb_run.define_metric(name_in(logger, f"{PREFIX}{name}"), step_metric=STEP, summary="max")
             logger.log_hyperparams({"lowprec": configuration(run, plugin)})
 
 
@@ -55,7 +56,7 @@ def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
         if is_a(logger, "loggers.WandbLogger"):
             summary = logger.experiment.summary
             summary["memory saved"] = f"{float32 - held:.4g} GiB of {float32:.4g} GiB ({1 - held / float32:.1%})"
-            summary[_name(logger, f"{PREFIX}saved_gib")] = float32 - held
+            summary[name_in(logger, f"{PREFIX}saved_gib")] = float32 - held
 
 
 def table(loggers: Sequence[Logger], rows: Sequence[Layer], step: int) -> None:
@@ -104,8 +105,3 @@ def _markdown(rows: Sequence[Layer]) -> str:
     names = [field.name for field in fields(Layer)]
     lines = [names, ["---"] * len(names), *([str(cell) for cell in asdict(row).values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _name(logger: WandbLogger, name: str) -> str:
-    """``name`` as the logger's own prefix makes it."""
-    return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{name}" if logger._prefix else name

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Iterator
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin.compat.optimizers import scale_before_the_step
+from lowprec_plugin.compat.optimizers import count_calls, counts_calls, scale_before_the_step
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import held_by
 from lowprec_plugin.optim.fused import fused_update
@@ -19,9 +17,7 @@ from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
-from lowprec_plugin.tensor.dtensor import (
-    fixed_part,
-)
+from lowprec_plugin.tensor.dtensor import fixed_part, place
 
 #: By the module and name of their class, which need not have been imported.
 _UNFIT = {
@@ -89,7 +85,7 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
                 f"{reason}, or keep_float for all that it updates"
             )
     patched = optimizer.__dict__.get("step")
-    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+    if patched is not None and not counts_calls(patched):
         raise ValueError(
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
@@ -104,6 +100,8 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
         assert isinstance(optimizer, FixedPointStep)
         optimizer.fixed_point = settings
         done.append(optimizer)
+        for param in _params(optimizer):
+            place(param)
         store_states(optimizer)
     except ValueError:
         for each in done:
@@ -113,7 +111,7 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
         raise
     torch.optim.Optimizer.__setstate__(optimizer, {})  # torch's way to hook the new class's step for profiling
     if patched is not None:
-        count_steps(optimizer, patched)
+        count_calls(optimizer, patched)
     scale_before_the_step(optimizer)
 
 
@@ -166,22 +164,3 @@ def _reduce(self: FixedPointStep) -> tuple[Any, ...]:
 
 def _blank(float_class: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     return object.__new__(_fixed_point_class(float_class))
-
-
-def count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:
-    """Do for the new step what a scheduler's patch did for the old: note that it was called.
-
-    Schedulers replace ``optimizer.step`` by a wrapper of the class's function, so that they can warn of a wrong order
-    of calls; the one put here tells them the same.
-    """
-    reference = weakref.ref(optimizer)
-
-    @wraps(patched)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        own = reference()
-        assert own is not None
-        own._opt_called = True  # type: ignore[attr-defined]
-        return type(own).step(own, *args, **kwargs)
-
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = step  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ from lowprec_plugin.optim.state import (
     round_state,
 )
 from lowprec_plugin.tensor.coded import Open, Shared
-from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, placed_part
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, stored_part
 from lowprec_plugin.tensor.opening import Opening, part_from_padding, suspended
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -64,12 +64,12 @@ class OwnStep:
             for param in group["params"]:
                 if fixed_part(param) is not None:
                     self._params[id(param)] = group, param
-                    part_from_padding(placed_part(param))
-                    owners.append((placed_part(param)._shared, id(param)))
+                    part_from_padding(stored_part(param))
+                    owners.append((stored_part(param)._shared, id(param)))
         for _, param in self._params.values():
             for holder, key, name in places(optimizer.state.get(param)):
                 if fixed_part(holder[key]) is not None:
-                    part = placed_part(holder[key])
+                    part = stored_part(holder[key])
                     owners.append((part._shared, id(param)))
                     self._roundings[id(param), name] = part.roundings
         kind = optimizer.float_class
@@ -97,7 +97,7 @@ class OwnStep:
         values = [local_part(holder[key]) for holder, key, _ in new]
         looks = looks_of(param, values, [opened.floats for _, opened in members])
         _check_not_nan(any(each.nan for each in looks), group, param)
-        own = placed_part(param)
+        own = stored_part(param)
         for (shared, opened), look in zip(members, looks, strict=False):
             if shared is own._shared:
                 self._round_param(param, shared, opened)

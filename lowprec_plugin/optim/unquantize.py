@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lowprec_plugin.compat.exchanging import holder_of
+from lowprec_plugin.compat.modules import PARAMETER_MARK, hung_on
+from lowprec_plugin.compat.optimizers import count_calls, counts_calls
+from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
-from lowprec_plugin.optim.adopt import count_steps
 from lowprec_plugin.optim.module_apply import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
 from lowprec_plugin.tensor import (
@@ -24,7 +25,7 @@ from lowprec_plugin.tensor import (
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, local_part
 
 #: What a fixed-point tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
-_ITS_OWN = ("_is_param", *FixedPointTensor.__annotations__)
+_ITS_OWN = (PARAMETER_MARK, *FixedPointTensor.__annotations__)
 
 
 def to_float_(
@@ -92,10 +93,9 @@ def _fixed_tensors(module: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(module.named_parameters())
     found.update(module.named_buffers())
     for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                hung = (each for each in tree_leaves(value) if isinstance(each, Tensor))
-                found.update({f"{path}.{name} {index}": each for index, each in enumerate(hung)})
+        for name, value in hung_on(part).items():
+            hung = (each for each in tree_leaves(value) if isinstance(each, Tensor))
+            found.update({f"{path}.{name} {index}": each for index, each in enumerate(hung)})
     once = {id(tensor): (name, tensor) for name, tensor in reversed(found.items()) if fixed_part(tensor) is not None}
     return dict(reversed(once.values()))
 
@@ -155,5 +155,5 @@ def _become_plain(optimizer: Optimizer, state: dict[Any, dict[str, Any]]) -> Non
     optimizer.__class__ = float_class
     Optimizer.__setstate__(optimizer, {})  # torch's way to hook the class's step for profiling
     patched = optimizer.__dict__.get("step")
-    if patched is not None and hasattr(patched, "_wrapped_by_lr_sched"):
-        count_steps(optimizer, patched)  # a scheduler's wrapper holds the step of the class that there was
+    if patched is not None and counts_calls(patched):
+        count_calls(optimizer, patched)  # a scheduler's wrapper holds the step of the class that there was

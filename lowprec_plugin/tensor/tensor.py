@@ -19,13 +19,15 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
+from lowprec_plugin.compat.shallow_copies import refuse_as_data
+from lowprec_plugin.compat.subclasses import no_torch_function
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.tensor import first_tensor
 from lowprec_plugin.tensor.copying import assign_
 from lowprec_plugin.tensor.flattening import Flattened
 from lowprec_plugin.tensor.fsdp import Gathered
 from lowprec_plugin.tensor.integrity import check_facts, check_read, digest
-from lowprec_plugin.tensor.interop import Direct, refuse_as_data_of_floats
+from lowprec_plugin.tensor.interop import NO_DATA_OF_FLOATS, Direct
 from lowprec_plugin.tensor.rules import dispatch
 
 
@@ -123,7 +125,7 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         )  # fmt: skip
         return rebuild, (*self.blocks, *facts, digest(self.blocks, *facts))
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
 
     @classmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # below the graph: nothing here is for Dynamo to trace
@@ -169,4 +171,4 @@ def rebuild(
 
 rebuild.__module__ = "lowprec_plugin.tensor"  # as files name it, of earlier versions too
 torch.serialization.add_safe_globals([rebuild])
-first_tensor.waiting.append(partial(refuse_as_data_of_floats, FixedPointTensor))
+first_tensor.waiting.append(partial(refuse_as_data, FixedPointTensor, NO_DATA_OF_FLOATS))

@@ -34,7 +34,7 @@ from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.checkpoints.load import read_file
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of, placed_part
+from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of, stored_part
 from tests.comm import ranks
 
 # Rows that no number of ranks here divides, more ranks than rows, several blocks to a row, and bare rows.
@@ -416,7 +416,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
 
 def to_nearest(model: nn.Module) -> nn.Module:
     for param in model.parameters():
-        placed_part(param).rounding = "nearest"
+        stored_part(param).rounding = "nearest"
     return model
 
 
