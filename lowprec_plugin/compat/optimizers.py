@@ -43,15 +43,21 @@ def without_hooks(twin: torch.optim.Optimizer) -> None:
 def scale_before_the_step(optimizer: torch.optim.Optimizer) -> None:
     """Have a ``GradScaler`` divide the gradients by its scale, and look for infinities, before the step.
 
-    torch's own steps do both themselves with ``fused=True``, and say so by an attribute that only these have.
+    torch's own steps do both themselves with ``fused=True``, and say so by an attribute that only these have
+    (:func:`check_scaling`).
+    """
+    if hasattr(optimizer, _SCALES):
+        setattr(optimizer, _SCALES, False)
+
+
+def check_scaling(optimizer: torch.optim.Optimizer) -> None:
+    """Check that what ``optimizer`` says to a ``GradScaler`` is understood here.
 
     Raises:
-        ValueError: if this torch says so in another way.
+        ValueError: if it is one with ``fused=True``, and this torch says it in another way.
     """
     if optimizer.defaults.get("fused"):
         _check_scaling()
-    if hasattr(optimizer, _SCALES):
-        setattr(optimizer, _SCALES, False)
 
 
 @cache

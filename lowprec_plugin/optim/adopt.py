@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin.compat.optimizers import count_calls, counts_calls, scale_before_the_step
+from lowprec_plugin.compat.optimizers import check_scaling, count_calls, counts_calls, scale_before_the_step
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import held_by
 from lowprec_plugin.optim.fused import fused_update
@@ -90,6 +90,7 @@ def _adopt(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     _check_radix_points(optimizer, float_class, settings)
+    check_scaling(optimizer)
     held = [each for each in held_by(optimizer) if not isinstance(each, FixedPointStep)]
     done: list[torch.optim.Optimizer] = []
     try:

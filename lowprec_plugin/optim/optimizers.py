@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin.compat.optimizers import scale_before_the_step
+from lowprec_plugin.compat.optimizers import check_scaling, scale_before_the_step
 from lowprec_plugin.optim.lion import FloatLion
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
@@ -28,6 +28,7 @@ class _Ours(FixedPointStep):
         settings = StepSettings(state_word_length, rounding, nonfinite, state_fraction_length)
         self.float_class.__init__(self, params, *args, **kwargs)
         self.fixed_point = settings
+        check_scaling(self)
         scale_before_the_step(self)
 
 

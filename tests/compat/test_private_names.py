@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import pytest
 from torch import nn
@@ -46,14 +47,13 @@ def defined_in(tree: ast.AST) -> set[str]:
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if _is_of_self(node):
-                found.add(node.attr)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_of_self(node):
+            found.add(node.attr)
     return set(filter(is_private, found))
 
 
 def _is_of_self(node: ast.AST) -> bool:
-    """Whether ``node`` is an attribute of ``self`` or ``cls``. What takes the place of a host's there is another test's."""
+    """Whether ``node`` is an attribute of ``self`` or ``cls``; one that takes a host's place fails another test."""
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
 
 
@@ -70,10 +70,13 @@ def spelled_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             parts = [*(node.module or "").split("."), *(each.name for each in node.names)]
             yield from ((node.lineno, part) for part in parts)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in pieces:
-            if _WORD.fullmatch(node.value):
-                private = any(map(is_private, node.value.split(".")))
-                yield from [(node.lineno, node.value)] if private else []
+        elif isinstance(node, ast.Constant) and id(node) not in pieces and _names_private(node.value):
+            yield node.lineno, node.value
+
+
+def _names_private(value: object) -> TypeGuard[str]:
+    """Whether ``value`` is the text of a name, perhaps dotted, with something private in it."""
+    return isinstance(value, str) and bool(_WORD.fullmatch(value)) and any(map(is_private, value.split(".")))
 
 
 def host_names() -> set[str]:
