@@ -19,13 +19,12 @@ from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.module_apply import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
-from lowprec_plugin.tensor import (
-    FixedPointTensor,
-)
+from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, local_part
 
 #: What a fixed-point tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
-_ITS_OWN = (PARAMETER_MARK, *FixedPointTensor.__annotations__)
+_ITS_OWN = (PARAMETER_MARK, *Coded.__annotations__)
 
 
 def to_float_(
