@@ -32,7 +32,6 @@ from torch.utils.checkpoint import checkpoint
 from lowprec_plugin import memory, optim
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.checkpoints.load import read_file
-from lowprec_plugin.compat import callers
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of, stored_part
@@ -742,16 +741,6 @@ def _collectives(rank: int) -> dict[str, str]:
         said[name] = str(info.value)
         dist.barrier()
     return said
-
-
-def test_a_caller_that_torch_has_renamed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = FixedPointTensor.quantize(torch.randn(10, 300), "fixed16")
-    monkeypatch.setattr(callers, "_FSDP2", "torch.distributed.fsdp_by_another_name")
-    with pytest.raises(ValueError, match=r"has no torch\.distributed\.fsdp_by_another_name, which is needed to shard"):
-        x.new_zeros((4, 300))
-    monkeypatch.setattr(callers, "_DISTRIBUTING", "torch.distributed.tensor._gone")
-    with pytest.raises(ValueError, match=r"has no torch\.distributed\.tensor\._gone, which is needed to refuse"):
-        x.split(4)
 
 
 def test_collectives_move_codes_or_are_refused() -> None:
