@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
 
+from lowprec_plugin.compat.sparse import parts_of
+from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.tensor.dtensor import local_part
 
@@ -130,15 +130,10 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def bytes_of(tensor: Tensor) -> int:
     """Bytes that ``tensor`` holds: where it is sparse, or of a class that wraps others, those of its parts."""
-    if is_traceable_wrapper_subclass(tensor):
+    if hasattr(tensor, "__tensor_flatten__"):
         return _bytes(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-    if tensor.layout is torch.sparse_coo:
-        return _bytes((tensor._indices(), tensor._values()))
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return _bytes((tensor.crow_indices(), tensor.col_indices(), tensor.values()))
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return _bytes((tensor.ccol_indices(), tensor.row_indices(), tensor.values()))
-    return tensor.nbytes
+    parts = parts_of(tensor)
+    return _bytes(parts) if parts else tensor.nbytes
 
 
 def live_storages() -> dict[int, tuple[int, tuple[Any, ...]]]:

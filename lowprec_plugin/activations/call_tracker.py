@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lowprec_plugin.compat.autograd import backward_pass
 from lowprec_plugin.compat.compiling import is_compiled
 from lowprec_plugin.compat.lightning import to_be_compiled_again
 from lowprec_plugin.formats import check_integer, check_kind
@@ -104,7 +105,8 @@ class Running:
                 self._inside.close()
 
     def _count(self, name: str) -> int:
-        if not in_backward():
+        current = backward_pass()
+        if current is None:
             self._calls[name] += 1
             return self._calls[name]
         if self._calls[name] > 1:
@@ -113,7 +115,7 @@ class Running:
                 "checkpointing: which of the calls is repeated cannot be told, and it would be rounded otherwise. "
                 "Checkpoint modules that run once per step"
             )
-        again = self._again.setdefault(torch._C._current_graph_task_id(), Counter())
+        again = self._again.setdefault(current, Counter())
         again[name] += 1
         return again[name]
 
@@ -145,11 +147,6 @@ def check_inside(module: nn.Module, seed: int, step: int, rank: int) -> None:
     check_kind(module, nn.Module, "module")
     for name, value in (("seed", seed), ("step", step), ("rank", rank)):
         check_integer(value, name)
-
-
-def in_backward() -> bool:
-    """Whether autograd is running a backward pass on this thread."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _holds_parameters(module: nn.Module) -> bool:

@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lowprec_plugin.activations.call_tracker import (
-    Running,
-    check_inside,
-    in_backward,
-)
+from lowprec_plugin.activations.call_tracker import Running, check_inside
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
-from lowprec_plugin.compat.autograd import is_copy_of_leaf
+from lowprec_plugin.compat.autograd import backward_pass, is_copy_of_leaf, version_of, viewed_by
+from lowprec_plugin.compat.overrides import outside_overrides
 from lowprec_plugin.formats import FixedPointFormat
 
 #: A tensor of fewer elements stays float: its codes save less than what holds them costs.
@@ -65,7 +62,7 @@ class _Left:
     version: int  # hooks take torch's own check from it
 
     def unchanged(self) -> Tensor:
-        if self.tensor._version != self.version:
+        if version_of(self.tensor) != self.version:
             raise ValueError(
                 f"a tensor of shape {tuple(self.tensor.shape)} that the backward pass needs was changed in place after "
                 "the forward pass: change a copy (x = x + 1 in place of x += 1), or call backward before"
@@ -100,7 +97,7 @@ class KeptActivations:
         What activation checkpointing computes again is not packed: it is needed at once, and checkpointing's own hooks
         have to see it.
         """
-        if not in_backward():
+        if backward_pass() is None:
             inside.enter_context(_Packing(self, running, step))
 
     def key(self, place: str, step: int) -> int:
@@ -160,8 +157,8 @@ class _Packing(saved_tensors_hooks):
         self._known.clear()
 
     def _pack(self, tensor: Tensor) -> _Left | _Packed:
-        with torch._C.DisableTorchFunction():  # this is not the network's arithmetic
-            return self._packed(tensor) or _Left(tensor, tensor._version)
+        with outside_overrides():  # this is not the network's arithmetic
+            return self._packed(tensor) or _Left(tensor, version_of(tensor))
 
     def _packed(self, tensor: Tensor) -> _Packed | None:
         """``tensor`` in codes; ``None`` to leave it as it is."""
@@ -179,7 +176,7 @@ class _Packing(saved_tensors_hooks):
             tensor = tensor.contiguous()
         # Views of one tensor (a linear layer keeps a matrix of a batch of sequences) are one.
         storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        where = (storage.cdata, tensor.storage_offset(), tensor.numel(), tensor._version, tensor.dtype)
+        where = (storage.cdata, tensor.storage_offset(), tensor.numel(), version_of(tensor), tensor.dtype)
         if where not in self._known:
             blocks = self._quantized(tensor)
             if blocks is None:
@@ -207,7 +204,7 @@ class _Packing(saved_tensors_hooks):
     def _unpack(packed: _Left | _Packed) -> Tensor:
         if isinstance(packed, _Left):
             return packed.unchanged()
-        if in_backward() and torch.is_grad_enabled():
+        if backward_pass() is not None and torch.is_grad_enabled():
             raise ValueError(
                 "activations kept in codes have no history, and a backward pass with create_graph=True would "
                 "differentiate wrongly: keep activations in float (activation_word_length=None) for second derivatives"
@@ -217,7 +214,7 @@ class _Packing(saved_tensors_hooks):
 
 def is_weight(tensor: Tensor) -> bool:
     """Whether what autograd saves is a parameter in float, a view of one, or autocast's copy of one."""
-    base = tensor if tensor._base is None else tensor._base
+    base = viewed_by(tensor)
     if base.is_leaf:
         return base.requires_grad or isinstance(base, nn.Parameter)
     # Autocast's copy of a weight that trains is no leaf; that of a frozen one looks like any other number.

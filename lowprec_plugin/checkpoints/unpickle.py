@@ -12,22 +12,7 @@ from typing import Any
 
 import torch
 
-#: What plain data and tensors are made with, as files of torch have it. Pickles of protocol 2 know Python 2's builtins.
-_PLAIN = {
-    "collections": {"OrderedDict", "Counter"},
-    "_codecs": {"encode"},
-    "builtins": {"bytearray", "complex", "set"},
-    "__builtin__": {"bytearray", "complex", "set"},
-    "torch": {"Size", "Tensor", "device"},
-    "torch.nn.parameter": {"Parameter"},
-    "torch.serialization": {"_get_layout"},
-    "torch._tensor": {"_rebuild_from_type_v2"},
-    "torch._utils": {
-        "_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_tensor", "_rebuild_tensor_v2",
-        "_rebuild_tensor_v3", "_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_meta_tensor_no_storage",
-        "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_cpu_tensor",
-    },
-}  # fmt: skip
+from lowprec_plugin.compat.pickles import PLAIN
 
 
 class Unread(dict[Any, Any]):
@@ -77,7 +62,7 @@ class Unpickler(pickle.Unpickler):
         path, told = f"{module}.{name}", _told()
         if path in told:
             return told[path]
-        if name in _PLAIN.get(module, ()):
+        if name in PLAIN.get(module, ()):
             found = super().find_class(module, name)
             # What is only called is given as a function: a pickle can set attributes of a class, such as Counter's.
             return found if isinstance(found, type) and issubclass(found, torch.Tensor) else _guarded(found)

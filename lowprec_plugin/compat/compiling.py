@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.compat.lookup import TORCH, check_module, look_up
 
+_DYNAMO = "torch._dynamo"
 _FEATURE = "to see whether a module is compiled"
 
 
@@ -22,14 +23,16 @@ def is_compiled(module: nn.Module) -> bool:
     """
     if look_up(module, "_compiled_call_impl", host=TORCH, feature=_FEATURE) is not None:
         return True
-    dynamo = sys.modules.get("torch._dynamo")  # imported by the first compilation
+    check_module(_DYNAMO, host=TORCH, feature=_FEATURE)
+    dynamo = sys.modules.get(_DYNAMO)  # imported by the first compilation
     return dynamo is not None and isinstance(module, look_up(dynamo, "OptimizedModule", host=TORCH, feature=_FEATURE))
 
 
 @contextmanager
 def eagerly(eager: bool = True) -> Iterator[None]:
     """Run functions that ``torch.compile`` has compiled as they were written; with ``False`` as compiled again."""
-    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+    check_module(_DYNAMO, host=TORCH, feature="to run compiled functions as they were written")
+    if _DYNAMO not in sys.modules:  # nothing has been compiled
         yield
         return
     with torch.compiler.set_stance("force_eager" if eager else "default"):

@@ -45,6 +45,20 @@ def _is_watched(tensor: Tensor, count: int) -> bool:
     return bool(there)
 
 
+def is_used_elsewhere(value: Tensor) -> bool:
+    """Whether more than one Python object refers to ``value``, which is no leaf, or to its memory, as a view does."""
+    feature = "to see what else holds an optimizer's state"
+    uses = look_up(value, "_use_count", host=TORCH, feature=feature)()
+    is_view = look_up(value, "_is_view", host=TORCH, feature=feature)()
+    return bool(uses > 1 or is_view or _uses_of_memory(value) > _uses_of_memory(torch.empty(1)))
+
+
+def _uses_of_memory(tensor: Tensor) -> int:
+    storage, feature = tensor.untyped_storage(), "to see what else holds an optimizer's state"
+    count = look_up(torch._C, "_storage_Use_Count", host=TORCH, feature=feature)
+    return int(count(look_up(storage, "_cdata", host=TORCH, feature=feature)))
+
+
 def exchange(one: Tensor, other: Tensor) -> None:
     """Exchange what two leaves are; what a user has hung on ``one``, hooks of its gradient too, stays on it.
 

@@ -34,12 +34,39 @@ def check_after_closure() -> None:
         look_up(each.get("plugins.precision.Precision"), "_after_closure", host=_host(each), feature=feature)
 
 
+class BeforeUpdate:
+    """Calls a method between gradients and update. For a class that derives from it and then from ``Precision``.
+
+    To be used after :func:`check_after_closure`.
+    """
+
+    def before_update(self, module: Any, optimizer: Any) -> None:
+        """Gradients of ``module`` are ready, and clipped; the step of ``optimizer`` comes next."""
+
+    def _after_closure(self, model: Any, optimizer: Any) -> None:
+        super()._after_closure(model, optimizer)  # type: ignore[misc]
+        self.before_update(model, optimizer)
+
+
 def to_be_compiled_again(module: nn.Module) -> bool:
     """Whether Lightning has unwrapped ``module`` from ``torch.compile``, and compiles what it runs of it."""
     if all(each.__name__ != "LightningModule" for each in type(module).__mro__):
         return False
     feature = "to see whether a module is compiled"
     return look_up(module, "_compiler_ctx", host=_host_of(module), feature=feature) is not None
+
+
+def step_of_logs(trainer: Any) -> int:
+    """Where ``LearningRateMonitor`` and ``self.log`` put what they log in this step."""
+    feature = "to log figures at the step of other figures"
+    loop = trainer.fit_loop.epoch_loop
+    return int(look_up(loop, "_batches_that_stepped", host=_host_of(trainer), feature=feature))
+
+
+def name_in(logger: Any, name: str) -> str:
+    """``name`` with the prefix that ``logger``, a ``WandbLogger``, puts before all names."""
+    prefix = look_up(logger, "_prefix", host=_host_of(logger), feature="to name a table as a logger's figures")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}{name}" if prefix else name
 
 
 def is_fitting(trainer: Any) -> bool:

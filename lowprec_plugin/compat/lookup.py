@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -40,8 +44,12 @@ def look_up(thing: Any, *names: str, host: Host, feature: str) -> Any:
             return getattr(thing, name)
     owner = getattr(thing, "__name__", type(thing).__name__)
     shown = " or ".join(name.rpartition("__")[2] if "__" in name.strip("_") else name for name in names)
-    raise ValueError(
-        f"{host.package} {version(host.package)} has no {owner}.{shown}, which is needed {feature}; tested versions: "
+    raise ValueError(_missing(f"{owner}.{shown}", host, feature))
+
+
+def _missing(name: str, host: Host, feature: str) -> str:
+    return (
+        f"{host.package} {version(host.package)} has no {name}, which is needed {feature}; tested versions: "
         f"{host.tried}"
     )
 
@@ -54,3 +62,19 @@ def check_names(thing: Any, names: tuple[str, ...], *, host: Host, feature: str)
     """
     for name in names:
         look_up(thing, name, host=host, feature=feature)
+
+
+@cache
+def check_module(name: str, *, host: Host, feature: str) -> None:
+    """Refuse a ``host`` without the module ``name``, which is not imported here: see :func:`look_up`.
+
+    Raises:
+        ValueError: if there is no such module.
+    """
+    if name in sys.modules:
+        return
+    top, *parts = name.split(".")
+    spec = find_spec(top)
+    places = [] if spec is None else [Path(each, *parts) for each in spec.submodule_search_locations or ()]
+    if not any(place.is_dir() or any(place.parent.glob(f"{place.name}.*")) for place in places):
+        raise ValueError(_missing(name, host, feature))

@@ -6,13 +6,15 @@ import sys
 
 import torch
 
-from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.compat.lookup import TORCH, check_module, look_up
 
 _FEATURE = "to refuse torch.jit.trace and torch.onnx.export of fixed-point weights"
 _trace: object = look_up(torch.jit, "_trace", host=TORCH, feature=_FEATURE)
 #: Where each of the two exporters to ONNX notes that it is at work. The first export imports them.
 _FLAGS = "torch.onnx._internal.exporter._flags"
 _GLOBALS = "torch.onnx._internal.torchscript_exporter._globals"
+for _name in (_FLAGS, _GLOBALS):
+    check_module(_name, host=TORCH, feature=_FEATURE)
 look_up(_trace, "_trace_module_map", host=TORCH, feature=_FEATURE)
 _tracing_state = look_up(torch._C, "_get_tracing_state", host=TORCH, feature=_FEATURE)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from lowprec_plugin import optim
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.comm.handshake import shake_hands
+from lowprec_plugin.compat.deepspeed import Inside, open_engine
 from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
-from lowprec_plugin.deepspeed.internals import Inside, open_engine
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.settings import StepSettings

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, keys, reduce_scatter
-from lowprec_plugin.deepspeed.internals import Inside
+from lowprec_plugin.compat.deepspeed import Inside
 
 
 class ZeroWire:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowprec_plugin.formats import check_integer, check_kind, check_word_length
 from lowprec_plugin.tensor import FixedPointTensor
@@ -274,7 +273,7 @@ def _forwards(module: nn.Module, shape: tuple[int, ...]) -> tuple[list[Product],
         products.append(Product(names[layer], "forward", rows, inner, weight.shape[0] // groups, groups))
 
     def counted(layer: nn.Module) -> bool:
-        return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd))
+        return isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
     hooks = [layer.register_forward_hook(seen) for layer in names if counted(layer)]
     were_training = {each: each.training for each in names}  # a frozen norm may not be as the rest

@@ -15,6 +15,7 @@ from torch import nn
 
 from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.activations.emulation.settings import Formats
+from lowprec_plugin.compat.modules import hooks_of
 from lowprec_plugin.export.integers import State, Words, split
 from lowprec_plugin.formats import (
     FixedPointFormat,
@@ -181,7 +182,7 @@ def _is_plain(module: nn.Module | None) -> TypeGuard[nn.Sequential]:
 
 def _check_hooks(modules: Iterable[tuple[str, nn.Module]]) -> None:
     for name, module in modules:
-        if module._forward_hooks or module._forward_pre_hooks:
+        if hooks_of(module):
             raise ValueError(
                 f"module {name!r} has forward hooks, and what they do is no layer's: remove them with their handles"
             )

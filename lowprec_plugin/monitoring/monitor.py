@@ -12,7 +12,7 @@ from lowprec_plugin import memory
 from lowprec_plugin.activations.packed import KeptBytes
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.compat.bases import Callback
-from lowprec_plugin.compat.lightning import misconfiguration
+from lowprec_plugin.compat.lightning import misconfiguration, step_of_logs
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
@@ -84,16 +84,16 @@ class FixedPointMonitor(Callback):
             raise misconfiguration(
                 trainer, f"Cannot use `{type(self).__name__}` callback with `Trainer` that has no logger."
             )
-        self._next, self._captured, self._feared, self._begun = _step(trainer), None, set(), False
+        self._next, self._captured, self._feared, self._begun = step_of_logs(trainer), None, set(), False
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Note what has been kept of activations, to tell what this step keeps."""
-        if _step(trainer) >= self._next:
+        if step_of_logs(trainer) >= self._next:
             self._kept_before = copy.copy(watched(trainer).kept)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Look at the gradients while there are some, and have the step counted."""
-        if _step(trainer) < self._next:
+        if step_of_logs(trainer) < self._next:
             return
         run = watched(trainer)
         if not self._begun:
@@ -111,7 +111,7 @@ class FixedPointMonitor(Callback):
         """Log the step, if it was one to look at."""
         if self._captured is None:
             return
-        run, step = watched(trainer), _step(trainer)
+        run, step = watched(trainer), step_of_logs(trainer)
         found = figures(run, self._captured, trainer.strategy.root_device)
         for optimizer in run.fixed:
             optimizer.fixed_point.counting = False
@@ -135,7 +135,7 @@ class FixedPointMonitor(Callback):
         rows = self.layers()
         self._run = None
         if self._per_layer and rows:
-            panels.table(trainer.loggers, rows, _step(trainer))
+            panels.table(trainer.loggers, rows, step_of_logs(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remember the layers as they are."""
@@ -158,11 +158,6 @@ class FixedPointMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self._counts = {name: UpdateCounts(*counts) for name, counts in state_dict["counts"].items()}
-
-
-def _step(trainer: Trainer) -> int:
-    """Where ``LearningRateMonitor`` and ``self.log`` put what they log in this step."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _since(before: KeptBytes | None, now: KeptBytes | None) -> KeptBytes | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lowprec_plugin.compat.lightning import name_in
 from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.monitoring.figures import PREFIX, Figures
 from lowprec_plugin.monitoring.watched import Watched
@@ -19,7 +20,7 @@ from lowprec_plugin.telemetry.exponents import ZERO
 from lowprec_plugin.text.tables import markdown_table
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger, WandbLogger
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins.precision import Precision
 
 #: Where ``WandbLogger`` puts the step, and LearningRateMonitor and ``self.log`` with it.
@@ -35,9 +36,9 @@ def begin(loggers: Sequence[Logger], run: Watched, plugin: Precision) -> None:
     for logger in loggers:
         if is_a(logger, "loggers.WandbLogger"):
             wandb_run = logger.experiment
-            wandb_run.define_metric(_name(logger, f"{PREFIX}*"), step_metric=STEP)
+            wandb_run.define_metric(name_in(logger, f"{PREFIX}*"), step_metric=STEP)
             for name in MAXIMA:
-                wandb_run.define_metric(_name(logger, f"{PREFIX}{name}"), step_metric=STEP, summary="max")
+                wandb_run.define_metric(name_in(logger, f"{PREFIX}{name}"), step_metric=STEP, summary="max")
             logger.log_hyperparams({"lowprec": configuration(run, plugin)})
 
 
@@ -56,7 +57,7 @@ def saved(loggers: Sequence[Logger], scalars: dict[str, float]) -> None:
         if is_a(logger, "loggers.WandbLogger"):
             summary = logger.experiment.summary
             summary["memory saved"] = f"{float32 - held:.4g} GiB of {float32:.4g} GiB ({1 - held / float32:.1%})"
-            summary[_name(logger, f"{PREFIX}saved_gib")] = float32 - held
+            summary[name_in(logger, f"{PREFIX}saved_gib")] = float32 - held
 
 
 def table(loggers: Sequence[Logger], rows: Sequence[LayerReport], step: int) -> None:
@@ -101,8 +102,3 @@ def _shares(shares: Sequence[float]) -> tuple[list[int], list[float]]:
     """Counts of shares in twentieths of the range from 0 to 1, and the limits of these."""
     counts = torch.histc(torch.tensor(shares).clamp(0, 1), SHARES, 0, 1)
     return counts.int().tolist(), [each / SHARES for each in range(SHARES + 1)]
-
-
-def _name(logger: WandbLogger, name: str) -> str:
-    """``name`` as the logger's own prefix makes it."""
-    return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{name}" if logger._prefix else name

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Iterator
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowprec_plugin.compat.optimizers import scale_before_the_step
+from lowprec_plugin.compat.optimizers import check_scaling, count_calls, counts_calls, scale_before_the_step
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
@@ -20,9 +18,7 @@ from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
-from lowprec_plugin.tensor.dtensor import (
-    fixed_part,
-)
+from lowprec_plugin.tensor.dtensor import fixed_part, place
 from lowprec_plugin.text.option_error import Option, OptionError
 
 #: By the module and name of their class, which need not have been imported.
@@ -83,6 +79,8 @@ def _adopt(optimizers: list[torch.optim.Optimizer], settings: StepSettings) -> N
             assert isinstance(each, FixedPointStep)
             adopted.append(each)
             each.fixed_point = settings
+            for param in _params(each):
+                place(param)
         store_states(*adopted)
     except ValueError:
         for one in adopted:
@@ -92,7 +90,7 @@ def _adopt(optimizers: list[torch.optim.Optimizer], settings: StepSettings) -> N
     for one in adopted:
         torch.optim.Optimizer.__setstate__(one, {})  # torch's way to hook the new class's step for profiling
         if (patched := one.__dict__.get("step")) is not None:
-            count_steps(one, patched)
+            count_calls(one, patched)
         scale_before_the_step(one)
 
 
@@ -114,11 +112,12 @@ def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool
                 f"{reason}, or keep_float for all that it updates"
             )
     patched = optimizer.__dict__.get("step")
-    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+    if patched is not None and not counts_calls(patched):
         raise ValueError(
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     _check_radix_points(optimizer, float_class, settings)
+    check_scaling(optimizer)
     check_holds_no_memory(optimizer)
     return True
 
@@ -193,22 +192,3 @@ def _reduce(self: FixedPointStep) -> tuple[Any, ...]:
 
 def _blank(float_class: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     return object.__new__(_fixed_point_class(float_class))
-
-
-def count_steps(optimizer: torch.optim.Optimizer, patched: Any) -> None:
-    """Do for the new step what a scheduler's patch did for the old: note that it was called.
-
-    Schedulers replace ``optimizer.step`` by a wrapper of the class's function, so that they can warn of a wrong order
-    of calls; the one put here tells them the same.
-    """
-    reference = weakref.ref(optimizer)
-
-    @wraps(patched)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        own = reference()
-        assert own is not None
-        own._opt_called = True  # type: ignore[attr-defined]
-        return type(own).step(own, *args, **kwargs)
-
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = step  # type: ignore[method-assign]

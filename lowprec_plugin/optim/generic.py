@@ -38,7 +38,7 @@ from lowprec_plugin.optim.state import (
     round_state,
 )
 from lowprec_plugin.tensor.coded import Open, Shared
-from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, on_any_rank, placed_part
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, on_any_rank, stored_part
 from lowprec_plugin.tensor.opening import Opening, part_from_padding
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -57,12 +57,12 @@ class OwnStep:
             for param in group["params"]:
                 if fixed_part(param) is not None:
                     self._params[id(param)] = group, param
-                    part_from_padding(placed_part(param))
-                    owners.append((placed_part(param)._shared, id(param)))
+                    part_from_padding(stored_part(param))
+                    owners.append((stored_part(param)._shared, id(param)))
         for _, param in self._params.values():
             for holder, key, name in places(optimizer.state.get(param)):
                 if fixed_part(holder[key]) is not None:
-                    part = placed_part(holder[key])
+                    part = stored_part(holder[key])
                     owners.append((part._shared, id(param)))
                     self._roundings[id(param), name] = part.roundings
         kind = optimizer.float_class
@@ -90,7 +90,7 @@ class OwnStep:
         values = [local_part(holder[key]) for holder, key, _ in new]
         looks = looks_of(param, values, [opened.floats for _, opened in members])
         _check_not_nan(any(each.nan for each in looks), group, param)
-        own = placed_part(param)
+        own = stored_part(param)
         weights = [ops.dequantize(own._planes, own.format)] if self._unnamed(param) else []
         weights += [opened.floats for shared, opened in members if shared is own._shared]
         fitted = [
@@ -133,7 +133,7 @@ class OwnStep:
         No root of a negative number can be stored. And what has been cloned from the parameter, and is nothing like
         its ``weights`` any more (``clone().zero_()``), is stored as what comes up otherwise.
         """
-        own, format = placed_part(param), opened.format
+        own, format = stored_part(param), opened.format
         held = ((fixed_part(holder[key]), name) for holder, key, name in places(self.optimizer.state.get(param)))
         parts = [(part, name) for part, name in held if part is not None and part._shared is shared]
         if format.squared and negative:
@@ -154,7 +154,7 @@ class OwnStep:
 
     def _unnamed(self, param: Tensor) -> bool:
         """Whether something in the state of ``param`` has been cloned from it, and is not known yet."""
-        own = placed_part(param)
+        own = stored_part(param)
         held = (fixed_part(holder[key]) for holder, key, _ in places(self.optimizer.state.get(param)))
         return any(part is not None and is_unnamed(part, own) for part in held)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.optim.naming import described
-from lowprec_plugin.tensor.dtensor import fixed_part, placed_part
+from lowprec_plugin.tensor.dtensor import fixed_part, stored_part
 
 
 def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
@@ -21,14 +22,14 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
     """
     memory: dict[int, Tensor] = {}
     for param in (param for group in optimizer.param_groups for param in group["params"]):
-        came_from = None if fixed_part(param) is None else placed_part(param)._shared.memory
+        came_from = None if fixed_part(param) is None else stored_part(param)._shared.memory
         if came_from is not None and not came_from.expired():  # type: ignore[no-untyped-call]
             memory.setdefault(came_from.cdata, param)
     if not memory:
         return
     for held in tree_leaves([value for name, value in vars(optimizer).items() if name != "state"]):
         if type(held) in (Tensor, torch.nn.Parameter) and held.layout == torch.strided:
-            param = memory.get(held.untyped_storage()._cdata)
+            param = memory.get(StorageWeakRef(held.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
             if param is not None:
                 raise ValueError(
                     f"{type(optimizer).__name__} holds memory that {described(param)} had as floats (by .data, or in a "

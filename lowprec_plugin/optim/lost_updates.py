@@ -10,7 +10,7 @@ from lowprec_plugin.optim.step import FixedPointStep, steps_each_by_itself
 from lowprec_plugin.optim.tally import Tally
 from lowprec_plugin.ramp import Evidence
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.tensor.dtensor import placed_part
+from lowprec_plugin.tensor.dtensor import stored_part
 
 
 @torch.no_grad()
@@ -43,6 +43,6 @@ def _add(tally: Tally, optimizer: FixedPointStep) -> None:
         for param in group["params"]:
             if param.grad is None or not isinstance(param, FixedPointTensor):
                 continue
-            part = placed_part(param)
+            part = stored_part(param)
             after = update_as_float(optimizer, group, param).reshape(part.codes.shape)
             tally.add(part.dequantize(torch.float32).reshape(part.codes.shape), after, part.blocks, part.format)

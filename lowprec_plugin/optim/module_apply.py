@@ -11,13 +11,18 @@ that ``torch.jit.script`` asks a module by refuses it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.compat.modules import (
+    apply_by,
+    apply_of_class,
+    apply_plainly,
+    find_weights_again,
+    hidden,
+    own_parameters,
+)
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.interop import recorded
 
@@ -28,18 +33,15 @@ def move_in_place(module: nn.Module) -> None:
     And what refuses ``torch.jit.script``.
     """
     for part in module.modules():
-        if any(isinstance(param, FixedPointTensor) for param in part._parameters.values()):
-            look_up(part, "_apply", host=TORCH, feature="to move codes with their module")
-            part.__dict__["_apply"] = partial(_apply, part)  # a module may refuse attributes that it does not know
+        if _fixed(part):
+            apply_by(part, _apply)
             part.__dict__["__prepare_scriptable__"] = _refuse_script
 
 
 def move_plainly(module: nn.Module) -> None:
     """Undo :func:`move_in_place`: ``module`` and its parts have what their classes say again."""
     for part in module.modules():
-        own = part.__dict__.get("_apply")
-        if isinstance(own, partial) and own.func is _apply:
-            del part.__dict__["_apply"]
+        if apply_plainly(part, _apply):
             part.__dict__.pop("__prepare_scriptable__", None)  # what earlier versions pickled has none
 
 
@@ -47,18 +49,18 @@ def _refuse_script() -> nn.Module:
     raise ValueError(recorded("torch.jit.script"))
 
 
+def _fixed(module: nn.Module) -> dict[str, FixedPointTensor]:
+    return {name: param for name, param in own_parameters(module).items() if isinstance(param, FixedPointTensor)}
+
+
 def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    held: dict[str, Any] = module._parameters
-    fixed = {name: param for name, param in held.items() if isinstance(param, FixedPointTensor)}
-    held.update(dict.fromkeys(fixed))  # None, which the class's own _apply passes over
-    try:
-        type(module)._apply(module, fn, recurse)  # type: ignore[no-untyped-call]
-    finally:
-        held.update(fixed)
+    fixed = _fixed(module)
+    with hidden(module, fixed):
+        apply_of_class(module, fn, recurse)
     for param in fixed.values():
         _move(param, fn)
     if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
+        find_weights_again(module)
     return module
 
 

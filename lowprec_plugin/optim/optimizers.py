@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lowprec_plugin.arithmetic import formulas
-from lowprec_plugin.compat.optimizers import scale_before_the_step
+from lowprec_plugin.compat.optimizers import check_scaling, scale_before_the_step
 from lowprec_plugin.optim.fused import FUSED, FusedUpdate, Group, sign_of, unless_differentiable
 from lowprec_plugin.optim.lion import FloatLion
 from lowprec_plugin.optim.options import StepOptions, names
@@ -30,6 +30,7 @@ class _Ours(FixedPointStep):
         settings = StepSettings(**{name: kwargs.pop(name) for name in names(StepOptions) if name in kwargs})
         self.float_class.__init__(self, params, *args, **kwargs)
         self.fixed_point = settings
+        check_scaling(self)
         scale_before_the_step(self)
 
 

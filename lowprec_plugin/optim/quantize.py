@@ -18,6 +18,7 @@ from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
+from lowprec_plugin.compat.modules import hooks_of
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.optim.apart import check_apart
 from lowprec_plugin.optim.module_apply import move_in_place
@@ -179,7 +180,8 @@ def _renormed(module: nn.Module, name: str) -> str:
     """
     path, _, own = name.rpartition(".")
     inside = name.removesuffix(own)
-    for hook in module.get_submodule(path)._forward_pre_hooks.values():
+    holder, stem = module.get_submodule(path), own.removesuffix("_orig")
+    for hook in hooks_of(holder):
         if isinstance(hook, (WeightNorm, SpectralNorm)) and own.startswith(f"{hook.name}_"):
             norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
             return (
@@ -187,9 +189,9 @@ def _renormed(module: nn.Module, name: str) -> str:
                 f"Use torch.nn.utils.parametrizations.{norm}, or leave its parameters with "
                 f"keep_float={[f'{inside}{hook.name}_*']}"
             )
-        if isinstance(hook, BasePruningMethod) and own == f"{hook._tensor_name}_orig":
+        if isinstance(hook, BasePruningMethod) and stem != own and hasattr(holder, f"{stem}_mask"):
             return (
-                f"an autograd graph: torch.nn.utils.prune leaves {inside + hook._tensor_name!r} in its module with its "
+                f"an autograd graph: torch.nn.utils.prune leaves {inside + stem!r} in its module with its "
                 f"graph. Prune under torch.no_grad(), or after this, or leave the parameter with keep_float={[name]}"
             )
     return ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
-from lowprec_plugin.compat.lookup import TORCH, look_up
+from lowprec_plugin.compat.exchanging import is_used_elsewhere
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.fused import FUSED, squared_states
@@ -20,7 +20,7 @@ from lowprec_plugin.optim.naming import described, name_of
 from lowprec_plugin.optim.options import StepOptions
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import convert_
-from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, placed_part
+from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, stored_part
 from lowprec_plugin.text.option_error import Option, OptionError
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -52,7 +52,7 @@ def _format(weights: FixedPointFormat, options: StepOptions, squared: bool) -> F
 
 def state_format(optimizer: Adopted, param: Tensor, name: str) -> FixedPointFormat:
     """The format in which ``optimizer`` stores state ``name`` of ``param``, by the name that a fused update knows."""
-    return format_of_state(placed_part(param).format, optimizer.fixed_point, name)
+    return format_of_state(stored_part(param).format, optimizer.fixed_point, name)
 
 
 def is_elementwise(value: Any, param: Tensor) -> bool:
@@ -77,7 +77,7 @@ def places(state: Any, name: str = "") -> list[Place]:
 
 def new_state(optimizer: Adopted, param: Tensor, name: str) -> Tensor:
     """State ``name`` of ``param``, all zeros."""
-    format, part = state_format(optimizer, param, name), placed_part(param)
+    format, part = state_format(optimizer, param, name), stored_part(param)
     empty = FixedPointTensor(empty_blocks(part.codes.shape, format, part.device), format)
     return _own(optimizer, empty, param, name, part.dtype)
 
@@ -99,11 +99,11 @@ def store_state(optimizer: Adopted, param: Tensor, name: str, value: Any) -> Any
     if local.format == format:
         return _own(optimizer, local, param, name, local.dtype)
     converted = _own(
-        optimizer, FixedPointTensor(empty_blocks(placed_part(param).codes.shape, format, local.device), format),
+        optimizer, FixedPointTensor(empty_blocks(stored_part(param).codes.shape, format, local.device), format),
         param, name, local.dtype,
     )  # fmt: skip
     try:
-        convert_(placed_part(converted), local)
+        convert_(stored_part(converted), local)
     except ValueError as error:
         raise ValueError(
             f"state {name!r} of {described(param)}: {error}. Resume with state_word_length="
@@ -138,7 +138,7 @@ def looks_of(param: Tensor, new: Sequence[Tensor], written: Sequence[Tensor] = (
     ends = [torch.stack(torch.aminmax(each)).float() if each.numel() else torch.zeros(2) for each in parts]
     flags = [flag for each in ends for flag in (each[0].isnan(), each[0] < 0, each.any())]
     if new:
-        part = placed_part(param)
+        part = stored_part(param)
         weights = ops.dequantize(part._planes, part.format)
         flags += [(each.reshape(weights.shape) != weights).any() for each in parts[len(written) :]]
     device = parts[0].device
@@ -165,7 +165,7 @@ def round_state(
     Raises:
         ValueError: if it is not finite.
     """
-    part, local = placed_part(param), local_part(value).detach()
+    part, local = stored_part(param), local_part(value).detach()
     floats, rounding = local.reshape(part._codes.shape).float(), "nearest"
     if roundings is not None:
         floats, rounding = floats.clamp(-_FLOAT32_MAX, _FLOAT32_MAX), optimizer.fixed_point.rounding
@@ -180,13 +180,13 @@ def round_state(
         raise ValueError(f"state {name!r} of {described(param)}: {error}") from None
     optimizer.fixed_point.saturated += saturated
     stored = _own(optimizer, FixedPointTensor(blocks, format), param, name, local.dtype, copied)
-    placed_part(stored).roundings = (roundings or 0) + 1
+    stored_part(stored).roundings = (roundings or 0) + 1
     return stored
 
 
 def name_copies(param: Tensor, state: Any) -> None:
     """Give what the optimizer has cloned into ``state`` of ``param`` a name and a random stream of its own."""
-    part = placed_part(param)
+    part = stored_part(param)
     for holder, key, name in places(state):
         value, stream = fixed_part(holder[key]), substream(part.stream, name)
         if value is not None and value.stream != stream:
@@ -195,7 +195,7 @@ def name_copies(param: Tensor, state: Any) -> None:
 
 def name_state(state: FixedPointTensor, param: Tensor, name: str, *, copied: bool) -> None:
     """Let ``state`` be the state ``name`` of ``param``; ``copied``: whether it is a copy of it."""
-    state.stream = substream(placed_part(param).stream, name)
+    state.stream = substream(stored_part(param).stream, name)
     state.label = _label(param, name, copied)
 
 
@@ -242,7 +242,7 @@ def format_by_values(optimizer: Adopted, part: FixedPointTensor, name: str, nega
 
 def _wanted(optimizer: Adopted, param: Tensor, name: str, value: FixedPointTensor) -> FixedPointFormat:
     """The format that fixed-point ``value`` of a state is to have."""
-    named, part = _by_name(optimizer, param, name), placed_part(param)
+    named, part = _by_name(optimizer, param, name), stored_part(param)
     if named is not None:
         return named
     return part.format if is_copy(value) else _format(part.format, optimizer.fixed_point, value.format.squared)
@@ -257,7 +257,7 @@ def _own(
     copied: bool = False,
 ) -> Tensor:
     """Give state ``tensor`` the place, sharding and random stream of state ``name`` of ``param``."""
-    part = placed_part(param)
+    part = stored_part(param)
     owned = tensor._like(
         tensor.blocks, dtype=dtype, rounding=optimizer.fixed_point.rounding, first_row=part.first_row,
         stream=substream(part.stream, name), label=_label(param, name, copied or is_copy(tensor)),
@@ -273,15 +273,8 @@ def is_held_elsewhere(place: Place) -> bool:
     if sys.getrefcount(holder[key]) > 2:  # the holder, and the argument
         return True
     value = local_part(holder[key])
-    uses = look_up(value, "_use_count", host=TORCH, feature="to see what else holds an optimizer's state")
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    return bool(uses() > 1 or value._is_view() or not whole or _uses_of_memory(value) > _uses_of_memory(torch.empty(1)))
-
-
-def _uses_of_memory(tensor: Tensor) -> int:
-    storage = tensor.untyped_storage()
-    count = look_up(torch._C, "_storage_Use_Count", host=TORCH, feature="to see what else holds an optimizer's state")
-    return int(count(storage._cdata))
+    return is_used_elsewhere(value) or not whole
 
 
 def float_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -327,7 +320,7 @@ def store_states(*optimizers: Adopted, exact: bool = False) -> None:
             left = not exact and optimizer.float_class not in FUSED  # what is loaded is held by whoever gave it
             if left and fixed_part(holder[key]) is None and is_held_elsewhere(place):
                 continue  # until a step finds that it is not any more
-            value, part, own = holder[key], fixed_part(holder[key]), placed_part(param)
+            value, part, own = holder[key], fixed_part(holder[key]), stored_part(param)
             if part is not None:
                 if part._shared is own._shared:
                     continue  # the parameter itself, by another object

@@ -33,7 +33,7 @@ from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
-from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, placed_part
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, place, stored_part
 
 
 class FixedPointStep(Adopted):
@@ -60,8 +60,17 @@ class FixedPointStep(Adopted):
         """As torch's; also warns of a float parameter that joins fixed-point ones, for that is easily meant otherwise.
 
         Not while the optimizer is made: what is in float then was left so.
+
+        Raises:
+            ValueError: for a fixed-point parameter that is sharded in another way than by rows. The group is not added.
         """
         self.float_class.add_param_group(self, param_group)
+        try:
+            for param in self.param_groups[-1]["params"]:
+                place(param)
+        except ValueError:
+            self.param_groups.pop()
+            raise
         if not hasattr(self, "fixed_point"):
             return
         added = [param for param in self.param_groups[-1]["params"] if fixed_part(param) is None]
@@ -163,7 +172,7 @@ def _fused_step(
     known: dict[tuple[int, bool], Any] = {}
     hypers, stores, keys, parts = [], [], [], []
     for param in params:
-        state, part = optimizer.state[param], placed_part(param)
+        state, part = optimizer.state[param], stored_part(param)
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
         missing = [name for name in algorithm.states if state.get(name) is None]  # torch's SGD may save None
@@ -174,7 +183,7 @@ def _fused_step(
         if (step, new) not in known:
             known[step, new] = algorithm.hyper(**update.hypers(group, step, new))
         hypers.append(known[step, new])
-        tensors = [part, *(placed_part(state[name]) for name in algorithm.states)]
+        tensors = [part, *(stored_part(state[name]) for name in algorithm.states)]
         stores.append([ops.Stored(t.blocks, t.format) for t in tensors])
         keys.append(key_of(part.stream, step))
         part.roundings += 1  # a copy made after the step draws other random bits than one made before it

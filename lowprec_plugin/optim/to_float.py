@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from lowprec_plugin.compat.trees import tree_map_only
 from lowprec_plugin.tensor.dtensor import as_floats
 
 

@@ -10,19 +10,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lowprec_plugin.compat.exchanging import holder_of
+from lowprec_plugin.compat.modules import hung_on
+from lowprec_plugin.compat.optimizers import count_calls, counts_calls
+from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
-from lowprec_plugin.optim.adopt import count_steps
 from lowprec_plugin.optim.module_apply import move_plainly
 from lowprec_plugin.optim.quantize import exchange_all
 from lowprec_plugin.tensor.coded import Shared, rows_in
-from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, placed_part
+from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, stored_part
 from lowprec_plugin.tensor.tensor import OWN_ATTRIBUTES, FixedPointTensor
-
-_MODULES_OWN = ("_parameters", "_buffers", "_modules")
 
 
 def to_float_(
@@ -93,7 +92,7 @@ def _fixed_tensors(module: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(module.named_parameters())
     found.update(module.named_buffers())
     for path, part in module.named_modules():
-        found |= _hung(path, {name: value for name, value in vars(part).items() if name not in _MODULES_OWN})
+        found |= _hung(path, hung_on(part))
     return _once(found)
 
 
@@ -155,7 +154,7 @@ class _Floats:
 
     def of(self, tensor: Tensor) -> Tensor:
         """What ``tensor`` is to become, a parameter if it is one."""
-        part = placed_part(tensor)
+        part = stored_part(tensor)
         floats = in_place_of(self._part(part, part.dtype), tensor)
         return nn.Parameter(floats, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else floats
 
@@ -199,5 +198,5 @@ def _become_plain(optimizer: Optimizer, state: dict[Any, Any]) -> None:
     optimizer.__class__ = float_class
     Optimizer.__setstate__(optimizer, {})  # torch's way to hook the class's step for profiling
     patched = optimizer.__dict__.get("step")
-    if patched is not None and hasattr(patched, "_wrapped_by_lr_sched"):
-        count_steps(optimizer, patched)  # a scheduler's wrapper holds the step of the class that there was
+    if patched is not None and counts_calls(patched):
+        count_calls(optimizer, patched)  # a scheduler's wrapper holds the step of the class that there was

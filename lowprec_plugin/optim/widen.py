@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
+from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.formats import check_kind, check_word_length
 from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.state import is_copy, places
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.tensor.dtensor import fixed_part, placed_part
+from lowprec_plugin.tensor.dtensor import fixed_part, stored_part
 from lowprec_plugin.tensor.opening import follow
 from lowprec_plugin.tensor.widen import widen_ as widen_tensor_
 
@@ -40,7 +40,7 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
     check_kind(module, nn.Module, "module")
     given = optimizers_of(optimizers, "optimizers")
     tensors = [param for param in module.parameters() if fixed_part(param) is not None]
-    whole = {placed_part(param)._shared: placed_part(param) for param in tensors}
+    whole = {stored_part(param)._shared: stored_part(param) for param in tensors}
     windows: list[tuple[FixedPointTensor, FixedPointTensor]] = []  # that an optimizer holds, and the parameters
     for optimizer in with_held(given):
         bits = None  # of state that an optimizer has which another has made in its step, and which is not adopted

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
 from lowprec_plugin.comm.fsdp import release
+from lowprec_plugin.compat.ddp import registered_hook
 from lowprec_plugin.compat.lightning import comm_hook_of
 from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.optim.options import PluginOptions
@@ -61,7 +62,7 @@ def connect_wire(
 def _connect_ddp(
     model: DistributedDataParallel, word_length: int, options: PluginOptions, before: DDPState | FSDPState | None
 ) -> tuple[DDPState | None, str]:
-    registered = model._comm_hooks[0][0] if model._comm_hooks else None
+    registered = registered_hook(model)
     strategy = getattr(trainer_of(model.module), "strategy", None)
     users = registered or (comm_hook_of(strategy) if is_a(strategy, "strategies.DDPStrategy") else None)
     if users is not None:

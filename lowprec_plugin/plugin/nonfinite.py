@@ -21,8 +21,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
 
+from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.tensor.dtensor import local_part
 from lowprec_plugin.text.files import whole_text

@@ -18,7 +18,7 @@ from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.comm import DDPState, FSDPState
 from lowprec_plugin.comm.handshake import shake_hands
 from lowprec_plugin.compat.bases import Precision, serve
-from lowprec_plugin.compat.lightning import is_fitting
+from lowprec_plugin.compat.lightning import BeforeUpdate, is_fitting
 from lowprec_plugin.compute_dtype import ComputeDtype
 from lowprec_plugin.optim import StepSettings, adopt, widen_
 from lowprec_plugin.optim.options import PluginOptions, of_options
@@ -39,7 +39,7 @@ from lowprec_plugin.tensor.widen import widened
 from lowprec_plugin.version import __version__
 
 
-class FixedPointPrecision(Resumes, Precision):
+class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
     """Store weights and optimizer state in fixed-point, with stochastic rounding on every update.
 
     ::
@@ -202,14 +202,13 @@ class FixedPointPrecision(Resumes, Precision):
     def _auto_wire(self) -> int:
         return 16 if self.ramping is None else wire_word_length(self.format.word_length)
 
-    def _after_closure(self, model: Any, optimizer: Any) -> None:
-        """With gradients ready and clipped, before the update: widen words if the ramp says so."""
-        super()._after_closure(model, optimizer)
+    def before_update(self, module: Any, optimizer: Any) -> None:
+        """Widen words if the ramp says so."""
         if self.ramping is not None:
-            wanted = self.ramping.before_update(model.trainer, optimizer, self.format.word_length)
+            wanted = self.ramping.before_update(module.trainer, optimizer, self.format.word_length)
             if wanted is not None:
-                self._widen(model, wanted)
-            model.log("word_length", float(self.format.word_length), prog_bar=True)
+                self._widen(module, wanted)
+            module.log("word_length", float(self.format.word_length), prog_bar=True)
 
     def _widen(self, module: nn.Module, word_length: int) -> None:
         widen_(module, self._optimizers, word_length)

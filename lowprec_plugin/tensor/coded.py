@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, check_window
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.compat.subclasses import make_wrapper
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import first_tensor
 from lowprec_plugin.tensor.dequantize import dequantize
@@ -111,9 +112,7 @@ class Coded(torch.Tensor):
         else:
             size, stride, offset = geometry
             check_window(size, stride, offset, codes.numel())
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device
-        )
+        self: Self = make_wrapper(cls, size, strides=stride, storage_offset=offset, dtype=dtype, device=codes.device)
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
         if window_on is None:

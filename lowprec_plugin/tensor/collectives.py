@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lowprec_plugin.compat.operators import schema_of
+from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
 from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import current
 
@@ -23,7 +24,7 @@ def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Raises:
         ValueError: for any other collective, with what to use in its place.
     """
-    name = func._schema.name
+    name = schema_of(func).name
     if name == "c10d::broadcast_":
         return _broadcast(func, args, kwargs)
     targets = tree_leaves(args[0])

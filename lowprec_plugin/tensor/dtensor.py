@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from lowprec_plugin.compat.dtensor import shard_of
 from lowprec_plugin.tensor.tensor import FixedPointTensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """What this rank holds of ``tensor``: its shard of a DTensor, else the tensor itself. Not a copy."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+    return shard_of(tensor) if isinstance(tensor, DTensor) else tensor
 
 
 def fixed_part(tensor: object) -> FixedPointTensor | None:
@@ -28,13 +29,25 @@ def fixed_part(tensor: object) -> FixedPointTensor | None:
     return local if isinstance(local, FixedPointTensor) else None
 
 
-def placed_part(tensor: Tensor) -> FixedPointTensor:
-    """:func:`fixed_part` of a fixed-point tensor; a shard that knows its place in the whole."""
+def stored_part(tensor: Tensor) -> FixedPointTensor:
+    """:func:`fixed_part` of a tensor that is known to be fixed-point."""
     part = fixed_part(tensor)
     assert part is not None
-    if isinstance(tensor, DTensor):
-        part.first_row, part.whole_rows = place_of(tensor), tensor.shape[0]
     return part
+
+
+def place(tensor: Tensor) -> None:
+    """Have a fixed-point shard know its place in the whole, if ``tensor`` is sharded.
+
+    Shards that are made, gathered, copied or loaded here know it; those that others made of a tensor, and put together
+    as a DTensor, do from when an optimizer has them.
+
+    Raises:
+        ValueError: if it is sharded in another way than by rows.
+    """
+    part = fixed_part(tensor)
+    if part is not None and isinstance(tensor, DTensor):
+        part.first_row, part.whole_rows = place_of(tensor), tensor.shape[0]
 
 
 def as_floats(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.compat.subclasses import CompiledByKey
 from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import refuse_compiled
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Flattened(Coded):
+class Flattened(Coded, CompiledByKey):
     """What torch.compile looks for in a tensor that wraps others."""
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
@@ -26,10 +27,6 @@ class Flattened(Coded):
             self.storage_offset(),
         )  # fmt: skip
         return names, context
-
-    def _stable_hash_for_caching(self) -> str:
-        """What torch.compile keys its cache of compiled graphs by."""
-        return repr(self.__tensor_flatten__())
 
     @classmethod
     def __tensor_unflatten__(cls, inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any) -> Self:

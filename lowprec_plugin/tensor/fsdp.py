@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowprec_plugin.compat.callers import called_by
+from lowprec_plugin.compat.callers import fsdp_calls
 from lowprec_plugin.tensor.coded import Coded
 
 
@@ -20,11 +20,7 @@ class Gathered(Coded):
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """For FSDP2 the codes', by whose address it tells whether a parameter has been exchanged; else torch's own."""
-        return (
-            self._codes.untyped_storage()
-            if called_by("torch.distributed.fsdp.")
-            else torch.Tensor.untyped_storage(self)
-        )
+        return self._codes.untyped_storage() if fsdp_calls() else torch.Tensor.untyped_storage(self)
 
     # With more arguments FSDP insists that all planes have the parameter's shape, on the ranks with padding alone.
     def fsdp_pre_all_gather(self, mesh: Any) -> tuple[tuple[Tensor, ...], None]:

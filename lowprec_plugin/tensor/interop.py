@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin.compat.callers import called_by
 from lowprec_plugin.compat.tracing import recorder
 from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import current
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-_libraries: list[Any] = []  # what they implement lasts as long as they do
-_KEY = torch._C.DispatchKey.PythonTLSSnapshot  # of tensors with a __torch_dispatch__ alone
+#: Why codes cannot be the data of floats, and what to do.
+NO_DATA_OF_FLOATS = (
+    "a float tensor cannot take a fixed-point tensor as its .data: copy_() the numbers into it, or assign what "
+    "dequantize() gives; of a module's parameters optim.quantize_(module) makes fixed-point ones"
+)
 
 
 class Direct(Coded):
@@ -103,26 +105,3 @@ def recorded(name: str) -> str:
         f"{name} cannot record fixed-point weights, which have no memory of floats: give it a copy in floats, "
         "optim.to_float_(copy.deepcopy(module)), which computes the same; lowprec_plugin.export.to_onnx writes codes"
     )
-
-
-def refuse_as_data_of_floats(fixed: type[Tensor]) -> None:
-    """Refuse tensors of class ``fixed`` as ``.data`` of ordinary ones.
-
-    torch would give these the memory that it believes those to have, but asks an operation first whether they go
-    together.
-    """
-
-    def go_together(tensor: Tensor, source: Tensor) -> bool:
-        if isinstance(source, fixed) and type(tensor) in (Tensor, torch.nn.Parameter):
-            if called_by("torch.nn."):  # Module._apply, which exchanges the tensors then
-                return False
-            raise ValueError(
-                "a float tensor cannot take a fixed-point tensor as its .data: copy_() the numbers into it, or assign "
-                "what dequantize() gives"
-            )
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
-            return bool(torch._has_compatible_shallow_copy_type(tensor, source))
-
-    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    library.impl("_has_compatible_shallow_copy_type", go_together, _KEY.name)
-    _libraries.append(library)

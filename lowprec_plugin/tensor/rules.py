@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
-from lowprec_plugin.compat.callers import called_by
+from lowprec_plugin.compat.callers import distribute_tensor_calls, fsdp_calls
+from lowprec_plugin.compat.operators import is_composite, schema_of, to_copy
+from lowprec_plugin.compat.trees import tree_flatten, tree_leaves, tree_map_only
 from lowprec_plugin.tensor.casting import casts_share
 from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.collectives import collective
@@ -43,10 +44,10 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @cache
 def _rule_of(func: Any) -> Rule:
-    schema = func._schema
+    schema = schema_of(func)
     if schema.name.startswith("c10d::"):
         return collective
-    if func._can_decompose():
+    if is_composite(func):
         return _decompose
     if schema.is_mutable:
         written = [index for index, argument in enumerate(schema.arguments) if _is_written(argument)]
@@ -120,17 +121,18 @@ def _write_one(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _check_geometry(func: Any, target: Coded, before: tuple[Any, Any], window: Tensor) -> None:
     if (window.shape, window.stride()) != before:
         raise ValueError(
-            f"{func._schema.name.removeprefix('aten::')} would change the shape of fixed-point tensor "
+            f"{schema_of(func).name.removeprefix('aten::')} would change the shape of fixed-point tensor "
             f"{target.label!r}, {tuple(target.shape)}, in place, which its codes cannot follow: use what returns "
             "a new tensor, and assign that to .data"
         )
 
 
 def _write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func._schema.name.startswith("aten::_foreach_"):
+    schema = schema_of(func)
+    if schema.name.startswith("aten::_foreach_"):
         return _write_each(func, args, kwargs)
-    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    written = [named.get(argument.name) for argument in func._schema.arguments if _is_written(argument)]
+    named = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+    written = [named.get(argument.name) for argument in schema.arguments if _is_written(argument)]
     targets = [leaf for leaf in tree_flatten(written)[0] if isinstance(leaf, Coded)]
     if not targets:  # batch norm writes to its statistics, and reads its weights in their own dtype
         return _read(func, args, kwargs, written)
@@ -224,7 +226,7 @@ def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source, sizes = args[0], args[1]
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-    if called_by("torch.distributed.tensor._api"):  # to be scattered, by an operation that looks past this class
+    if distribute_tensor_calls():  # to be scattered, by an operation that looks past this class
         raise ValueError(
             "a fixed-point tensor cannot be distributed: shard a module (parallelize_module) before optim.quantize_"
         )
@@ -256,7 +258,7 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     """An ordinary tensor, but for FSDP: it makes room for a shard so, and would hold it in float without a word."""
     source: Coded = args[0]
     size = tuple(args[1])
-    if not called_by("torch.distributed.fsdp."):
+    if not fsdp_calls():
         return torch.empty((), dtype=source.dtype, device=source.device).new_zeros(size, **kwargs)
     if not _has_rows(source) or size[1:] != source.shape[1:]:
         raise ValueError(
@@ -270,11 +272,15 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 
 @rule(aten.new_empty.default)
 def _new_empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """An ordinary tensor, but for asynchronous checkpoints, which fill in the attributes of the tensor they get."""
+    """An ordinary tensor; of its own shape on a device that is named, one like it.
+
+    Asynchronous checkpoints make one so, and fill in its attributes then.
+    """
     source: Coded = args[0]
     size = tuple(args[1])
-    if size == tuple(source.shape) and called_by("torch.distributed.checkpoint."):
-        return source._like(source.blocks)
+    if size == tuple(source.shape) and kwargs.get("device") is not None and kwargs.get("dtype") is None:
+        device = torch.device(kwargs["device"])
+        return source._like(empty_blocks(source._codes.shape, source.format, device))
     return torch.empty((), dtype=source.dtype, device=source.device).new_empty(size, **kwargs)
 
 
@@ -291,7 +297,7 @@ def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return copied
 
 
-@rule(aten._to_copy.default)
+@rule(to_copy)
 def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     source: Coded = args[0]
     dtype = kwargs.get("dtype") or source.dtype

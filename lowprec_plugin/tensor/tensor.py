@@ -19,6 +19,9 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
+from lowprec_plugin.compat.modules import PARAMETER_MARK
+from lowprec_plugin.compat.shallow_copies import refuse_as_data
+from lowprec_plugin.compat.subclasses import no_torch_function
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.former_names import label_of_today
 from lowprec_plugin.tensor import first_tensor
@@ -27,7 +30,7 @@ from lowprec_plugin.tensor.copying import assign_
 from lowprec_plugin.tensor.flattening import Flattened
 from lowprec_plugin.tensor.fsdp import Gathered
 from lowprec_plugin.tensor.integrity import check_facts, check_read, digest
-from lowprec_plugin.tensor.interop import Direct, refuse_as_data_of_floats
+from lowprec_plugin.tensor.interop import NO_DATA_OF_FLOATS, Direct
 from lowprec_plugin.tensor.rules import dispatch
 
 
@@ -127,7 +130,7 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         written = digest(self.blocks, *facts)
         return rebuild, (*self.blocks, *facts, written, hung) if hung else (*self.blocks, *facts, written)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
 
     @classmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # below the graph: nothing here is for Dynamo to trace
@@ -177,9 +180,9 @@ def rebuild(
 
 
 #: What a tensor holds of itself, and torch of a parameter that is one, beside what a user has hung on it.
-OWN_ATTRIBUTES = frozenset(("_is_param", *Coded.__annotations__))
+OWN_ATTRIBUTES = frozenset((PARAMETER_MARK, *Coded.__annotations__))
 
 
 rebuild.__module__ = "lowprec_plugin.tensor"  # as files name it, of earlier versions too
 torch.serialization.add_safe_globals([rebuild])
-first_tensor.waiting.append(partial(refuse_as_data_of_floats, FixedPointTensor))
+first_tensor.waiting.append(partial(refuse_as_data, FixedPointTensor, NO_DATA_OF_FLOATS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from lowprec_plugin.compat import fsdp
-from lowprec_plugin.compat.lookup import DEEPSPEED, LIGHTNING, TORCH, Host, check_names, look_up
+from lowprec_plugin.compat.lookup import DEEPSPEED, LIGHTNING, TORCH, Host, check_module, check_names, look_up
 
 
 def test_the_first_name_that_is_there_is_read() -> None:
@@ -30,6 +32,15 @@ def test_names_of_classes_and_mangled_names_read_as_they_are_written() -> None:
         look_up(nn.Module, "_gone", host=TORCH, feature="")
     with pytest.raises(ValueError, match=r" has no SimpleNamespace\.scatter, "):
         check_names(SimpleNamespace(a=1), ("a", "_Stage3__scatter"), host=DEEPSPEED, feature="")
+
+
+def test_a_module_is_looked_for_without_being_imported() -> None:
+    check_module("torch._dynamo", host=TORCH, feature="")
+    check_module("json.tool", host=TORCH, feature="")  # a file, and not yet imported
+    assert "json.tool" not in sys.modules
+    for gone in ("torch._dynamo_by_another_name", "torch.onnx._internal.gone"):
+        with pytest.raises(ValueError, match=rf"^torch \S+ has no {re.escape(gone)}, which is needed to see"):
+            check_module(gone, host=TORCH, feature="to see")
 
 
 class _Sharded(nn.Module):

@@ -265,7 +265,7 @@ def test_refusals_name_the_remedy() -> None:
 
 
 def test_another_make_of_engine_is_refused_by_the_name_that_it_lacks() -> None:
-    from lowprec_plugin.deepspeed.internals import open_engine
+    from lowprec_plugin.compat.deepspeed import open_engine
 
     with pytest.raises(ValueError, match=r"no SimpleNamespace.basic_optimizer, .*tested versions: 0\.19"):
         open_engine(SimpleNamespace(zero_optimization_stage=lambda: 2))

@@ -34,7 +34,7 @@ from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.checkpoints.load import read_file
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.tensor import FixedPointTensor
-from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of, placed_part
+from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of, stored_part
 from tests.comm import ranks
 
 # Rows that no number of ranks here divides, more ranks than rows, several blocks to a row, and bare rows.
@@ -416,7 +416,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
 
 def to_nearest(model: nn.Module) -> nn.Module:
     for param in model.parameters():
-        placed_part(param).rounding = "nearest"
+        stored_part(param).rounding = "nearest"
     return model
 
 
@@ -478,6 +478,21 @@ def test_new_zeros_is_an_ordinary_tensor() -> None:
     for size in ((10, 300), (4, 300), (3,)):
         assert type(x.new_zeros(size)) is Tensor
     assert x.new_zeros(3, dtype=torch.int64).dtype == torch.int64
+
+
+def test_room_for_a_copy_on_a_device_that_is_named_is_for_codes() -> None:
+    """So asynchronous checkpoints make room; all else gets floats."""
+    x = FixedPointTensor.quantize(torch.randn(10, 300), "fixed16", first_row=3)
+    room = x.new_empty(x.shape, device="cpu")
+    assert isinstance(room, FixedPointTensor)
+    assert (room.format, room.first_row) == (x.format, 3)
+    assert room.codes.data_ptr() != x.codes.data_ptr()
+    room.copy_(x)
+    assert torch.equal(room.codes, x.codes)
+    for other in (
+        x.new_empty(x.shape), x.new_empty((4, 300), device="cpu"), x.new_empty(x.shape, device="cpu", dtype=torch.half),
+    ):  # fmt: skip
+        assert type(other) is Tensor
 
 
 def _zeroed(order: str = "after") -> nn.Module:
@@ -548,6 +563,50 @@ def test_arithmetic_in_place_has_the_bits_of_the_whole_tensor_from_the_start() -
     (one, _), (after, before) = ranks.run(1, _before_the_first_step)[0], ranks.run(3, _before_the_first_step)[0]
     assert_same(one, after)
     assert_same(one, before)
+
+
+def _put_together(rank: int) -> Any:
+    """Shards that are quantized apart, each from row 0 on, and put together as one parameter."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    here = slice(12 // mesh.size() * rank, 12 // mesh.size() * (rank + 1))
+    generator = torch.Generator().manual_seed(0)
+    values, grad = torch.randn(12, 300, generator=generator), torch.randn(12, 300, generator=generator)
+    params = []
+    for _ in range(2):
+        shard = FixedPointTensor.quantize(values[here], "fixed12", rounding="nearest")
+        params.append(nn.Parameter(DTensor.from_local(shard, mesh, [Shard(0)])))
+    optimizer = optim.adopt(torch.optim.AdamW(params[:1], lr=1e-2))
+    optimizer.add_param_group({"params": params[1:]})
+    for param in params:
+        param.grad = DTensor.from_local(grad[here].clone(), mesh, [Shard(0)])
+    optimizer.step()
+    for param in params:
+        part = stored_part(param)
+        assert (part.first_row, part.whole_rows) == (here.start, 12)
+    return [whole(param) for param in params] + [whole(optimizer.state[param]["exp_avg"]) for param in params]
+
+
+def test_shards_that_were_made_elsewhere_are_placed_when_an_optimizer_gets_them() -> None:
+    for one, other in zip(ranks.run(1, _put_together)[0], ranks.run(3, _put_together)[2], strict=True):
+        assert all(torch.equal(one[plane], other[plane]) for plane in one)
+
+
+def _in_columns(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    shard = FixedPointTensor.quantize(torch.ones(4, 2), "fixed16")
+    columns = nn.Parameter(DTensor.from_local(shard, mesh, [Shard(1)]))
+    plain = torch.optim.AdamW([columns])
+    with pytest.raises(ValueError, match="along dimension 0 only"):
+        optim.adopt(plain)
+    assert type(plain) is torch.optim.AdamW
+    optimizer = optim.AdamW([nn.Parameter(FixedPointTensor.quantize(torch.ones(4), "fixed16"))])
+    with pytest.raises(ValueError, match="along dimension 0 only"):
+        optimizer.add_param_group({"params": [columns]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_an_optimizer_refuses_shards_of_columns() -> None:
+    ranks.run(2, _in_columns)
 
 
 def _floats_before_the_first_pass(rank: int) -> list[Any]:

@@ -17,6 +17,7 @@ from lowprec_plugin.activations.emulation.sites import (
     rounded,
     rounded_function,
 )
+from lowprec_plugin.compat.overrides import outside_overrides
 
 #: What is added to a score and is no larger hides it, in float32 as in any format: it is no number of the network.
 HIDES = -1e4
@@ -135,7 +136,7 @@ def multi_head_attention(
     )
     mask = _mask(attn_mask, key_padding_mask, batch, num_heads, query)
     dropped = dropout_p if training else 0.0
-    with torch._C.DisableTorchFunction():  # it rounds by itself
+    with outside_overrides():  # it rounds by itself
         out, attended = attend(q, k, v, mask, dropped, is_causal and mask is None)
     out = out.permute(2, 0, 1, 3).reshape(length, batch, width)
     out = functional.linear(out, out_proj_weight, out_proj_bias)

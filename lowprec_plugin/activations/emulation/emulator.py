@@ -12,6 +12,7 @@ from lowprec_plugin.activations.call_tracker import Running, check_inside
 from lowprec_plugin.activations.emulation.mode import EmulationMode
 from lowprec_plugin.activations.emulation.settings import Emulation, check_emulation
 from lowprec_plugin.activations.emulation.sites import Counts, Kind, Site, stream_of_kind
+from lowprec_plugin.compat.overrides import check_fast_paths
 from lowprec_plugin.formats import check_kind
 
 
@@ -32,6 +33,7 @@ class Emulator:
 
     def __init__(self, emulation: Emulation, *, seed: int = 0, rank: int = 0) -> None:
         check_emulation(emulation)
+        check_fast_paths()
         self.emulation = emulation
         self._seed = seed
         self._rank = rank

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lowprec_plugin.compat.overrides import FAST_PATHS
+
 #: They select, move or compare numbers and make no new ones: what goes in rounded comes out rounded. (The opposite of
 #: two's complement's smallest number is a new one.)
 EXACT = frozenset(
@@ -59,7 +61,7 @@ REFUSED = {
         "write the cell out with linear, sigmoid and tanh",
     ),
     **dict.fromkeys(
-        ("_transformer_encoder_layer_fwd", "_native_multi_head_attention"),
+        FAST_PATHS,
         "call torch.backends.mha.set_fastpath_enabled(False)",
     ),
     **dict.fromkeys(("quantize_per_tensor", "fake_quantize_per_tensor_affine"), "emulation rounds by itself"),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from lowprec_plugin.activations.emulation.attention import attention, multi_head_attention
 from lowprec_plugin.activations.emulation.exact import check_bits, exact_format, in_float64
@@ -25,6 +24,8 @@ from lowprec_plugin.activations.emulation.functions import (
 )
 from lowprec_plugin.activations.emulation.sites import Site, format_of, mark, rounded, rounded_function
 from lowprec_plugin.activations.emulation.terms import longest_sum
+from lowprec_plugin.compat.autograd import viewed_by
+from lowprec_plugin.compat.trees import tree_flatten, tree_map
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
 
@@ -139,7 +140,7 @@ class EmulationMode(TorchFunctionMode):
 
 def _is_parameter(x: Tensor) -> bool:
     """Whether ``x`` is a parameter, or a window on one: multi-head attention's weights are parts of one."""
-    return isinstance(x, (FixedPointTensor, nn.Parameter)) or isinstance(x._base, nn.Parameter)
+    return isinstance(x, (FixedPointTensor, nn.Parameter)) or isinstance(viewed_by(x), nn.Parameter)
 
 
 def _is_written(x: Any) -> bool:

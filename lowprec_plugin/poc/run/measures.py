@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -15,6 +14,7 @@ from lowprec_plugin import memory
 from lowprec_plugin.activations.packed import is_weight
 from lowprec_plugin.arithmetic.devices import wait_for
 from lowprec_plugin.compat.bases import Callback
+from lowprec_plugin.compat.overrides import outside_overrides
 from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.telemetry import held
@@ -170,7 +170,7 @@ class _Saved(saved_tensors_hooks):
         self.rest: dict[int, int] = {}
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunction():
+        with outside_overrides():
             if type(tensor) is Tensor:  # fixed-point weights are of another type
                 address = tensor.untyped_storage().data_ptr()
                 if address not in self._own:

@@ -1,4 +1,4 @@
-"""The only place that touches the inside of a DeepSpeed engine.
+"""The inside of a DeepSpeed engine. Nothing here imports DeepSpeed: who has an engine has done so.
 
 :func:`open_engine` looks at every name that the rest uses before anything is changed, and refuses an engine that lacks
 one, or whose settings keep float copies that cannot be replaced. Read it beside ``stage_1_and_2.py`` and ``stage3.py``
@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowprec_plugin.compat.lookup import DEEPSPEED, check_names
+from lowprec_plugin.compat.lookup import DEEPSPEED, check_names, look_up
 
 _FEATURE = "to replace its master weights"
 _ENGINE = (
     "basic_optimizer", "optimizer", "module", "global_steps", "zero_optimization_stage", "zero_offload_optimizer",
     "zero_offload_param", "zero_elastic_checkpoint", "load_universal_checkpoint", "zero_reduce_scatter",
     "zero_multi_rank_bucket_allreduce", "has_moe_layers", "pipeline_parallelism", "allreduce_bucket", "get_data_types",
-    "postscale_gradients", "gradient_predivide_factor",
+    "postscale_gradients", "gradient_predivide_factor", "data_parallel_group",
 )  # fmt: skip
 _STAGE_1_AND_2 = (
     "single_partition_of_fp32_groups", "master_weights_and_grads_dtype", "real_dp_process_group", "check_grad_overflow",
@@ -130,9 +130,7 @@ def open_engine(engine: Any) -> Inside:
             'deepspeed.initialize(optimizer=...), or set "torch_adam": true in the config\'s optimizer.params'
         )
     if stage == 0:
-        from deepspeed.utils import groups
-
-        return Inside(engine, stage, zero, optimizer, groups._get_data_parallel_group())
+        return Inside(engine, stage, zero, optimizer, engine.data_parallel_group)
     if type(zero).__name__ != _CLASSES[stage]:
         remedy = 'stage 2, or "data_types": {"grad_accum_dtype": "bf16"}' if stage == 1 else "the plain ZeRO optimizer"
         raise ValueError(
@@ -157,10 +155,12 @@ def open_engine(engine: Any) -> Inside:
 def _check_settings(engine: Any, stage: int) -> None:
     offload = {"offload_optimizer": engine.zero_offload_optimizer(), "offload_param": engine.zero_offload_param()}
     for name, config in offload.items():
-        device = getattr(config, "device", None)
-        if device is not None and str(getattr(device, "value", device)) != "none":
+        feature = f"to see where zero_optimization.{name} moves floats"
+        device = "none" if config is None else look_up(config, "device", host=DEEPSPEED, feature=feature)
+        device = getattr(device, "value", device)  # a member of an enumeration of texts
+        if device not in (None, "none"):
             raise ValueError(
-                f"zero_optimization.{name} moves floats to the {getattr(device, 'value', device)}, where fixed-point "
+                f"zero_optimization.{name} moves floats to the {device}, where fixed-point "
                 f"cannot follow: drop {name} (codes take a third to a half of the floats that it makes room for)"
             )
     refused = {
