@@ -8,7 +8,6 @@ back to them, weights and momentum.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from lowprec_plugin import optim
 from lowprec_plugin.activations.emulation import Emulation, emulate
 from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.bench.run import FLOAT32, report
 from lowprec_plugin.formats import FixedPointFormat
@@ -57,7 +57,7 @@ def run_emulation(rounds: int = 50, batch_size: int = 100, threads: int = 2, out
             except ImportError as error:
                 missing = f"QPyTorch is not measured: {error}"
         record: dict[str, Any] = {
-            "version": __version__, "torch": torch.__version__, "device": platform.processor() or "cpu",
+            "version": __version__, "torch": torch.__version__, "device": device_name(torch.device("cpu")),
             "threads": threads, "backend": ops.backend_for(torch.device("cpu")), "batch_size": batch_size,
             "instruction_set": native.instruction_set() if native.available()[0] else None, "rounds": rounds,
             "weights": str(WEIGHTS), "activations": str(ACTIVATIONS), "errors": str(ERRORS),
