@@ -31,6 +31,7 @@ from lowprec_plugin import (
 )
 from lowprec_plugin.experiments.making import perturb_last_bit_
 
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 # Word lengths of weights, state and gradients on the wire; None: float32.
 VARIANTS = {"float32": None, "float32 twin": None, "16": (16, 16, 16), "16/8": (16, 8, 16), "16, wire 8": (16, 16, 8)}
 
@@ -40,7 +41,7 @@ def build(variant, seed, lr):
     model = bytes_transformer.Transformer()
     if variant == "float32 twin":
         perturb_last_bit_(model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(DEVICE)
     for block in model.blocks:
         fully_shard(block)
     fully_shard(model)
@@ -116,9 +117,9 @@ def main():
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--out", type=Path, default=Path("fsdp2.jsonl"))
     given = parser.parse_args()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if DEVICE.type != "cpu":
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(dist.get_default_backend_for_device(DEVICE))
     result = json.dumps(train(given))
     if dist.get_rank() == 0:
         print(result, flush=True)
