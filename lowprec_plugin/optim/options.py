@@ -1,8 +1,7 @@
-"""The options of the plugin: their defaults, and the checks of all that is asked for.
+"""The options of the plugin: their defaults, and the checks of each alone and beside the others.
 
-:class:`~lowprec_plugin.FixedPointPrecision` documents them. It, the DeepSpeed plugin, the optimizers, the plan, the
-proof of concept and the search for formats each take some, under the same names, and hand them on as a record.
-docs/extending.md says how to add one.
+The plugin, the DeepSpeed plugin, the optimizers, the plan, the proof of concept and the search for formats each take
+some, under the same names, and hand them on as a record. docs/extending.md says how to add one.
 """
 
 from __future__ import annotations
@@ -39,7 +38,18 @@ RESUMED = {"resumed": True}
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Those of the optimizers too: how they store state, and update."""
+    """How state is stored, and how an optimizer updates: what the optimizers take too.
+
+    Args:
+        state_word_length: bits of the state; ``None``: as each parameter.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+        nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
+        state_fraction_length: bits behind the radix point of all state, which a state word length goes with; ``None``:
+            every block of state has a radix point of its own.
+
+    Raises:
+        OptionError: naming the option.
+    """
 
     state_word_length: int | None = field(default=None, metadata=VARIED)
     rounding: str = field(default="stochastic", metadata=VARIED | RESUMED)
@@ -78,7 +88,7 @@ class StepOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginOptions(StepOptions):
-    """All of them. Refuses what is outside its limits, alone or beside the others.
+    """All of them, as :class:`~lowprec_plugin.FixedPointPrecision` documents them.
 
     Raises:
         OptionError: naming the option.

@@ -10,12 +10,7 @@ from lowprec_plugin.optim.tally import Tally
 class StepSettings(StepOptions):
     """How an optimizer updates fixed-point parameters.
 
-    Args:
-        state_word_length: bits of the state; ``None``: as each parameter.
-        rounding: ``"stochastic"`` or ``"nearest"``.
-        nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
-        state_fraction_length: bits behind the radix point of all state, which a state word length goes with; ``None``:
-            every block of state has a radix point of its own.
+    Args: those of :class:`~lowprec_plugin.optim.options.StepOptions`.
 
     Attributes:
         skipped_steps: steps skipped so far.
