@@ -17,6 +17,8 @@ from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.text.charts import Point
 from lowprec_plugin.text.numbers import bytes_text, large, share, significant, times
 
+#: What the report is written to.
+FILES = ("report.html", "report.md", "report.json")
 #: What is counted of a layer.
 COUNTED = ("saturated", "lost", "unchanged", "noise_to_update")
 #: How figures are written, by unit; those of the metric have a scale of their own.
