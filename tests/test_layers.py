@@ -52,6 +52,17 @@ def test_imports_go_down(room: str) -> None:
     assert upwards == []
 
 
+def test_the_proof_of_concept_goes_from_runs_to_a_verdict_to_a_report() -> None:
+    floors_of = {f"lowprec_plugin.poc.{name}": floor for floor, name in enumerate(("run", "verdict", "report"))}
+
+    def floor(module: str) -> int:
+        return next((floor for name, floor in floors_of.items() if module.startswith(f"{name}.")), -1)
+
+    for module, imported in HOUSE.modules.items():
+        if floor(module) >= 0:
+            assert [each for each in imported if floor(each) > floor(module)] == [], module
+
+
 @pytest.mark.parametrize("module", sorted(HOUSE.modules))
 def test_hosts_are_imported_where_they_belong(module: str) -> None:
     for name, runs in imports_of(HOUSE.paths[module]).items():

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from lowprec_plugin.experiments import Config
-from lowprec_plugin.text.charts import Marks, scatter
 from lowprec_plugin.text.files import whole_text
+from lowprec_plugin.text.scatter import Marks, scatter
 from lowprec_plugin.text.tables import markdown_table
 from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Bits, Costs

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from lowprec_plugin.poc.report import contents, tables
+from lowprec_plugin.poc.report import contents
+from lowprec_plugin.poc.report.contents import FILES
 from lowprec_plugin.poc.report.page import html
 from lowprec_plugin.poc.report.text import as_json, as_markdown, summary
+from lowprec_plugin.poc.report.wandb_report import publish
 from lowprec_plugin.text.files import whole_text
-
-FILES = ("report.html", "report.md", "report.json")
-#: Name of the artifact in Weights & Biases.
-ARTIFACT = "lowprec-poc"
 
 
 def run_report(folder: str, wandb: str | None = None) -> None:
@@ -43,43 +40,3 @@ def write(folder: Path) -> str:
     for name, make in zip(FILES, (html, as_markdown, as_json), strict=True):
         whole_text(folder / name, make(found))
     return f"{summary(found)}\n\nSaved to {folder}: {', '.join(FILES)}"
-
-
-def log_report(run: Any, folder: Path) -> None:
-    """Log what :func:`write` has written to ``folder`` to ``run``, a ``wandb.Run``.
-
-    The files become the artifact ``lowprec-poc``, the short table ``lowprec/poc`` and the page ``lowprec/report``; the
-    headline is in the run's summary.
-    """
-    import wandb
-
-    found = contents.read(folder)
-    made = tables.table(found, "summary")
-    table = wandb.Table(columns=[*made.header], data=[[_cell(cell) for cell in row] for row in made.rows])
-    run.log({"lowprec/poc": table, "lowprec/report": wandb.Html(folder / FILES[0])})
-    artifact = wandb.Artifact(ARTIFACT, type="report", metadata={"verdict": found.verdict.headline})
-    for name in FILES:
-        artifact.add_file(str(folder / name))
-    run.log_artifact(artifact)
-    run.summary["lowprec/verdict"] = found.verdict.headline
-
-
-def publish(folder: Path, project: str) -> None:
-    """The same, to a new run of ``project``.
-
-    Raises:
-        ValueError: if wandb is not installed.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError('wandb is not installed: pip install "lowprec-plugin[wandb]", or leave --wandb out') from error
-    with wandb.init(project=project, job_type="lowprec poc") as run:
-        log_report(run, folder)
-
-
-def _cell(cell: tables.Cell) -> float | str | None:
-    """The figure itself where there is just one, so that the table can be sorted by it; ``None`` for none."""
-    if len(cell) == 1 and (cell[0].value is not None or cell[0].text == tables.NONE):
-        return cell[0].value
-    return "".join(part.text for part in cell)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.poc.report.quantities import Figure, Figures, figures
+from lowprec_plugin.poc.report.quantities import Figure, figures
 from lowprec_plugin.poc.run.study import FILE, Study, load_runs, load_study, run_file
 from lowprec_plugin.poc.verdict.curves import curve, training_loss
 from lowprec_plugin.poc.verdict.groups import Group, Groups
@@ -17,6 +17,8 @@ from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.text.charts import Point
 from lowprec_plugin.text.numbers import bytes_text, large, share, significant, times
 
+#: What the report is written to.
+FILES = ("report.html", "report.md", "report.json")
 #: What is counted of a layer.
 COUNTED = ("saturated", "lost", "unchanged", "noise_to_update")
 #: How figures are written, by unit; those of the metric have a scale of their own.
@@ -40,7 +42,7 @@ class Contents:
     study: Study
     groups: Groups
     verdict: Verdict
-    figures: Figures
+    figures: dict[str, dict[str, Figure]]  # by variant and name
     curves: dict[str, dict[str, list[Point]]]  # by name of the curve and variant
     layers: dict[str, list[LayerReport]]  # by variant, of those that count; the shares are means over the runs
     files: dict[str, dict[int, str]]  # the run files of a variant by seed, relative to the report's folder

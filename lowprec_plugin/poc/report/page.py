@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,6 +17,7 @@ from lowprec_plugin.poc.verdict.outcomes import SPOKEN
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 from lowprec_plugin.text import charts
 from lowprec_plugin.text.numbers import bytes_text
+from lowprec_plugin.text.svg import ticks
 
 #: A sign beside the word of each outcome, other than those that are open: never a colour alone.
 SIGNS = {"equal": "✓", "tolerated": "✓", "worse": "✗", "diverged": "✗", "better": "≠", "failed": "–"}
@@ -87,25 +86,12 @@ def _quality(contents: Contents) -> Markup | None:
             rows.append(charts.Dots(spoken(variant), text, list(group.values.values()), mean, ends))
     if not rows:
         return None
-    low, high = _span(rows)
+    low, high = charts.axis_of(rows, (FLOAT32.name, TWIN.name))
     described = "; ".join(f"{row.label} {row.text}" for row in rows)
     described = f"Means: {described}. A mean within the zone of its line is equal to float32."
-    marks = {scale.value(at): at for at in charts.ticks(low, high)}  # none twice, where all values are alike
-    ticks = [(at, text) for text, at in marks.items()]
-    return Markup(charts.dots(f"{metric} by variant and seed", described, rows, ticks, (low, high)))
-
-
-def _span(rows: Sequence[charts.Dots]) -> tuple[float, float]:
-    """An axis for what is near float32; what is far off would press all else together."""
-    near = [value for row in rows if row.label in (FLOAT32.name, TWIN.name) for value in row.values]
-    near += [end for row in rows if row.zone for end in row.zone]
-    near = near or list(rows[0].values)
-    low, high = min(near), max(near)
-    room = 3 * max(high - low, 1e-6 * abs(high), 1e-12)
-    shown = [value for row in rows for value in row.values if low - room <= value <= high + room]
-    low, high = min([low, *shown]), max([high, *shown])
-    edge = 0.06 * max(high - low, 1e-6 * abs(high), 1e-12)
-    return low - edge, high + edge
+    marks = {scale.value(at): at for at in ticks(low, high)}  # none twice, where all values are alike
+    places = [(at, text) for text, at in marks.items()]
+    return Markup(charts.dots(f"{metric} by variant and seed", described, rows, places, (low, high)))
 
 
 def _curves(contents: Contents) -> list[dict[str, Any]]:
@@ -117,7 +103,7 @@ def _curves(contents: Contents) -> list[dict[str, Any]]:
         every = [point for points in [theirs, *shown.values()] for point in points]
         if not shown or max(map(len, [theirs, *shown.values()]), default=0) < 2:
             continue
-        low, high = _range(theirs or every)
+        low, high = charts.round_axis(theirs or every)
         last = max(point.step for point in every)
         write = contents.verdict.scale.value if name == contents.study.metric else lambda value: f"{value:.3g}"
         pictures = []
@@ -131,16 +117,6 @@ def _curves(contents: Contents) -> list[dict[str, Any]]:
         ends = {"low": write(low), "high": write(high), "last": f"step {last:,.0f}"}
         found.append({"name": name, "pictures": pictures, **ends})
     return found
-
-
-def _range(points: Sequence[charts.Point]) -> tuple[float, float]:
-    """An axis with round ends for float32's curve: a variant that leaves it runs along the edge."""
-    low, high = min(point.low for point in points), max(point.high for point in points)
-    if not high > low:
-        return low - 0.5, high + 0.5
-    at = charts.ticks(low, high, 8)
-    step = at[1] - at[0] if len(at) > 1 else high - low
-    return math.floor(low / step) * step, math.ceil(high / step) * step
 
 
 def _bars(contents: Contents, title: str, name: str, ratio: str) -> Markup | None:

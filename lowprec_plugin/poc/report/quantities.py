@@ -72,7 +72,6 @@ class Figure(NamedTuple):
     unit: str
 
 
-Figures = dict[str, dict[str, Figure]]
 _Values = dict[str, float | None]
 
 
@@ -81,7 +80,7 @@ def known_of(name: str) -> Known:
     return KNOWN[max((begin for begin in KNOWN if name.startswith(begin)), key=len)]
 
 
-def figures(groups: Groups, study: Study) -> Figures:
+def figures(groups: Groups, study: Study) -> dict[str, dict[str, Figure]]:
     """By variant and name; a variant lacks the figures that its runs do not give."""
     found = {name: _of_variant(groups, group, study) for name, group in groups.of.items()}
     computed = [run.bf16 for run in groups.float32.runs if run.bf16]

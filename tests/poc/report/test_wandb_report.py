@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lowprec_plugin.cli.main import main
-from lowprec_plugin.poc.report.command import FILES, log_report, write
+from lowprec_plugin.poc.report.command import FILES, write
+from lowprec_plugin.poc.report.wandb_report import log_report
 from tests.monitoring.wandb_file import read, records
 from tests.poc import staged
 

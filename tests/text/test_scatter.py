@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from lowprec_plugin.text.charts import Marks, scatter, ticks
+from lowprec_plugin.text.scatter import Marks, scatter
+from lowprec_plugin.text.svg import ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
