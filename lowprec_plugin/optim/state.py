@@ -86,7 +86,7 @@ def store_state(optimizer: Adopted, param: Tensor, name: str, value: Any) -> Any
     Raises:
         ValueError: if it is fixed-point in another format and not exact in this one, or not finite.
     """
-    if not _is_stored(optimizer, param, name, value):
+    if not is_stored(optimizer, param, name, value):
         return value
     local = local_part(value)
     if not isinstance(local, FixedPointTensor):
@@ -197,7 +197,8 @@ def is_copy(state: FixedPointTensor) -> bool:
     return state.label.endswith(_COPY)
 
 
-def _is_stored(optimizer: Adopted, param: Tensor, name: str, value: Any) -> bool:
+def is_stored(optimizer: Adopted, param: Tensor, name: str, value: Any) -> bool:
+    """Whether ``optimizer`` holds ``value``, its state ``name`` of ``param``, in fixed-point."""
     if name == "step" or not is_elementwise(value, param):
         return False
     # One number may be a count, unless an update is known to take it for a moment.
