@@ -99,12 +99,8 @@ def _adam_unfit(group: Group) -> str | None:
     return "amsgrad=True" if group["amsgrad"] else unless_differentiable(group)
 
 
-FUSED[torch.optim.Adam] = FusedUpdate(
-    {"adam": formulas.ADAM}, _adam_hypers, _adam_unfit, squared=frozenset({"max_exp_avg_sq"})
-)
-FUSED[torch.optim.AdamW] = FusedUpdate(
-    {"adamw": formulas.ADAM}, _adam_hypers, _adam_unfit, squared=frozenset({"max_exp_avg_sq"})
-)
+FUSED[torch.optim.Adam] = FusedUpdate({"adam": formulas.ADAM}, _adam_hypers, _adam_unfit)
+FUSED[torch.optim.AdamW] = FusedUpdate({"adamw": formulas.ADAM}, _adam_hypers, _adam_unfit)
 
 
 class Lion(_Ours, FloatLion):

@@ -15,7 +15,7 @@ from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.compat.lookup import TORCH, look_up
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopted import Adopted
-from lowprec_plugin.optim.fused import FUSED, squared_states
+from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import label_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import convert_
@@ -35,7 +35,7 @@ def format_of_state(
     Raises:
         ValueError: if ``fraction_length`` is given and the state is one of squares.
     """
-    squared = name in squared_states()
+    squared = name in SQUARED_STATES
     if squared and fraction_length is not None:
         raise ValueError(
             f"state_fraction_length={fraction_length}: {name} is a mean of squares, which has to have a radix point in "
