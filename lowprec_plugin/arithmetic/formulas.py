@@ -197,9 +197,32 @@ def lion(
     return p - (direction * lr + p * decay), m + (g - m) * one_minus_beta2
 
 
+def rmsprop(
+    p: Tensor,
+    g: Tensor,
+    r: Tensor,
+    *,
+    sign: float,
+    l2: float,
+    lr: float,
+    alpha: float,
+    one_minus_alpha: float,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """torch.optim.RMSprop without momentum, not centered, with the mean of squares as its square root ``r``. ::
+
+    r' = sqrt(alpha r**2 + (1 - alpha) g**2)
+    p' = p - lr g / (r' + eps)
+    """
+    g = g * sign + p * l2
+    r = square_root((r * r) * alpha + (g * g) * one_minus_alpha)
+    return p - (g / (r + eps)) * lr, r
+
+
 SGD = Algorithm(0, sgd)
 MOMENTUM = Algorithm(1, momentum, ("momentum_buffer",))
 ADAM = Algorithm(2, adam, ("exp_avg", "exp_avg_sq"), squared=("exp_avg_sq",), counts_steps=True)
 LION = Algorithm(3, lion, ("exp_avg",))
+RMSPROP = Algorithm(4, rmsprop, ("square_avg",), squared=("square_avg",), counts_steps=True)
 #: Every fused update.
-ALGORITHMS = (SGD, MOMENTUM, ADAM, LION)
+ALGORITHMS = (SGD, MOMENTUM, ADAM, LION, RMSPROP)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm
 
 Group = dict[str, Any]
 
@@ -23,20 +23,22 @@ class FusedUpdate:
             state is new.
         unfit: why a group cannot be updated so, or ``None`` if it can.
         choose: the name of the formula that a group needs; of a single formula there is no choice.
-        squared: names of states that are sums or means of squares, of groups that cannot be updated so.
     """
 
     algorithms: Mapping[str, Algorithm]
     hypers: Callable[[Group, int, bool], Mapping[str, float]]
     unfit: Callable[[Group], str | None]
     choose: Callable[[Group], str] | None = None
-    squared: frozenset[str] = frozenset()
 
     def algorithm(self, group: Group) -> Algorithm:
         """The formula that ``group`` needs."""
         return self.algorithms[self.choose(group) if self.choose else next(iter(self.algorithms))]
 
 
+#: State that is a sum or average of squares, by the names that torch.optim gives it. Stored as its root.
+SQUARED_STATES = frozenset({"max_exp_avg_sq", "square_avg", "acc_delta", "sum", "variance"}).union(
+    *(algorithm.squared for algorithm in ALGORITHMS)
+)
 #: The optimizers that have one, by their float classes. :mod:`.optimizers` enters its own.
 FUSED: dict[type[torch.optim.Optimizer], FusedUpdate] = {}
 
@@ -44,12 +46,6 @@ FUSED: dict[type[torch.optim.Optimizer], FusedUpdate] = {}
 def named_algorithms() -> dict[str, Algorithm]:
     """Every optimizer's formula, by the name that the plan and the command line have for it."""
     return {name: algorithm for update in FUSED.values() for name, algorithm in update.algorithms.items()}
-
-
-def squared_states() -> frozenset[str]:
-    """The names of state that is a sum or mean of squares, of the optimizers in :data:`FUSED`. Stored as its root."""
-    known = (each.squared for update in FUSED.values() for each in update.algorithms.values())
-    return frozenset().union(*known, *(update.squared for update in FUSED.values()))
 
 
 def sign_of(group: Group) -> float:

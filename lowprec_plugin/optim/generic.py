@@ -28,8 +28,8 @@ from lowprec_plugin.optim.state import (
     Looks,
     Place,
     format_by_values,
-    is_elementwise,
     is_held_elsewhere,
+    is_stored,
     is_unnamed,
     looks_of,
     name_copies,
@@ -160,12 +160,10 @@ class OwnStep:
 
     def _new(self, param: Tensor) -> list[Place]:
         """Where the state of ``param`` holds floats that nothing else does, for which codes could stand."""
-        if param.numel() <= 1:
-            return []
         found = []
         for place in places(self.optimizer.state.get(param)):
             holder, key, name = place
-            if name != "step" and is_elementwise(holder[key], param) and fixed_part(holder[key]) is None:
+            if is_stored(self.optimizer, param, name, holder[key]) and fixed_part(holder[key]) is None:
                 found += [] if is_held_elsewhere(place) else [place]
         return found
 

@@ -20,7 +20,7 @@ from lowprec_plugin.optim.options import StepOptions, names
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.step import FixedPointStep
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion"]
+__all__ = ["SGD", "Adam", "AdamW", "Lion", "RMSprop"]
 
 
 class _Ours(FixedPointStep):
@@ -107,12 +107,8 @@ def _adam_unfit(group: Group) -> str | None:
     return "amsgrad=True" if group["amsgrad"] else unless_differentiable(group)
 
 
-FUSED[torch.optim.Adam] = FusedUpdate(
-    {"adam": formulas.ADAM}, _adam_hypers, _adam_unfit, squared=frozenset({"max_exp_avg_sq"})
-)
-FUSED[torch.optim.AdamW] = FusedUpdate(
-    {"adamw": formulas.ADAM}, _adam_hypers, _adam_unfit, squared=frozenset({"max_exp_avg_sq"})
-)
+FUSED[torch.optim.Adam] = FusedUpdate({"adam": formulas.ADAM}, _adam_hypers, _adam_unfit)
+FUSED[torch.optim.AdamW] = FusedUpdate({"adamw": formulas.ADAM}, _adam_hypers, _adam_unfit)
 
 
 class Lion(_Ours, FloatLion):
@@ -134,3 +130,29 @@ def _lion_hypers(group: Group, step: int, new: bool) -> dict[str, float]:
 
 
 FUSED[FloatLion] = FusedUpdate({"lion": formulas.LION}, _lion_hypers, lambda group: None)
+
+
+class RMSprop(_Ours, torch.optim.RMSprop):
+    """``torch.optim.RMSprop``; also ``state_word_length``, ``rounding``, ``nonfinite``: see :class:`StepSettings`.
+
+    The mean of squares is stored as its square root. With momentum, or centered, it takes the slower path.
+    """
+
+    float_class = torch.optim.RMSprop
+
+
+def _rmsprop_hypers(group: Group, step: int, new: bool) -> dict[str, float]:
+    alpha = group["alpha"]
+    return {
+        "sign": sign_of(group), "l2": group["weight_decay"], "lr": float(group["lr"]), "alpha": alpha,
+        "one_minus_alpha": 1 - alpha, "eps": group["eps"],
+    }  # fmt: skip
+
+
+def _rmsprop_unfit(group: Group) -> str | None:
+    if group["momentum"] != 0:
+        return f"momentum={group['momentum']}"
+    return "centered=True" if group["centered"] else unless_differentiable(group)
+
+
+FUSED[torch.optim.RMSprop] = FusedUpdate({"rmsprop": formulas.RMSPROP}, _rmsprop_hypers, _rmsprop_unfit)

@@ -15,7 +15,7 @@ from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.compat.exchanging import is_used_elsewhere
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopted import Adopted
-from lowprec_plugin.optim.fused import FUSED, squared_states
+from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import described, name_of
 from lowprec_plugin.optim.options import StepOptions
 from lowprec_plugin.tensor import FixedPointTensor
@@ -35,7 +35,7 @@ def format_of_state(weights: FixedPointFormat, options: StepOptions, name: str) 
     Raises:
         ValueError: if ``options`` have a ``state_fraction_length`` and the state is one of squares.
     """
-    squared = name in squared_states()
+    squared = name in SQUARED_STATES
     if squared and options.state_fraction_length is not None:
         raise OptionError(
             Option.given("state_fraction_length", options.state_fraction_length),
@@ -90,7 +90,7 @@ def store_state(optimizer: Adopted, param: Tensor, name: str, value: Any) -> Any
     Raises:
         ValueError: if it is fixed-point in another format and not exact in this one, or not finite.
     """
-    if not _is_stored(optimizer, param, name, value):
+    if not is_stored(optimizer, param, name, value):
         return value
     local = local_part(value)
     if not isinstance(local, FixedPointTensor):
@@ -214,7 +214,8 @@ def is_copy(state: FixedPointTensor) -> bool:
     return state.label.endswith(_COPY)
 
 
-def _is_stored(optimizer: Adopted, param: Tensor, name: str, value: Any) -> bool:
+def is_stored(optimizer: Adopted, param: Tensor, name: str, value: Any) -> bool:
+    """Whether ``optimizer`` holds ``value``, its state ``name`` of ``param``, in fixed-point."""
     if name == "step" or not is_elementwise(value, param):
         return False
     # One number may be a count, unless an update is known to take it for a moment.

@@ -38,6 +38,7 @@ MAKERS = {
     "sgd": lambda params: optim.SGD(params, 0.01, momentum=0.9),
     "adamw 16/8": lambda params: optim.AdamW(params, 0.01, state_word_length=8),
     "lion": lambda params: optim.Lion(params, 0.001),
+    "amsgrad": lambda params: optim.Adam(params, 0.01, amsgrad=True),
     "generic": lambda params: optim.adopt(torch.optim.RMSprop(params, 0.001, momentum=0.9)),
 }
 

@@ -42,3 +42,11 @@ def lion(p, g, m, sign, lr, decay, one_minus_beta1, one_minus_beta2):
     blend = m + (g - m) * one_minus_beta1
     direction = tl.where(blend > 0, 1.0, tl.where(blend < 0, -1.0, blend))  # a NaN stays one
     return p - (direction * lr + p * decay), m + (g - m) * one_minus_beta2
+
+
+@triton.jit
+def rmsprop(p, g, r, sign, l2, lr, alpha, one_minus_alpha, eps):
+    """:func:`lowprec_plugin.arithmetic.formulas.rmsprop`."""
+    g = g * sign + p * l2
+    r = tl.sqrt_rn((r * r) * alpha + (g * g) * one_minus_alpha)
+    return p - tl.div_rn(g, r + eps) * lr, r

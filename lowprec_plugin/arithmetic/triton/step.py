@@ -115,6 +115,12 @@ def bounded(x, mask, TILING: tl.constexpr):
     return x
 
 
+@triton.constexpr_function
+def of(values, k):
+    """``values[k]`` of what is known while compiling; indexed in a kernel itself it is not known to Triton 3.6."""
+    return values[k]
+
+
 @triton.jit(do_not_specialize=["count"])
 def update_kernel(
     table,
@@ -146,9 +152,9 @@ def update_kernel(
     g = load_floats(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
     stores, values, numbers = (), (), ()
     for k in tl.static_range(STORED):
-        store = stored(item + STORES + k * STORE, FORMATS[k], TILING.aligned)
+        store = stored(item + STORES + k * STORE, of(FORMATS, k), TILING.aligned)
         stores += (store,)
-        values += (read(store, place, FORMATS[k]),)
+        values += (read(store, place, of(FORMATS, k)),)
     for k in tl.static_range(NUMBERS):
         numbers += (tl.load(hyper + k),)
     before = values[0]
@@ -171,15 +177,23 @@ def update_kernel(
     place = (at, mask, block, inside, counter)
 
     huge = tl.max(worst) >= HUGE
-    saturated = count_saturated(values[0], huge, stores[0][3], mask, FORMATS[0])
+    saturated = count_saturated(values[0], huge, stores[0][3], mask, of(FORMATS, 0))
     for k in tl.static_range(1, STORED):
-        saturated += count_saturated(values[k], huge, stores[k][3], mask, FORMATS[k])
+        saturated += count_saturated(values[k], huge, stores[k][3], mask, of(FORMATS, k))
     tl.atomic_add(result + tl.zeros_like(worst), saturated.to(tl.int64), mask=saturated > 0, sem="relaxed")
 
     key = tl.load(item + KEY)
     for k in tl.static_range(STORED):
         code, exponent = write(
-            values[k], largest[k], stores[k], place, key, tl.constexpr(ROLE[k]), FORMATS[k], TILING, STOCHASTIC
+            values[k],
+            largest[k],
+            stores[k],
+            place,
+            key,
+            of(ROLE, k),
+            of(FORMATS, k),
+            TILING,
+            STOCHASTIC,
         )
         if COUNTING and k == 0:
             counts = result + (1 + tl.load(item + INDEX)) * COLUMNS

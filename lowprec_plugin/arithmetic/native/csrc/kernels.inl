@@ -631,8 +631,19 @@ struct lion {
     static inline void second(const f8 *, f8 *) {}
 };
 
+struct rmsprop {
+    FORMULA(rmsprop, 4, 1, sign, l2, lr, alpha, one_minus_alpha, eps)
+    enum { HALVES = 1, LATE = 0 };
+    static inline void first(const f8 *h, f8 g, f8 *v) {
+        const f8 d = g * h[sign] + v[0] * h[l2];
+        v[1] = square_root((v[1] * v[1]) * h[alpha] + (d * d) * h[one_minus_alpha]);
+        v[0] = v[0] - (d / (v[1] + h[eps])) * h[lr];
+    }
+    static inline void second(const f8 *, f8 *) {}
+};
+
 // All of them: an update is looked up here by its number.
-#define FORMULAS(X) X(sgd) X(momentum) X(adam) X(lion)
+#define FORMULAS(X) X(sgd) X(momentum) X(adam) X(lion) X(rmsprop)
 
 typedef float values[LOWPREC_STORES][MAX + 32];  // 32: they do not share the sets of a cache
 
