@@ -8,8 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper, Updated
 from lowprec_plugin.arithmetic.reference.wire import Chunk, Piece
+from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat
 
 
@@ -52,18 +52,7 @@ class Backend(Protocol):
     ) -> int | Tensor:
         """Write to float32 ``out`` what ``x`` is rounded to, see :func:`.ops.rounded`. Returns how many saturated."""
 
-    def update(
-        self,
-        algorithm: Algorithm,
-        grads: Sequence[Tensor],
-        stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
-        keys: Sequence[int],
-        hypers: Sequence[Hyper],
-        first_rows: Sequence[int],
-        *,
-        stochastic: bool,
-        counting: bool,
-    ) -> Updated:
+    def update(self, step: Update) -> Updated:
         """One step over many parameters, in place, see :func:`.ops.update_`."""
 
     def first_nonfinite(self, tensors: Sequence[Tensor]) -> int | None:

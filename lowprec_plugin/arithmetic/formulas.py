@@ -17,13 +17,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.random_bits import ROLES
-from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 
 Hyper = Sequence[float]
 #: The most hyperparameters and states that kernels have room for.
@@ -96,20 +94,6 @@ class Algorithm:
 
     def _arguments(self, kind: object) -> tuple[str, ...]:
         return tuple(each.name for each in inspect.signature(self.law).parameters.values() if each.kind is kind)
-
-
-class Updated(NamedTuple):
-    """What came of a step over many parameters.
-
-    Attributes:
-        saturated: numbers that were out of range, of parameters and state.
-        refused: the index of the first parameter in which a NaN came up, or ``None``.
-        counts: one per parameter, if they were wanted; else empty.
-    """
-
-    saturated: int
-    refused: int | None
-    counts: list[UpdateCounts]
 
 
 def square_root(x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ the Triton kernels. The device of the codes decides (:mod:`.backends`); :func:`u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,20 +17,15 @@ from lowprec_plugin.arithmetic.backends import backend_for as backend_for
 from lowprec_plugin.arithmetic.backends import serving
 from lowprec_plugin.arithmetic.backends import use_backend as use_backend
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, empty_blocks
-from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper
 from lowprec_plugin.arithmetic.random_bits import check_bits
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
+from lowprec_plugin.arithmetic.updates import Stored as Stored
+from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.text.option_error import Option, OptionError
 
 ROUNDINGS = ("stochastic", "nearest")
-
-
-class Stored(NamedTuple):
-    """One tensor of an update: its planes and its format."""
-
-    blocks: Blocks
-    format: FixedPointFormat
 
 
 def check_rounding(rounding: str) -> None:
@@ -204,9 +198,8 @@ def update_(
     grads = [readable(grads[i]) for i in kept]
     stores, keys = [stores[i] for i in kept], [keys[i] for i in kept]
     hypers, offsets = [hypers[i] for i in kept], [offsets[i] for i in kept]
-    stochastic = rounding == "stochastic"
-    backend = serving(grads[0].device)
-    done = backend.update(algorithm, grads, stores, keys, hypers, offsets, stochastic=stochastic, counting=counting)
+    step = Update(algorithm, grads, stores, keys, hypers, offsets, rounding == "stochastic", counting)
+    done = serving(grads[0].device).update(step)
     if counting:
         for index, each in zip(kept, done.counts, strict=True):
             counts[index] = each

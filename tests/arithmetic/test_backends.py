@@ -17,10 +17,10 @@ from torch import Tensor
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import backends, ops, wire_ops
 from lowprec_plugin.arithmetic.backend import Backend
-from lowprec_plugin.arithmetic.formulas import Algorithm
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS
 from lowprec_plugin.arithmetic.native.backend import Native
 from tests import cases
-from tests.arithmetic.test_native import HYPERS
+from tests.algorithms import HYPERS
 from tests.arithmetic.test_wire import empty_chunk, empty_chunks, gradients, laid_out
 
 METHODS = [name for name, value in vars(Backend).items() if inspect.isfunction(value) and not name.startswith("_")]
@@ -59,9 +59,9 @@ def everything(backend: str, device: str) -> list[Tensor]:
             rounded = ops.rounded(x, FixedPointFormat(8, 4), rounding="stochastic", key=7, saturated=count)
             found += [*blocks.planes, torch.tensor(saturated), rounded, count]
             found += [ops.dequantize(blocks, format, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
-            for algorithm in Algorithm:
-                stored = [ops.Stored(blocks.map(torch.clone), format) for _ in range(1 + algorithm.states)]
-                given = HYPERS[algorithm]
+            for algorithm in ALGORITHMS:
+                stored = [ops.Stored(blocks.map(torch.clone), format) for _ in range(1 + len(algorithm.states))]
+                given = HYPERS[algorithm][0]
                 done = ops.update_(algorithm, [x.clamp(-9, 9)], [stored], [given], keys=[11], counting=True)
                 found += [plane for each in stored for plane in each.blocks.planes]
                 found += [torch.tensor(done.saturated), torch.tensor(done.counts[0][:4])]

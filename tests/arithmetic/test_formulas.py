@@ -13,6 +13,7 @@ from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, SGD, Algorithm
 from lowprec_plugin.arithmetic.native import library as native
+from lowprec_plugin.arithmetic.updates import Update
 
 
 def half(p: Tensor, g: Tensor, *, lr: float) -> tuple[Tensor, ...]:
@@ -60,9 +61,7 @@ def test_an_algorithm_that_no_kernel_has_is_refused() -> None:
         ops.update_(UNKNOWN, [torch.ones(3, 40)], [[ops.Stored(blocks, format)]], [(0.1,)])
     if native.available()[0]:
         with pytest.raises(ValueError, match=r"the native kernels have no formula 77 \(half\)"):
-            native.update(
-                UNKNOWN, [torch.ones(3, 40)], [[(blocks, format)]], [0], [(0.1,)], [0], stochastic=True, counting=False
-            )
+            native.update(Update(UNKNOWN, [torch.ones(3, 40)], [[ops.Stored(blocks, format)]], [0], [(0.1,)], [0]))
     assert all(torch.equal(a, b) for a, b in zip(blocks.planes, before, strict=True))
 
 

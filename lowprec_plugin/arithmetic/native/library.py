@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import ALGORITHMS, HYPERS, STATES, Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.formulas import ALGORITHMS, HYPERS, STATES, Algorithm
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
+from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
 _ABI = 7
@@ -216,35 +217,27 @@ def rounded(
     return int(item.saturated)
 
 
-def update(
-    algorithm: Algorithm,
-    grads: Sequence[Tensor],
-    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
-    keys: Sequence[int],
-    hypers: Sequence[Hyper],
-    first_rows: Sequence[int],
-    *,
-    stochastic: bool,
-    counting: bool,
-) -> Updated:
+def update(step: Update) -> Updated:
     """One fused step over many parameters; see :func:`lowprec_plugin.arithmetic.ops.update_`.
 
     Raises:
         ValueError: for an algorithm that the kernels do not have. Nothing is written.
     """
-    items = (Item * len(grads))()
-    for item, grad, tensors, key, hyper, first_row in zip(items, grads, stores, keys, hypers, first_rows, strict=True):
+    items = (Item * len(step.grads))()
+    given = zip(items, step.grads, step.stores, step.keys, step.hypers, step.first_rows, strict=True)
+    for item, grad, tensors, key, hyper, first_row in given:
         item.grad, item.grad_type = grad.data_ptr(), FLOAT_TYPES[grad.dtype]
         _place(item, grad.shape, first_row)
         item.key = key
         item.hyper[: len(hyper)] = hyper
         for store, (blocks, format) in zip(item.stores, tensors, strict=False):
             _fill(store, blocks, format)
-    counts = (Counts * len(grads))() if counting else ()
+    counts = (Counts * len(items))() if step.counting else ()
     for item, each in zip(items, counts, strict=False):
         item.counts = ctypes.pointer(each)
-    if library().lowprec_update(algorithm.number, items, len(grads), stochastic, torch.get_num_threads()) != 0:
-        raise ValueError(f"the native kernels have no formula {algorithm.number} ({algorithm})")
+    number, threads = step.algorithm.number, torch.get_num_threads()
+    if library().lowprec_update(number, items, len(items), step.stochastic, threads) != 0:
+        raise ValueError(f"the native kernels have no formula {number} ({step.algorithm})")
     refused = next((index for index, item in enumerate(items) if item.refused), None)
     done = [
         UpdateCounts(saturated=item.saturated, **{field[0]: getattr(each, field[0]) for field in Counts._fields_})

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper, Updated
 from lowprec_plugin.arithmetic.random_bits import random_bits
 from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
+from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
-def update(
-    algorithm: Algorithm,
-    grads: Sequence[Tensor],
-    stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
-    keys: Sequence[int],
-    hypers: Sequence[Hyper],
-    first_rows: Sequence[int],
-    *,
-    stochastic: bool,
-    counting: bool,
-) -> Updated:
+def update(step: Update) -> Updated:
     """One step over many parameters; see :func:`lowprec_plugin.arithmetic.ops.update_`."""
     total, refused, counts = 0, None, []
-    given = zip(grads, stores, keys, hypers, first_rows, strict=True)
+    given = zip(step.grads, step.stores, step.keys, step.hypers, step.first_rows, strict=True)
     for index, (grad, tensors, key, hyper, first_row) in enumerate(given):
         # A squared format's own numbers are the roots, which is what the formulas work on.
         values = [reference.dequantize(blocks, format_of_roots(format)) for blocks, format in tensors]
-        before, values = values[0], list(algorithm.apply(values[0], grad.float(), values[1:], hyper))
+        before, values = values[0], list(step.algorithm.apply(values[0], grad.float(), values[1:], hyper))
         counts.append(UpdateCounts())
         if any(bool(value.isnan().any()) for value in values):
             refused = index if refused is None else refused
             continue
         outside = 0
         for role, ((blocks, format), value) in enumerate(zip(tensors, values, strict=True)):
-            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device, role) if stochastic else None
+            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device, role) if step.stochastic else None
             rounded, saturated = reference.quantize_roots(value, format, bits)
             blocks.copy_(rounded)
             outside += saturated
-        if counting:
+        if step.counting:
             counts[index] = counted(before, values[0], *tensors[0])._replace(saturated=outside)
         total += outside
-    return Updated(total, refused, counts if counting else [])
+    return Updated(total, refused, counts if step.counting else [])
 
 
 def counted(before: Tensor, computed: Tensor, blocks: Blocks, format: FixedPointFormat) -> UpdateCounts:

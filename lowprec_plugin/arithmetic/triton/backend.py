@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import Algorithm, Hyper, Updated
 from lowprec_plugin.arithmetic.reference import finite
 from lowprec_plugin.arithmetic.reference.wire import Chunk, Piece
+from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat
 
 
@@ -72,22 +72,11 @@ class Triton:
 
         return convert.rounded(x, format, out, stochastic=stochastic, key=key, bits=bits)
 
-    def update(
-        self,
-        algorithm: Algorithm,
-        grads: Sequence[Tensor],
-        stores: Sequence[Sequence[tuple[Blocks, FixedPointFormat]]],
-        keys: Sequence[int],
-        hypers: Sequence[Hyper],
-        first_rows: Sequence[int],
-        *,
-        stochastic: bool,
-        counting: bool,
-    ) -> Updated:
+    def update(self, step: Update) -> Updated:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.update`."""
-        from lowprec_plugin.arithmetic.triton import step
+        from lowprec_plugin.arithmetic.triton.step import update
 
-        return step.update(algorithm, grads, stores, keys, hypers, first_rows, stochastic=stochastic, counting=counting)
+        return update(step)
 
     def round_(self, pieces: Sequence[Piece], chunk: Chunk, word_length: int, stochastic: bool) -> None:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.round_`."""

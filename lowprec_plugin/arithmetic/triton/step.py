@@ -12,7 +12,6 @@ registers and writes the tile back.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,11 +19,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton import knobs
 
-from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm, Hyper, Updated
+from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm
 from lowprec_plugin.arithmetic.random_bits import ROLES
 from lowprec_plugin.arithmetic.triton import formulas
 from lowprec_plugin.arithmetic.triton.counting import count_update, counts_of
@@ -44,9 +41,8 @@ from lowprec_plugin.arithmetic.triton.rounding import (
 )
 from lowprec_plugin.arithmetic.triton.tables import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.arithmetic.triton.tiles import Tiling, locate, on_boundaries, signed, tiling_of
-from lowprec_plugin.formats import FixedPointFormat, rows_of
-
-Stored = tuple[Blocks, FixedPointFormat]
+from lowprec_plugin.arithmetic.updates import Update, Updated
+from lowprec_plugin.formats import rows_of
 
 #: The roles in random bits of the parameter and its states.
 ROLE = tl.constexpr(ROLES)
@@ -225,23 +221,13 @@ class _Kind(NamedTuple):
     tiling: Tiling
 
 
-def update(
-    algorithm: Algorithm,
-    grads: Sequence[Tensor],
-    stores: Sequence[Sequence[Stored]],
-    keys: Sequence[int],
-    hypers: Sequence[Hyper],
-    first_rows: Sequence[int],
-    *,
-    stochastic: bool,
-    counting: bool,
-) -> Updated:
+def update(step: Update) -> Updated:
     """One fused step over many parameters; see :func:`lowprec_plugin.arithmetic.ops.update_`."""
-    device = grads[0].device
+    device = step.grads[0].device
     if knobs.runtime.interpret and device.type != "cpu":
         raise ValueError("Triton's interpreter cannot follow addresses on a GPU: move the tensors to the CPU")
     launches: dict[_Kind, list[tuple[int, int]]] = defaultdict(list)
-    for index, (grad, tensors, first_row) in enumerate(zip(grads, stores, first_rows, strict=True)):
+    for index, (grad, tensors, first_row) in enumerate(zip(step.grads, step.stores, step.first_rows, strict=True)):
         tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
         planes = [plane for blocks, _ in tensors for plane in (blocks.codes, blocks.low)]
         if not on_boundaries([grad, *planes]):
@@ -253,13 +239,13 @@ def update(
     for members in launches.values():
         first_program = 0
         for index, programs in members:
-            rows.append([first_program, index, *_describe(grads[index], stores[index], keys[index], first_rows[index])])
-            numbers.append([*hypers[index], *[0.0] * (HYPERS - len(hypers[index]))])
+            rows.append([first_program, index, *_describe(step, index)])
+            numbers.append([*step.hypers[index], *[0.0] * (HYPERS - len(step.hypers[index]))])
             first_program += programs
         grids.append(first_program)
 
     # The result and the table in one buffer, so that a step costs one copy to the device and one back.
-    at = 1 + len(rows) * counting
+    at = 1 + len(rows) * step.counting
     buffer = torch.zeros(at + len(rows), COLUMNS.value, dtype=torch.int64, pin_memory=device.type != "cpu")
     buffer[0, 1] = _NONE_REFUSED
     buffer[at:, : HYPER.value] = torch.tensor(rows)
@@ -273,14 +259,14 @@ def update(
                 buffer[at:],
                 result,
                 len(members),
-                LAW=law_of(algorithm),
-                STORED=1 + len(algorithm.states),
-                NUMBERS=len(algorithm.hypers),
+                LAW=law_of(step.algorithm),
+                STORED=1 + len(step.algorithm.states),
+                NUMBERS=len(step.algorithm.hypers),
                 FORMATS=kind.formats,
                 TYPE=kind.gradient,
                 TILING=kind.tiling,
-                STOCHASTIC=stochastic,
-                COUNTING=counting,
+                STOCHASTIC=step.stochastic,
+                COUNTING=step.counting,
                 **kind.tiling.options(),
             )
             at += len(members)
@@ -289,10 +275,11 @@ def update(
     return Updated(saturated, None if refused == _NONE_REFUSED else refused, counts_of(result[1:]))
 
 
-def _describe(grad: Tensor, tensors: Sequence[Stored], key: int, first_row: int) -> list[int]:
+def _describe(step: Update, index: int) -> list[int]:
     """The columns of the table from the gradient up to the hyperparameters."""
-    row = [grad.data_ptr(), *rows_of(grad.shape), first_row, signed(key)]
-    for blocks, format in tensors:
+    grad = step.grads[index]
+    row = [grad.data_ptr(), *rows_of(grad.shape), step.first_rows[index], signed(step.keys[index])]
+    for blocks, format in step.stores[index]:
         row += [0 if plane is None else plane.data_ptr() for plane in blocks]
         row.append(radix(format))
     return row + [0] * (HYPER.value - GRADIENT.value - len(row))

@@ -14,6 +14,7 @@ from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.formulas import LION
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
+from lowprec_plugin.arithmetic.updates import Stored, Update
 from tests.arithmetic.triton.conftest import INTERPRETED
 
 pytest.importorskip("triton")
@@ -157,18 +158,9 @@ def test_an_update_is_one_launch_per_kind(launched: list[tuple[str, str]]) -> No
     format = FixedPointFormat(16)
     shapes = [(4, 256), (5,), (8, 512), (), (1, 256), (1000,)]
     grads = [torch.rand(shape) for shape in shapes]
-    stores = [[(empty_blocks(shape, format, None), format)] * 2 for shape in shapes]
+    stores = [[Stored(empty_blocks(shape, format, None), format)] * 2 for shape in shapes]
     for counting in (False, True):
-        step.update(
-            LION,
-            grads,
-            stores,
-            [2**64 - 1] * 6,
-            [(1.0,) * 5] * 6,
-            [0] * 6,
-            stochastic=True,
-            counting=counting,
-        )
+        step.update(Update(LION, grads, stores, [2**64 - 1] * 6, [(1.0,) * 5] * 6, [0] * 6, counting=counting))
     assert len(launched) == len(set(launched)) == 2 * 2  # matrices and vectors
 
 
