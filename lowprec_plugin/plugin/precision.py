@@ -183,9 +183,8 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         self._optimizers = [each for each in optimizers if isinstance(each, FixedPointStep)]
         self._stepping, self._left = [each.fixed_point for each in self._optimizers], None
         before, self._said_traffic = self.wire or self._wire_before, False  # of a fit before
-        self.wire, said = None, ""
-        if between_processes and optimizers:
-            self.wire, said = connect_wire(model, self.options, self._auto_wire(), before)
+        sends = between_processes and bool(optimizers)
+        self.wire, said = connect_wire(model, self.options, self._auto_wire(), before) if sends else (None, "")
         self._wire_before = before if self.wire is None else None  # it holds its module's parameters
         self._network = inner
         if self.inside is not None:
