@@ -27,7 +27,7 @@ from lowprec_plugin.optim.plain import left_of
 from lowprec_plugin.optim.unadopted import look_again
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import note_memory
-from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place_of
+from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, on_any_rank, place
 from lowprec_plugin.text.option_error import Option, OptionError
 
 
@@ -127,20 +127,19 @@ def _stored(
     values = local_part(param).detach()
     try:
         stored = FixedPointTensor.quantize(
-            values, format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype,
-            first_row=place_of(param) if isinstance(param, DTensor) else 0,
-        )  # fmt: skip
+            values, format, rounding="nearest", seed=seed, label=name, dtype=dtype or param.dtype
+        )
+        stored.rounding = rounding
+        whole = nn.Parameter(in_place_of(stored, param), param.requires_grad)
+        place(whole)
     except ValueError as error:
         raise ValueError(f"parameter {name!r}: {error}") from None
-    stored.rounding = rounding
     note_memory(stored, values)
-    if isinstance(param, DTensor):
-        stored.whole_rows = param.shape[0]
     if not format.dynamic:
         _warn_if_saturated(name, values, stored)
     if local_part(param).is_shared():  # type: ignore[no-untyped-call]
         stored.share_memory_()
-    return nn.Parameter(in_place_of(stored, param), param.requires_grad)
+    return whole
 
 
 def _warn_if_saturated(name: str, values: Tensor, stored: FixedPointTensor) -> None:

@@ -47,7 +47,7 @@ def place(tensor: Tensor) -> None:
     """
     part = fixed_part(tensor)
     if part is not None and isinstance(tensor, DTensor):
-        part.first_row, part.whole_rows = place_of(tensor), tensor.shape[0]
+        part.first_row, part.whole_rows = place_of(tensor), tensor.shape[0] if tensor.dim() else None
 
 
 def as_floats(value: Any) -> Any:

@@ -26,6 +26,23 @@ NO_DATA_OF_FLOATS = (
 )
 
 
+class _NoStorage:
+    """Stands for the floats in memory that a fixed-point tensor has not."""
+
+    def size(self) -> int:
+        """0. torch 2.10 compares it with the number of elements when it writes a distributed checkpoint."""
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(
+            "a fixed-point tensor has no memory of floats that safetensors could write: write floats, which are exact "
+            "in float32 (save_file or save_pretrained with optim.float_state_dict(module)), or codes "
+            "(lowprec_plugin.export.to_safetensors(module, path)); with accelerate save_state(safe_serialization=False)"
+        )
+
+
 class Direct(Coded):
     """The methods of a tensor that go past the dispatcher, by way of floats."""
 
@@ -46,16 +63,11 @@ class Direct(Coded):
         return self.dequantize().numpy(force=force)
 
     def storage(self) -> Any:
-        """Refused: safetensors, and who writes by it, would read memory that is not there.
+        """An empty one, which has no address: safetensors, and who writes by it, would read memory that is not there.
 
-        Raises:
-            ValueError: always, with how to write the numbers.
+        Whatever else than its size is asked of it is a ``ValueError``, with how to write the numbers.
         """
-        raise ValueError(
-            "a fixed-point tensor has no memory of floats that safetensors could write: write floats, which are exact "
-            "in float32 (save_file or save_pretrained with optim.float_state_dict(module)), or codes "
-            "(lowprec_plugin.export.to_safetensors(module, path)); with accelerate save_state(safe_serialization=False)"
-        )
+        return _NoStorage()
 
     def apply_(self, callable: Callable[[float], float]) -> Tensor:
         """Replace each stored number by a Python function of it, rounded as ``copy_`` rounds."""

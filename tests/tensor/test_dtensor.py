@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
@@ -607,6 +607,20 @@ def _in_columns(rank: int) -> None:
 
 def test_an_optimizer_refuses_shards_of_columns() -> None:
     ranks.run(2, _in_columns)
+
+
+def _single_number(rank: int) -> float:
+    module, mesh = nn.Module(), init_device_mesh("cpu", (2,))
+    module.scale = nn.Parameter(DTensor.from_local(torch.ones(()), mesh, [Replicate()]))
+    optim.quantize_(module)
+    optimizer = optim.SGD(module.parameters(), lr=0.5)
+    module.scale.grad = DTensor.from_local(torch.ones(()), mesh, [Replicate()])
+    optimizer.step()
+    return stored_part(module.scale).dequantize().item()
+
+
+def test_a_single_number_on_all_ranks_has_no_rows_to_be_placed_by() -> None:
+    assert ranks.run(2, _single_number) == [0.5, 0.5]
 
 
 def _floats_before_the_first_pass(rank: int) -> list[Any]:
