@@ -130,7 +130,8 @@ def _bars(contents: Contents, title: str, name: str, ratio: str) -> Markup | Non
             continue
         said = [contents.text(variant, own)]
         if variant != FLOAT32.name:
-            said.append(tables.cell(contents, variant, ratio)[0].text)
+            beside = tables.cell(contents, variant, ratio)[0]
+            said += [beside.text] if beside.name else []
             said += [words[variant]] if begin == "model" and variant in words else []
         parts = [("plain", figures[own].value, said[0])]
         if begin == "held":
