@@ -19,8 +19,6 @@ from lowprec_plugin.text import charts
 from lowprec_plugin.text.numbers import bytes_text
 from lowprec_plugin.text.svg import ticks
 
-#: A sign beside the word of each outcome, other than those that are open: never a colour alone.
-SIGNS = {"equal": "✓", "tolerated": "✓", "worse": "✗", "diverged": "✗", "better": "≠", "failed": "–"}
 #: The memory, in GB, of the card that is pictured.
 PICTURED = 80
 
@@ -69,10 +67,9 @@ def _cards(contents: Contents) -> list[dict[str, Any]]:
             f"of its step time{word}": tables.cell(contents, variant, "step/ratio ± step/error"),
         }
         known = [(label, cell) for label, cell in figures.items() if cell[0].name]
-        sign = SIGNS.get(outcome, "…" if outcome in ("few seeds", "no run") else "?")
         sentence = contents.verdict.sentences[variant]
-        said = {"sign": sign, "word": SPOKEN[outcome], "sentence": sentence, "figures": known}
-        cards.append({"name": spoken(variant), "outcome": outcome, **said})
+        said = {"outcome": outcome, "sign": SPOKEN[outcome].sign, "word": SPOKEN[outcome].word}  # never a colour alone
+        cards.append({"name": spoken(variant), "sentence": sentence, "figures": known, **said})
     return cards
 
 
@@ -121,7 +118,7 @@ def _curves(contents: Contents) -> list[dict[str, Any]]:
 
 def _bars(contents: Contents, title: str, name: str, ratio: str) -> Markup | None:
     """A bar for each variant, with its share or multiple of float32's; bytes by kind, networks with the verdict."""
-    words = {each.variant: SPOKEN[each.outcome] for each in contents.verdict.findings if each.outcome != "equal"}
+    words = {each.variant: SPOKEN[each.outcome].word for each in contents.verdict.findings if each.outcome != "equal"}
     rows = []
     for variant, figures in contents.figures.items():
         begin, _, what = name.partition("/")
@@ -130,7 +127,8 @@ def _bars(contents: Contents, title: str, name: str, ratio: str) -> Markup | Non
             continue
         said = [contents.text(variant, own)]
         if variant != FLOAT32.name:
-            said.append(tables.cell(contents, variant, ratio)[0].text)
+            beside = tables.cell(contents, variant, ratio)[0]
+            said += [beside.text] if beside.name else []
             said += [words[variant]] if begin == "model" and variant in words else []
         parts = [("plain", figures[own].value, said[0])]
         if begin == "held":

@@ -110,7 +110,7 @@ def cell(contents: Contents, variant: str, name: str, scale: Scale | None = None
     """A figure, two that are joined by ``±``, the verdict, or the number of seeds."""
     if name == "verdict":
         found = (each.outcome for each in contents.verdict.findings if each.variant == variant)
-        return [Part(SPOKEN[outcome]) for outcome in found] or [Part(NONE)]
+        return [Part(SPOKEN[outcome].word) for outcome in found] or [Part(NONE)]
     if name == "seeds":  # that finished, and that the difference is of, where these are not the same
         finished, compared = len(contents.groups.of[variant].values), len(contents.groups.paired(variant))
         said = f"{finished} of {len(contents.study.seeds)}"

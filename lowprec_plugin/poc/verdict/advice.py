@@ -52,7 +52,7 @@ def _adopt(view: Overview) -> list[str]:
     rival = next((each for each in good if each.variant == BF16.name), None)
     if not ours:
         if rival:
-            how = "equal to float32" if rival.outcome == "equal" else SPOKEN["tolerated"]
+            how = "equal to float32" if rival.outcome == "equal" else SPOKEN["tolerated"].word
             return [f"bf16 mixed precision is {how}; no fixed-point variant is shown to be."]
         if better := view.found("better"):
             return [f"{names(better)} showed no loss of quality: repeat with other seeds to see whether it lasts."]
@@ -73,7 +73,7 @@ def _adopt(view: Overview) -> list[str]:
         said.append(f"Weigh the time: {took}. Measure on your device.")
     if rival and bytes_of[rival.variant] < held:
         less = bytes_text(bytes_of[rival.variant])
-        said.append(f"bf16 mixed precision is {SPOKEN[rival.outcome]} too, and holds less here: {less}.")
+        said.append(f"bf16 mixed precision is {SPOKEN[rival.outcome].word} too, and holds less here: {less}.")
     return said
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lowprec_plugin.poc.verdict.curves import are_one, learned
 from lowprec_plugin.poc.verdict.groups import Group, Groups
@@ -27,22 +27,32 @@ SURE = 3
 Outcome = Literal[
     "equal", "tolerated", "worse", "diverged", "better", "unsettled", "few seeds", "failed", "no run", "no yardstick"
 ]
-#: An outcome in a word or two.
-SPOKEN: dict[Outcome, str] = {
-    "equal": "equal",
-    "tolerated": "within what you allow",
-    "worse": "worse",
-    "diverged": "diverged",
-    "better": "different",
-    "unsettled": "not settled",
-    "few seeds": "too few seeds",
-    "failed": "no result",
-    "no run": "not run yet",
-    "no yardstick": "cannot be judged",
-}
 #: ``"unstable"``: some runs of float32 or its twin diverged. ``"flat"``: float32 learned nothing. ``"one"``: its runs
 #: are the same, whatever their seed.
 Baseline = Literal["sound", "unstable", "flat", "one", "diverged", "failed", "no run"]
+
+
+class Spoken(NamedTuple):
+    """An outcome by a sign, in a word or two, and behind names in a headline."""
+
+    sign: str
+    word: str
+    predicate: str
+
+
+#: In the order of a headline.
+SPOKEN: dict[Outcome, Spoken] = {
+    "equal": Spoken("✓", "equal", "{are} within seed noise of float32"),
+    "tolerated": Spoken("✓", "within what you allow", "{are} within the {allowed} you allow"),
+    "worse": Spoken("✗", "worse", "{are} worse"),
+    "diverged": Spoken("✗", "diverged", "diverged"),
+    "better": Spoken("≠", "different", "{are} different, favourably"),
+    "unsettled": Spoken("?", "not settled", "{are} not settled"),
+    "few seeds": Spoken("…", "too few seeds", "{are} short of seeds"),
+    "failed": Spoken("–", "no result", "gave no result"),
+    "no run": Spoken("…", "not run yet", "{are} yet to run"),
+    "no yardstick": Spoken("?", "cannot be judged", "cannot be judged"),
+}
 
 
 @dataclass(frozen=True)

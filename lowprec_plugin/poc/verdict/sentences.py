@@ -12,24 +12,12 @@ from lowprec_plugin.poc.run.variants import spoken
 from lowprec_plugin.poc.verdict.curves import learned, training_loss
 from lowprec_plugin.poc.verdict.groups import Group, Groups
 from lowprec_plugin.poc.verdict.noise import allowed, pace
-from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, Baseline, Finding, Outcome, may_be_chance
+from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, SPOKEN, Baseline, Finding, Outcome, may_be_chance
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
 from lowprec_plugin.text.numbers import counted, listed, rough, share, significant, times
 
 #: Words of a headline, at most.
 WORDS = 25
-#: Behind the names of variants in the headline, in this order: of one and of several.
-HEADLINE: dict[Outcome, tuple[str, str]] = {
-    "equal": ("is within seed noise of float32", "are within seed noise of float32"),
-    "tolerated": ("is within the {allowed} you allow", "are within the {allowed} you allow"),
-    "worse": ("is worse", "are worse"),
-    "diverged": ("diverged", "diverged"),
-    "better": ("differs in its favour", "differ in their favour"),
-    "unsettled": ("is not settled", "are not settled"),
-    "few seeds": ("needs more seeds", "need more seeds"),
-    "failed": ("gave no result", "gave no result"),
-    "no run": ("has not run yet", "have not run yet"),
-}
 #: A baseline that is not fit to compare with: the headline, and what is wrong in full.
 UNFIT: dict[Baseline, tuple[str, str]] = {
     "diverged": ("{who} diverged", "{whose} diverged on {diverged} ({reasons})."),
@@ -120,9 +108,10 @@ def headline(view: Overview) -> str:
     if view.baseline in UNFIT:
         return f"{_filled(UNFIT[view.baseline][0], _of_baseline(view))}: this comparison says nothing about precision."
     said, rest = "", len(view.findings)
-    for outcome, (of_one, of_several) in HEADLINE.items():
+    for outcome, spoken_as in SPOKEN.items():
         if some := view.found(outcome):
-            clause = (of_one if len(some) == 1 else of_several).format(allowed=allowed(view.groups.tolerance))
+            are = "is" if len(some) == 1 else "are"
+            clause = spoken_as.predicate.format(are=are, allowed=allowed(view.groups.tolerance))
             ways = [f"{said}{'; ' if said else ''}{who} {clause}" for who in (names(some), f"{len(some)} variants")]
             longer = next((each for each in ways if len(each.split()) <= WORDS - 3), "")
             if not longer:
