@@ -83,10 +83,9 @@ class Algorithm:
         Raises:
             ValueError: if one is missing, or unknown.
         """
-        hyper = tuple([values[name] for name in self.hypers if name in values])
-        if not len(hyper) == len(self.hypers) == len(values):
+        if values.keys() != set(self.hypers):
             raise ValueError(f"{self} takes the hyperparameters {', '.join(self.hypers)}, not {', '.join(values)}")
-        return hyper
+        return tuple(map(values.__getitem__, self.hypers))
 
     def apply(self, p: Tensor, g: Tensor, states: Sequence[Tensor], hyper: Hyper) -> tuple[Tensor, ...]:
         """The parameter and its states after the update."""
