@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lowprec_plugin
 from tools.import_graph import PACKAGE, circles, floors, imports_of, read, room_of
 
 #: The rooms of each layer, from the ground up: a room may import those of its own layer and of lower ones.
@@ -102,3 +103,9 @@ def test_imports_are_absolute() -> None:
     for path in HOUSE.paths.values():
         nodes = ast.walk(ast.parse(path.read_text()))
         assert all(node.level == 0 for node in nodes if isinstance(node, ast.ImportFrom)), path
+
+
+def test_what_is_public_is_listed() -> None:
+    """And is there: some of it is imported when it is asked for."""
+    assert dir(lowprec_plugin) == sorted(lowprec_plugin.__all__)
+    assert all(getattr(lowprec_plugin, name) is not None for name in lowprec_plugin.__all__)
