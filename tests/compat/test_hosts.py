@@ -36,7 +36,8 @@ from lowprec_plugin.compat import (
     shallow_copies,
     sparse,
 )
-from lowprec_plugin.plugin.gradients import Wiring, connect_wire
+from lowprec_plugin.optim.options import PluginOptions
+from lowprec_plugin.plugin.gradients import connect_wire
 
 
 def _hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -144,14 +145,17 @@ def test_emulation_is_refused_where_the_kernels_that_it_cannot_see_have_other_na
 def test_gradients_do_not_replace_a_hook_that_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model, wiring = DistributedDataParallel(nn.Linear(2, 2)), Wiring("auto", 16, False, "nearest", 0)
+        model, options = DistributedDataParallel(nn.Linear(2, 2)), PluginOptions(rounding="nearest")
         assert ddp.registered_hook(model) is None
         model.register_comm_hook(None, allreduce_hook)
         assert ddp.registered_hook(model) is allreduce_hook
-        assert connect_wire(model, wiring, None) == (None, "through allreduce_hook, the strategy's own ddp_comm_hook")
+        assert connect_wire(model, options, 16, None) == (
+            None,
+            "through allreduce_hook, the strategy's own ddp_comm_hook",
+        )
         monkeypatch.delattr(model, "_comm_hooks")
         with pytest.raises(ValueError, match=r"has no DistributedDataParallel\._comm_hooks, which is needed to leave"):
-            connect_wire(model, wiring, None)
+            connect_wire(model, options, 16, None)
     finally:
         dist.destroy_process_group()
 

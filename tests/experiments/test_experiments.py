@@ -142,7 +142,7 @@ def test_one_pattern_of_weights_kept_in_float_may_be_text() -> None:
     with quietly():
         precision = instantiate(config).trainer.precision_plugin
     assert isinstance(precision, FixedPointPrecision)
-    assert precision.keep_float == ["*.bias"]
+    assert precision.keep_float == ("*.bias",)
 
 
 def test_installed_code_is_not_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
