@@ -8,8 +8,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # The Triton that CUDA builds of this torch require. CPU builds require none, and would be tested with any other.
 TRITON_TABLE := tests/arithmetic/triton/tritons.txt
 TRITON ?= $(shell awk -v torch='$(TORCH)' 'index(torch, "==" $$1 ".") {v = "==" $$2} END {print "triton" v}' $(TRITON_TABLE))
-# Tests keep one core busy each. Those of a file share what it has set up.
-AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
+# Tests keep one core busy each. Those of a file share what it has set up. Many of them start processes of their own.
+AT_ONCE := -n 2 --dist loadfile
 TRITONS := $(addprefix $(VENV)/tritons/,$(sort $(shell awk 'NR > 1 {print $$2}' $(TRITON_TABLE))))
 
 .PHONY: quickstart test foreign lint bench faults sanitize tritons versions clean
