@@ -21,7 +21,7 @@ from lowprec_plugin.text.tables import columns
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """How one tensor of a checkpoint is stored.
 
     Attributes:
@@ -49,7 +49,7 @@ class Stored:
     exponents: tuple[int, int, int] | None
 
 
-def inspect_checkpoint(checkpoint: Any) -> list[Stored]:
+def inspect_checkpoint(checkpoint: Any) -> list[StoredTensor]:
     """What each tensor of a checkpoint is stored as.
 
     Args:
@@ -60,7 +60,7 @@ def inspect_checkpoint(checkpoint: Any) -> list[Stored]:
     Raises:
         ValueError: if there is no tensor in it, or one that is sparse or has no values.
     """
-    found: dict[object, Stored] = {}
+    found: dict[object, StoredTensor] = {}
     for path, tensor in _tensors(checkpoint, ()):
         place, stored = _place(tensor), _stored(path, tensor)
         tied = found.get(place)
@@ -94,7 +94,7 @@ def _tensors(held: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
             yield from _tensors(value, (*path, str(index)))
 
 
-def _stored(path: tuple[str, ...], tensor: Tensor) -> Stored:
+def _stored(path: tuple[str, ...], tensor: Tensor) -> StoredTensor:
     # An optimizer's state_dict keeps what it has of parameter 3 as state, 3, exp_avg.
     kind = "state" if any(part == "state" for part in path[:-1]) else "weights"
     part = fixed_part(tensor)
@@ -102,12 +102,14 @@ def _stored(path: tuple[str, ...], tensor: Tensor) -> Stored:
         floats = local_part(tensor)
         zero = _share(int((floats == 0).sum()), floats.numel())
         name, nbytes = _name(path), floats.numel() * floats.element_size()
-        return Stored(name, kind, _name_of(floats.dtype), floats.numel(), nbytes, 4 * floats.numel(), None, zero, None)
+        return StoredTensor(
+            name, kind, _name_of(floats.dtype), floats.numel(), nbytes, 4 * floats.numel(), None, zero, None
+        )
     elements = part.codes.numel()
     # State of a parameter without a name is called by its own alone, which its place has too.
     name = part.label if kind == "state" and part.label not in ("", path[-1]) else _name(path)
     limits, zeros, exponents = _counted(part)
-    return Stored(
+    return StoredTensor(
         name, kind, str(part.format), elements, part.nbytes, 4 * elements, _share(limits, elements),
         _share(zeros, elements), exponents,
     )  # fmt: skip
@@ -145,7 +147,7 @@ def _counted(tensor: FixedPointTensor) -> tuple[int, int, tuple[int, int, int] |
     return saturated, zeros, (int(exponents.min()), int(exponents.median()), int(exponents.max()))
 
 
-def as_text(stored: Sequence[Stored]) -> str:
+def as_text(stored: Sequence[StoredTensor]) -> str:
     """One line per tensor, and the totals."""
     header = ["tensor", "format", "numbers", "bytes", "of float32", "saturated", "zero", "exponents"]
     rows = [
@@ -171,7 +173,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * _share(part, whole):.1f} %"
 
 
-def run_inspect(checkpoint: str, json_file: str | None = None) -> list[Stored]:
+def run_inspect(checkpoint: str, json_file: str | None = None) -> list[StoredTensor]:
     """Show formats, bytes, saturated codes and exponents of a checkpoint, tensor by tensor.
 
     Args:

@@ -39,7 +39,7 @@ _CLASSES = {1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSp
 
 
 @dataclass(frozen=True)
-class Inside:
+class EngineParts:
     """What is used of one engine.
 
     Attributes:
@@ -108,7 +108,7 @@ class Inside:
         setattr(self.zero, _SCATTER, function)
 
 
-def open_engine(engine: Any) -> Inside:
+def open_engine(engine: Any) -> EngineParts:
     """See inside ``engine``.
 
     Raises:
@@ -130,7 +130,7 @@ def open_engine(engine: Any) -> Inside:
             'deepspeed.initialize(optimizer=...), or set "torch_adam": true in the config\'s optimizer.params'
         )
     if stage == 0:
-        return Inside(engine, stage, zero, optimizer, engine.data_parallel_group)
+        return EngineParts(engine, stage, zero, optimizer, engine.data_parallel_group)
     if type(zero).__name__ != _CLASSES[stage]:
         remedy = 'stage 2, or "data_types": {"grad_accum_dtype": "bf16"}' if stage == 1 else "the plain ZeRO optimizer"
         raise ValueError(
@@ -138,7 +138,7 @@ def open_engine(engine: Any) -> Inside:
             f"own: use {remedy}"
         )
     check_names(zero, _STAGE_3 if stage == 3 else _STAGE_1_AND_2, host=DEEPSPEED, feature=_FEATURE)
-    inside = Inside(engine, stage, zero, optimizer, zero.dp_process_group)
+    inside = EngineParts(engine, stage, zero, optimizer, zero.dp_process_group)
     if zero.master_weights_and_grads_dtype != torch.float32:
         raise ValueError(
             f"master weights are {zero.master_weights_and_grads_dtype}, rounded to nearest before they can be stored: "

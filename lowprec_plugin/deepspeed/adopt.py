@@ -13,7 +13,7 @@ from torch import Tensor
 from lowprec_plugin import optim
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.comm.handshake import shake_hands
-from lowprec_plugin.compat.deepspeed import Inside, open_engine
+from lowprec_plugin.compat.deepspeed import EngineParts, open_engine
 from lowprec_plugin.deepspeed.gradients import ZeroWire, plan_wire
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.options import PluginOptions
@@ -187,11 +187,11 @@ def flat_partition(
     return torch.nn.Parameter(codes.view(-1), x.requires_grad)  # type: ignore[return-value]
 
 
-def _held(inside: Inside) -> list[Tensor]:
+def _held(inside: EngineParts) -> list[Tensor]:
     return list(inside.engine.module.parameters()) if inside.stage == 0 else list(inside.masters)
 
 
-def _rows(inside: Inside, optimizer: FixedPointStep) -> list[Row]:
+def _rows(inside: EngineParts, optimizer: FixedPointStep) -> list[Row]:
     if inside.stage == 0:
         return describe(inside.engine.module, [optimizer])
     rows = []

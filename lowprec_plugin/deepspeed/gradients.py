@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, keys, reduce_scatter
-from lowprec_plugin.compat.deepspeed import Inside
+from lowprec_plugin.compat.deepspeed import EngineParts
 
 
 class ZeroWire:
@@ -28,7 +28,7 @@ class ZeroWire:
         traffic: what this process has sent, and what float32 would have.
     """
 
-    def __init__(self, inside: Inside, word_length: int, rounding: str, seed: int) -> None:
+    def __init__(self, inside: EngineParts, word_length: int, rounding: str, seed: int) -> None:
         self.word_length, self.rounding, self.seed = word_length, rounding, seed
         self._inside = inside
         self._exchange = Exchange(word_length, rounding, inside.group, mean=False)
@@ -120,7 +120,7 @@ class ZeroWire:
         return [piece[:kept] for piece, kept in zip(torch.split(mean, parts), own, strict=True)]
 
 
-def plan_wire(inside: Inside, word_length: int | None, rounding: str, seed: int) -> ZeroWire | None:
+def plan_wire(inside: EngineParts, word_length: int | None, rounding: str, seed: int) -> ZeroWire | None:
     """How the engine's gradients are to travel; ``None`` as it sends them itself, or if there is one process.
 
     Raises:

@@ -22,14 +22,14 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor, memory, optim
-from lowprec_plugin.checkpoints.inspect import Stored, inspect_checkpoint
+from lowprec_plugin.checkpoints.inspect import StoredTensor, inspect_checkpoint
 from lowprec_plugin.checkpoints.load import read_file, read_state
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.tasks import MLP, Classifier, DigitsDataModule
 
 
-def look(x: torch.Tensor, format: str) -> Stored:
+def look(x: torch.Tensor, format: str) -> StoredTensor:
     (stored,) = inspect_checkpoint({"x": FixedPointTensor.quantize(x, format, rounding="nearest")})
     return stored
 
@@ -71,7 +71,7 @@ def test_figures_are_those_counted_by_hand(format: str) -> None:
 
 def test_nothing_saturates_in_a_dynamic_format_of_ordinary_numbers() -> None:
     assert look(torch.randn(40, 300), "fixed8").saturated == 0
-    assert look(torch.zeros(3, 4), "fixed8") == Stored("x", "weights", "fixed8", 12, 15, 48, 0.0, 1.0, None)
+    assert look(torch.zeros(3, 4), "fixed8") == StoredTensor("x", "weights", "fixed8", 12, 15, 48, 0.0, 1.0, None)
     assert look(torch.zeros(3, 0), "fixed8").zero == 0
     assert MIN_EXPONENT not in (look(torch.randn(5), "fixed16").exponents or ())
 

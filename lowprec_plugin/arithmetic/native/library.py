@@ -39,7 +39,7 @@ class Store(ctypes.Structure):
     ]
 
 
-class Counts(ctypes.Structure):
+class CountsStruct(ctypes.Structure):
     """``lowprec_counts`` of ``csrc/lowprec.h``."""
 
     _fields_ = [
@@ -70,7 +70,7 @@ class Item(ctypes.Structure):
         ("reserved", ctypes.c_int32),
         ("hyper", ctypes.c_float * HYPERS),
         ("stores", Store * (1 + STATES)),
-        ("counts", ctypes.POINTER(Counts)),
+        ("counts", ctypes.POINTER(CountsStruct)),
     ]
 
 
@@ -232,7 +232,7 @@ def update(step: Update) -> Updated:
         item.hyper[: len(hyper)] = hyper
         for store, (blocks, format) in zip(item.stores, tensors, strict=False):
             _fill(store, blocks, format)
-    counts = (Counts * len(items))() if step.counting else ()
+    counts = (CountsStruct * len(items))() if step.counting else ()
     for item, each in zip(items, counts, strict=False):
         item.counts = ctypes.pointer(each)
     number, threads = step.algorithm.number, torch.get_num_threads()
@@ -240,7 +240,7 @@ def update(step: Update) -> Updated:
         raise ValueError(f"the native kernels have no formula {number} ({step.algorithm})")
     refused = next((index for index, item in enumerate(items) if item.refused), None)
     done = [
-        UpdateCounts(saturated=item.saturated, **{field[0]: getattr(each, field[0]) for field in Counts._fields_})
+        UpdateCounts(saturated=item.saturated, **{field[0]: getattr(each, field[0]) for field in CountsStruct._fields_})
         for item, each in zip(items, counts, strict=False)
     ]
     return Updated(sum(item.saturated for item in items), refused, done)
