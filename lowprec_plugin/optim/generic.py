@@ -19,6 +19,7 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.arithmetic.reference.rounding import FLOAT32_MAX
 from lowprec_plugin.arithmetic.reference.update import counted
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
@@ -37,11 +38,12 @@ from lowprec_plugin.optim.state import (
     places,
     round_state,
 )
+from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.coded import Open, Shared
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, local_part, on_any_rank, stored_part
 from lowprec_plugin.tensor.opening import Opening, part_from_padding
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+_Held = list[tuple[FixedPointTensor, str]]
 
 
 class OwnStep:
@@ -91,10 +93,11 @@ class OwnStep:
         looks = looks_of(param, values, [opened.floats for _, opened in members])
         _check_not_nan(any(each.nan for each in looks), group, param)
         own = stored_part(param)
-        weights = [ops.dequantize(own._planes, own.format)] if self._unnamed(param) else []
+        held = self._held(param)
+        weights = [ops.dequantize(own._planes, own.format)] if any(is_unnamed(part, own) for part, _ in held) else []
         weights += [opened.floats for shared, opened in members if shared is own._shared]
         fitted = [
-            opened if shared is own._shared else self._fitted(param, shared, opened, look.negative, weights)
+            opened if shared is own._shared else self._fitted(param, held, shared, opened, look.negative, weights)
             for (shared, opened), look in zip(members, looks, strict=False)
         ]
         for (shared, _), opened in zip(members, fitted, strict=True):
@@ -106,7 +109,7 @@ class OwnStep:
 
     def _round(self, shared: Shared, opened: Open) -> int:
         settings = self.optimizer.fixed_point
-        opened.floats.clamp_(-_FLOAT32_MAX, _FLOAT32_MAX)
+        opened.floats.clamp_(-FLOAT32_MAX, FLOAT32_MAX)
         key = key_of(substream(opened.stream, "in place"), shared.roundings)
         shared.roundings += 1
         _, saturated = ops.quantize(
@@ -127,15 +130,16 @@ class OwnStep:
             counts = counted(before, opened.floats, opened.blocks, opened.format)
             settings.note(self._names[id(param)], counts._replace(saturated=saturated))
 
-    def _fitted(self, param: Tensor, shared: Shared, opened: Open, negative: bool, weights: list[Tensor]) -> Open:
-        """State of ``param`` that is open, in a format that fits it, and so is what the optimizer holds.
+    def _fitted(
+        self, param: Tensor, held: _Held, shared: Shared, opened: Open, negative: bool, weights: list[Tensor]
+    ) -> Open:
+        """State of ``param`` that is open, in a format that fits it, and so is what of it is ``held``.
 
         No root of a negative number can be stored. And what has been cloned from the parameter, and is nothing like
         its ``weights`` any more (``clone().zero_()``), is stored as what comes up otherwise.
         """
         own, format = stored_part(param), opened.format
-        held = ((fixed_part(holder[key]), name) for holder, key, name in places(self.optimizer.state.get(param)))
-        parts = [(part, name) for part, name in held if part is not None and part._shared is shared]
+        parts = [(part, name) for part, name in held if part._shared is shared]
         if format.squared and negative:
             format = replace(format, squared=False)
         elif any(is_unnamed(part, own) for part, _ in parts):
@@ -152,11 +156,10 @@ class OwnStep:
             part._codes, part._low, part._exponents = blocks
         return replace(opened, format=format, blocks=blocks)
 
-    def _unnamed(self, param: Tensor) -> bool:
-        """Whether something in the state of ``param`` has been cloned from it, and is not known yet."""
-        own = stored_part(param)
-        held = (fixed_part(holder[key]) for holder, key, _ in places(self.optimizer.state.get(param)))
-        return any(part is not None and is_unnamed(part, own) for part in held)
+    def _held(self, param: Tensor) -> _Held:
+        """What the state of ``param`` holds in fixed-point, with its name."""
+        found = ((fixed_part(holder[key]), name) for holder, key, name in places(self.optimizer.state.get(param)))
+        return [(part, name) for part, name in found if part is not None]
 
     def _new(self, param: Tensor) -> list[Place]:
         """Where the state of ``param`` holds floats that nothing else does, for which codes could stand."""

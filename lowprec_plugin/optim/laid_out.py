@@ -8,7 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.optim.naming import described
-from lowprec_plugin.tensor.dtensor import fixed_part, stored_part
+from lowprec_plugin.tensor.dtensor import fixed_part
 
 
 def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
@@ -22,7 +22,8 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
     """
     memory: dict[int, Tensor] = {}
     for param in (param for group in optimizer.param_groups for param in group["params"]):
-        came_from = None if fixed_part(param) is None else stored_part(param)._shared.memory
+        part = fixed_part(param)
+        came_from = None if part is None else part._shared.memory
         if came_from is not None and not came_from.expired():  # type: ignore[no-untyped-call]
             memory.setdefault(came_from.cdata, param)
     if not memory:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.arithmetic.reference.rounding import FLOAT32_MAX
 from lowprec_plugin.compat.exchanging import is_used_elsewhere
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.adopted import Adopted
@@ -23,7 +24,6 @@ from lowprec_plugin.tensor.copying import convert_
 from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, stored_part
 from lowprec_plugin.text.option_error import Option, OptionError
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
 Place = tuple[Any, Any, str]
 #: Ends the label of state that is a copy of its parameter, and has the parameter's format whatever others have.
 _COPY = " (a copy)"
@@ -168,7 +168,7 @@ def round_state(
     part, local = stored_part(param), local_part(value).detach()
     floats, rounding = local.reshape(part._codes.shape).float(), "nearest"
     if roundings is not None:
-        floats, rounding = floats.clamp(-_FLOAT32_MAX, _FLOAT32_MAX), optimizer.fixed_point.rounding
+        floats, rounding = floats.clamp(-FLOAT32_MAX, FLOAT32_MAX), optimizer.fixed_point.rounding
     copied = looks.nonzero and not looks.differs and optimizer.float_class not in FUSED
     format = _by_name(optimizer, param, name)
     if format is None:
@@ -235,7 +235,7 @@ def squared_states_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | Non
 
 
 def format_by_values(optimizer: Adopted, part: FixedPointTensor, name: str, negative: bool) -> FixedPointFormat:
-    """The format of state ``name`` that is no copy of its parameter; ``negative``: whether it has such a number."""
+    """The format of state ``name``, which is not a copy of its parameter; ``negative``: whether a number of it is."""
     declared = squared_states_of(optimizer)
     squared = not negative if declared is None else bool({name, name.rpartition(".")[2]} & set(declared))
     return _format(part.format, optimizer.fixed_point, squared)

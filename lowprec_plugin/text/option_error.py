@@ -1,4 +1,4 @@
-"""Errors that name options as data, so that every reader is told them in a form of its own.
+"""Errors that name options as data, so that Python and a command line can each word them in their own form.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Who calls is told by the stack, up to the first frame that is not torch's."""
+"""The stack says who calls, up to the first frame that is not torch's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors name options as data: each reader is told them in its own form."""
+"""Errors name options as data: Python and a command line each word them in their own form."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from lowprec_plugin.arithmetic.blocks import Blocks, pack, unpack
 from lowprec_plugin.arithmetic.formulas import square_root
 from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, rows_of
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def round_to_code(scaled: Tensor, bits: Tensor | None) -> Tensor:
@@ -69,7 +69,7 @@ def quantize_roots(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> 
     """As :func:`quantize`, given the square roots of the values if the format is squared."""
     shape = x.shape
     rows, row_length = rows_of(shape)
-    flat = x.reshape(rows, row_length).clamp(-_FLOAT32_MAX, _FLOAT32_MAX)
+    flat = x.reshape(rows, row_length).clamp(-FLOAT32_MAX, FLOAT32_MAX)
     if not format.dynamic:
         code, saturated = _round_saturating(flat, torch.tensor(format.static_exponent), format, bits)
         return Blocks(*pack(code.reshape(shape), format), None), saturated
@@ -126,7 +126,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 def dequantize(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     """The stored numbers as float32: exact, or for a squared format the square, rounded once and finite."""
     value = unpack(blocks, format).double() * code_size(blocks, format)
-    return (value.square().clamp_max(_FLOAT32_MAX) if format.squared else value).float()
+    return (value.square().clamp_max(FLOAT32_MAX) if format.squared else value).float()
 
 
 def code_size(blocks: Blocks, format: FixedPointFormat) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
@@ -11,8 +10,6 @@ from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of
-
-_FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def update(step: Update) -> Updated:
@@ -54,7 +51,7 @@ def counted(before: Tensor, computed: Tensor, blocks: Blocks, format: FixedPoint
         before, computed: float32, of the codes' shape; no NaN.
         format: not squared.
     """
-    old, new = before.double(), computed.clamp(-_FLOAT32_MAX, _FLOAT32_MAX).double()
+    old, new = before.double(), computed.clamp(-reference.FLOAT32_MAX, reference.FLOAT32_MAX).double()
     stored = reference.dequantize(blocks, format).double()
     update, error, half = new - old, stored - new, reference.code_size(blocks, format) / 2
     moved = update != 0

@@ -20,7 +20,7 @@ def _available() -> tuple[bool, str]:
     try:
         from triton import __version__, knobs
     except ImportError as error:
-        return False, f"Triton is not to be had: {error}"
+        return False, f"Triton is not available: {error}"
     if tuple(int(part) for part in __version__.split(".")[:2]) < (3, 6):
         return False, f"Triton {__version__} flushes denormals in square roots; 3.6 and later do not"
     if knobs.runtime.interpret:
