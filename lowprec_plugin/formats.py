@@ -28,6 +28,8 @@ MAX_WORD_LENGTH = 24
 #: included, is a normal float32, and so is every non-zero stored number of up to 24 bits.
 MIN_EXPONENT = -110
 MAX_EXPONENT = 126
+#: The exponent of a gradient's block that holds a NaN or an infinity; its codes are 0. No number has it.
+NOT_FINITE = -128
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 _STATIC = re.compile(r"<\s*(-?\d+)\s*,\s*(-?\d+)\s*>")

@@ -55,8 +55,27 @@ class Backend(Protocol):
     def update(self, step: Update) -> Updated:
         """One step over many parameters, in place, see :func:`.ops.update_`."""
 
+    def gather(
+        self,
+        grad: Tensor,
+        blocks: Blocks,
+        format: FixedPointFormat,
+        *,
+        factor: Tensor | None,
+        stochastic: bool,
+        key: int,
+        first_row: int,
+    ) -> None:
+        """Add ``grad``, float32, bfloat16 or float16, to a gradient in codes, see :func:`.ops.gather_`."""
+
+    def squares(self, blocks: Blocks, format: FixedPointFormat) -> Tensor:
+        """The sum of the squares of a gradient in codes, see :func:`.ops.squares`."""
+
     def first_nonfinite(self, tensors: Sequence[Tensor]) -> int | None:
-        """The index of the first tensor with a NaN or an infinity, or ``None``: of tensors of any dtype and layout."""
+        """The index of the first tensor with a NaN or an infinity, or ``None``: of tensors of any dtype and layout.
+
+        One of int8 is the exponents of a gradient in codes.
+        """
 
     def round_(self, pieces: Sequence[Piece], chunk: Chunk, word_length: int, stochastic: bool) -> None:
         """Round gradients into ``chunk``, see :func:`.reference.wire.round_`."""

@@ -21,6 +21,7 @@ from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper
 from lowprec_plugin.arithmetic.random_bits import check_bits
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.arithmetic.updates import Stored as Stored
+from lowprec_plugin.arithmetic.updates import StoredGradient as StoredGradient
 from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -143,7 +144,7 @@ def _bits_for(x: Tensor, bits: Tensor | None, rounding: str) -> Tensor | None:
 
 def update_(
     algorithm: Algorithm,
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | StoredGradient],
     stores: Sequence[Sequence[Stored]],
     hypers: Sequence[Hyper],
     *,
@@ -158,7 +159,8 @@ def update_(
 
     Args:
         algorithm: one of :data:`lowprec_plugin.arithmetic.formulas.ALGORITHMS`.
-        grads: one per parameter, finite (:func:`first_nonfinite`); float32, bfloat16 or float16.
+        grads: one per parameter, finite (:func:`first_nonfinite`); float32, bfloat16, float16, or codes in blocks of
+            the parameter's size.
         stores: per parameter, itself and then its state in the formula's order. Changed in place.
         hypers: per parameter, the formula's hyperparameters (:meth:`.formulas.Algorithm.hyper`).
         keys: per parameter, the key of this step's random bits (:mod:`.random_bits`); 0 if ``None``. A
@@ -180,32 +182,105 @@ def update_(
     for grad, tensors, hyper in zip(grads, stores, hypers, strict=True):
         assert len(tensors) == 1 + len(algorithm.states), f"{algorithm} has the states {algorithm.states}"
         assert len(hyper) == len(algorithm.hypers), f"{algorithm} takes {algorithm.hypers}"
-        for blocks, format in tensors:
+        held = _held_by(grad)
+        in_codes = [] if isinstance(grad, Tensor) else [(grad.blocks, grad.format)]
+        for blocks, format in [*tensors, *in_codes]:
             check_blocks(blocks, format)  # a pickle may set attributes of a tensor after it was made
-            assert blocks.codes.shape == grad.shape, f"{blocks.codes.shape} is not the gradient's {grad.shape}"
+            assert blocks.codes.shape == held.shape, f"{blocks.codes.shape} is not the gradient's {held.shape}"
             assert format.block_size == tensors[0].format.block_size, "one block size per parameter"
-            if blocks.codes.device != grad.device:
+            if blocks.codes.device != held.device:
                 raise ValueError(
-                    f"a gradient on {grad.device} cannot update codes on {blocks.codes.device}: move the optimizer's "
+                    f"a gradient on {held.device} cannot update codes on {blocks.codes.device}: move the optimizer's "
                     "state with the module (load_state_dict after the move does), or make the optimizer afterwards"
                 )
-    kept = [index for index, grad in enumerate(grads) if grad.numel() > 0]
+    kept = [index for index, grad in enumerate(grads) if _held_by(grad).numel() > 0]
     counts = [UpdateCounts()] * len(grads) if counting else []
     if not kept:
         return Updated(0, None, counts)
     offsets = [0] * len(grads) if first_rows is None else list(first_rows)
     keys = [0] * len(grads) if keys is None else keys
-    grads = [readable(grads[i]) for i in kept]
+    grads = [readable(each) if isinstance(each, Tensor) else each for each in (grads[i] for i in kept)]
     stores, keys = [stores[i] for i in kept], [keys[i] for i in kept]
     hypers, offsets = [hypers[i] for i in kept], [offsets[i] for i in kept]
     step = Update(algorithm, grads, stores, keys, hypers, offsets, rounding == "stochastic", counting)
-    done = serving(grads[0].device).update(step)
+    done = serving(stores[0][0].blocks.codes.device).update(step)
     if counting:
         for index, each in zip(kept, done.counts, strict=True):
             counts[index] = each
     return Updated(done.saturated, None if done.refused is None else kept[done.refused], counts)
 
 
-def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
-    """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
-    return serving(tensors[0].device).first_nonfinite(tensors) if tensors else None
+def _held_by(gradient: Tensor | StoredGradient) -> Tensor:
+    return gradient if isinstance(gradient, Tensor) else gradient.blocks.codes
+
+
+def gather_(
+    grad: Tensor,
+    blocks: Blocks,
+    format: FixedPointFormat,
+    *,
+    factor: Tensor | None = None,
+    fresh: bool = False,
+    rounding: str = "stochastic",
+    key: int = 0,
+    first_row: int = 0,
+) -> None:
+    """Add ``grad`` to a gradient in codes, in place: read codes, add in float32, round once, write, block by block.
+
+    A block that comes to a NaN or an infinity is marked, see :mod:`.reference.gradients`.
+
+    Args:
+        grad: float32, bfloat16 or float16, of the codes' shape.
+        blocks, format: of the gradient; dynamic.
+        factor: float32 of one element on the codes' device, by which what they hold is multiplied; ``None``: 1.
+        fresh: the codes hold nothing yet, and are not read.
+        rounding, key, first_row: as for :func:`quantize`.
+
+    Raises:
+        ValueError: if planes do not fit their format. Nothing is written.
+    """
+    check_rounding(rounding)
+    check_blocks(blocks, format)
+    assert format.dynamic and not format.squared, format
+    assert (grad.shape, grad.device) == (blocks.codes.shape, blocks.codes.device), (grad.shape, blocks.codes.shape)
+    if grad.numel() == 0:
+        return
+    if not fresh and factor is None:
+        factor = torch.ones((), device=grad.device)
+    serving(grad.device).gather(
+        readable(grad.detach()), blocks, format, factor=None if fresh else factor,
+        stochastic=rounding == "stochastic", key=key, first_row=first_row,
+    )  # fmt: skip
+
+
+def squares(blocks: Blocks, format: FixedPointFormat) -> Tensor:
+    """The sum of the squares of a gradient in codes, without its factor; NaN if a block is marked.
+
+    Of a block it is exact, and the blocks are added in float64.
+
+    Returns:
+        float64 of one element, on the codes' device. Nothing waits for it.
+    """
+    if blocks.codes.numel() == 0:
+        return torch.zeros((), dtype=torch.float64, device=blocks.codes.device)
+    return serving(blocks.codes.device).squares(blocks, format)
+
+
+def first_nonfinite(gradients: Sequence[Tensor | StoredGradient]) -> int | None:
+    """The index of the first of ``gradients`` that holds a NaN or an infinity; ``None`` if all are finite."""
+    read: list[Tensor] = []
+    owners: list[int] = []
+    factors: dict[int, Tensor] = {}
+    for index, each in enumerate(gradients):
+        if isinstance(each, Tensor):
+            read.append(each)
+        else:
+            assert each.blocks.exponents is not None
+            read.append(each.blocks.exponents)
+            if each.factor is not None and id(each.factor) not in factors:  # most often one for all
+                factors[id(each.factor)] = each.factor
+                read.append(each.factor.reshape(1))
+                owners.append(index)
+        owners.append(index)
+    found = serving(read[0].device).first_nonfinite(read) if read else None
+    return None if found is None else owners[found]

@@ -20,6 +20,18 @@ class Stored(NamedTuple):
     format: FixedPointFormat
 
 
+class StoredGradient(NamedTuple):
+    """A gradient in codes: what they stand for, times ``factor``.
+
+    Attributes:
+        factor: float32 of one element on the codes' device, which is read when the update is; ``None``: 1.
+    """
+
+    blocks: Blocks
+    format: FixedPointFormat
+    factor: Tensor | None
+
+
 class Update(NamedTuple):
     """A step, of which :func:`.ops.update_` says more.
 
@@ -31,7 +43,7 @@ class Update(NamedTuple):
     """
 
     algorithm: Algorithm
-    grads: Sequence[Tensor]
+    grads: Sequence[Tensor | StoredGradient]
     stores: Sequence[Sequence[Stored]]
     keys: Sequence[int]
     hypers: Sequence[Hyper]

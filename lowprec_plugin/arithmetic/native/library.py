@@ -17,12 +17,12 @@ from torch import Tensor
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.formulas import ALGORITHMS, HYPERS, STATES, Algorithm
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
-from lowprec_plugin.arithmetic.updates import Update, Updated
+from lowprec_plugin.arithmetic.updates import StoredGradient, Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
-_ABI = 7
+_ABI = 8
 FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_FLOAT64 = 3
+_FLOAT64, _CODES, _EXPONENTS = 3, 4, 5
 
 
 class Store(ctypes.Structure):
@@ -67,8 +67,11 @@ class Item(ctypes.Structure):
         ("out_type", ctypes.c_int32),
         ("saturated", ctypes.c_int64),
         ("refused", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("fresh", ctypes.c_int32),
         ("hyper", ctypes.c_float * HYPERS),
+        ("factor", ctypes.c_float),
+        ("reserved", ctypes.c_int32),
+        ("gradient", Store),
         ("stores", Store * (1 + STATES)),
         ("counts", ctypes.POINTER(CountsStruct)),
     ]
@@ -97,6 +100,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     for name, arguments, result in (
         ("lowprec_quantize", [items, i64, i32, i32], None),
         ("lowprec_dequantize", [items, i64, i32], None),
+        ("lowprec_gather", [items, i64, i32, i32], None),
+        ("lowprec_squares", [items, i32], ctypes.c_double),
         ("lowprec_round", [items, i64, i32, i32], None),
         ("lowprec_update", [i32, items, i64, i32, i32], i32),
         ("lowprec_first_nonfinite", [items, i64, i32], i64),
@@ -226,8 +231,12 @@ def update(step: Update) -> Updated:
     items = (Item * len(step.grads))()
     given = zip(items, step.grads, step.stores, step.keys, step.hypers, step.first_rows, strict=True)
     for item, grad, tensors, key, hyper, first_row in given:
-        item.grad, item.grad_type = grad.data_ptr(), FLOAT_TYPES[grad.dtype]
-        _place(item, grad.shape, first_row)
+        if isinstance(grad, StoredGradient):
+            item.grad_type, item.factor = _CODES, factor_of(grad.factor)
+            _fill(item.gradient, grad.blocks, grad.format)
+        else:
+            item.grad, item.grad_type = grad.data_ptr(), FLOAT_TYPES[grad.dtype]
+        _place(item, tensors[0].blocks.codes.shape, first_row)
         item.key = key
         item.hyper[: len(hyper)] = hyper
         for store, (blocks, format) in zip(item.stores, tensors, strict=False):
@@ -246,11 +255,39 @@ def update(step: Update) -> Updated:
     return Updated(sum(item.saturated for item in items), refused, done)
 
 
+def gather(
+    grad: Tensor, blocks: Blocks, format: FixedPointFormat, *, factor: Tensor | None, stochastic: bool, key: int,
+    first_row: int,
+) -> None:  # fmt: skip
+    """Add ``grad`` to a gradient in codes; see :func:`lowprec_plugin.arithmetic.ops.gather_`."""
+    items = (Item * 1)()
+    item = items[0]
+    item.grad, item.grad_type, item.key = grad.data_ptr(), FLOAT_TYPES[grad.dtype], key
+    item.fresh, item.factor = factor is None, factor_of(factor)
+    _place(item, blocks.codes.shape, first_row)
+    _fill(item.stores[0], blocks, format)
+    library().lowprec_gather(items, 1, stochastic, torch.get_num_threads())
+
+
+def squares(blocks: Blocks, format: FixedPointFormat) -> Tensor:
+    """The sum of the squares of what is stored; see :func:`lowprec_plugin.arithmetic.ops.squares`."""
+    items = (Item * 1)()
+    _place(items[0], blocks.codes.shape, 0)
+    _fill(items[0].stores[0], blocks, format)
+    return torch.tensor(library().lowprec_squares(items, torch.get_num_threads()), dtype=torch.float64)
+
+
+def factor_of(factor: Tensor | None) -> float:
+    """The number that ``factor`` is, 1 if there is none."""
+    return 1.0 if factor is None else float(factor)
+
+
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
-    """The index of the first tensor with a NaN or an infinity, or ``None``."""
+    """The index of the first tensor with a NaN or an infinity, or that is exponents of a gradient with one."""
     items = (Item * len(tensors))()
     for item, tensor in zip(items, tensors, strict=True):
-        item.grad, item.grad_type = tensor.data_ptr(), FLOAT_TYPES[tensor.dtype]
+        item.grad = tensor.data_ptr()
+        item.grad_type = _EXPONENTS if tensor.dtype == torch.int8 else FLOAT_TYPES[tensor.dtype]
         item.rows, item.row_length = 1, tensor.numel()
     first = library().lowprec_first_nonfinite(items, len(tensors), torch.get_num_threads())
     return None if first < 0 else int(first)

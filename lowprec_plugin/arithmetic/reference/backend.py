@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import random_bits
-from lowprec_plugin.arithmetic.reference import finite, rounding, wire
+from lowprec_plugin.arithmetic.reference import finite, gradients, rounding, wire
 from lowprec_plugin.arithmetic.reference import update as update_reference
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
@@ -19,6 +19,7 @@ class Reference:
     devices: tuple[str, ...] = ("meta",)  # where there is nothing to compute
 
     update = staticmethod(update_reference.update)
+    gather, squares = staticmethod(gradients.gather), staticmethod(gradients.squares)
     first_nonfinite = staticmethod(finite.first_nonfinite)
     round_, sum_, read_ = staticmethod(wire.round_), staticmethod(wire.sum_), staticmethod(wire.read_)
 

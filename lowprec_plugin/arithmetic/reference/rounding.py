@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from lowprec_plugin.arithmetic.blocks import Blocks, pack, unpack
 from lowprec_plugin.arithmetic.formulas import square_root
-from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, rows_of
+from lowprec_plugin.formats import MIN_EXPONENT, NOT_FINITE, FixedPointFormat, rows_of
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -130,9 +130,17 @@ def dequantize(blocks: Blocks, format: FixedPointFormat) -> Tensor:
 
 
 def code_size(blocks: Blocks, format: FixedPointFormat) -> Tensor:
-    """What one code stands for at each element, or for a squared format its root: float64, of the codes' shape."""
+    """What one code stands for at each element, or for a squared format its root: float64, of the codes' shape.
+
+    NaN in a block that is marked as not finite.
+    """
     shape = blocks.codes.shape
     if blocks.exponents is None:
         return _power_of_two(torch.tensor(format.static_exponent)).to(blocks.codes.device).expand(shape)
     exponent = blocks.exponents.repeat_interleave(format.block_size, 1)[:, : rows_of(shape)[1]]
-    return _power_of_two(exponent).reshape(shape)
+    return exponent_size(exponent).reshape(shape)
+
+
+def exponent_size(exponent: Tensor) -> Tensor:
+    """``2**exponent`` in float64, of int8 exponents; NaN of a block that is marked as not finite."""
+    return torch.where(exponent == NOT_FINITE, torch.nan, _power_of_two(exponent))

@@ -7,6 +7,7 @@ from torch import Tensor
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import random_bits
 from lowprec_plugin.arithmetic.reference import rounding as reference
+from lowprec_plugin.arithmetic.reference.gradients import as_floats
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of
@@ -19,14 +20,14 @@ def update(step: Update) -> Updated:
     for index, (grad, tensors, key, hyper, first_row) in enumerate(given):
         # A squared format's own numbers are the roots, which is what the formulas work on.
         values = [reference.dequantize(blocks, format_of_roots(format)) for blocks, format in tensors]
-        before, values = values[0], list(step.algorithm.apply(values[0], grad.float(), values[1:], hyper))
+        before, values = values[0], list(step.algorithm.apply(values[0], as_floats(grad), values[1:], hyper))
         counts.append(UpdateCounts())
         if any(bool(value.isnan().any()) for value in values):
             refused = index if refused is None else refused
             continue
         outside = 0
         for role, ((blocks, format), value) in enumerate(zip(tensors, values, strict=True)):
-            bits = random_bits(key, *rows_of(grad.shape), first_row, grad.device, role) if step.stochastic else None
+            bits = random_bits(key, *rows_of(value.shape), first_row, value.device, role) if step.stochastic else None
             rounded, saturated = reference.quantize_roots(value, format, bits)
             blocks.copy_(rounded)
             outside += saturated

@@ -20,11 +20,9 @@ from torch.nn.functional import pad
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import random_bits
 from lowprec_plugin.arithmetic.reference import rounding as reference
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.formats import NOT_FINITE, FixedPointFormat
 
 BLOCK = 256
-#: The exponent of a block that holds a NaN or an infinity.
-NOT_FINITE = 127
 WORD_LENGTHS = (4, 8, 12, 16)
 #: The format in which the losses of earlier roundings are kept.
 RESIDUAL = FixedPointFormat(8, block_size=BLOCK)

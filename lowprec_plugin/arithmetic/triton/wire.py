@@ -35,7 +35,6 @@ from lowprec_plugin.arithmetic.triton.tables import FLOAT32, FLOAT_TYPES, load_f
 from lowprec_plugin.arithmetic.triton.tiles import Tiling, on_boundaries, signed
 from lowprec_plugin.formats import FixedPointFormat
 
-NOT_FINITE = tl.constexpr(wire_reference.NOT_FINITE)
 SENT, KEPT, SUMMED = ALONE, FIRST_STATE, SECOND_STATE
 RESIDUAL = compiled(wire_reference.RESIDUAL)
 #: A program is one warp, whose threads agree on a block's exponent without waiting for other warps.

@@ -28,6 +28,9 @@ typedef uint32_t u8 __attribute__((vector_size(32)));
 
 enum : uint32_t { INFINITE = 0x7F800000u };  // the bits of a float; a NaN's are above
 enum { MAX = LOWPREC_MAX_BLOCK, MIN_EXPONENT = -110, GROUP = 16, AHEAD = 2048 };
+// The exponent of a block that holds a NaN or an infinity. Its codes are 0, and power_of_two of it is minus infinity, so
+// that they decode to NaN as any others decode to numbers.
+enum { NOT_FINITE = -128 };
 
 static const float FLOAT_MAX = 3.40282347e38f;
 
@@ -747,6 +750,12 @@ static bool one_code_each(const lowprec_item &item) {
     return RULE::STATES < 2 || (item.stores[1].word_length > 8) == (item.stores[2].word_length > 8);
 }
 
+static void load_gradient(const lowprec_item &item, const chunk &c, float *__restrict out) {
+    if (item.grad_type != LOWPREC_CODES) return load_floats(item.grad, item.grad_type, c.at, c.n, out);
+    decode(item.gradient, c, out);
+    for (int64_t j = 0; item.factor != 1 && j < c.n; j++) out[j] *= item.factor;
+}
+
 template <typename RULE, bool STOCHASTIC>
 static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
     enum { N = 1 + RULE::STATES };
@@ -764,7 +773,7 @@ static void update_with(lowprec_item &item, int64_t begin, int64_t end) {
         const chunk c = all_chunks.at(index);
         const float *grad = (const float *)item.grad + c.at;
         if (item.grad_type != LOWPREC_FLOAT32 || c.n % 8) {
-            load_floats(item.grad, item.grad_type, c.at, c.n, padded_grad);
+            load_gradient(item, c, padded_grad);
             for (int64_t j = c.n; j % 8; j++) padded_grad[j] = 0;
             grad = padded_grad;
         }
@@ -862,6 +871,67 @@ static void quantize_chunks(lowprec_item &item, int64_t begin, int64_t end, bool
         saturated += encode(item, 0, c, x, largest_bits(x, c.n), stochastic);
     }
     __atomic_fetch_add(&item.saturated, saturated, __ATOMIC_RELAXED);
+}
+
+// Adds floats to what the codes hold, unless there is nothing yet, and marks blocks that come to what is not finite.
+static void gather_chunks(lowprec_item &item, int64_t begin, int64_t end, bool stochastic) {
+    const lowprec_store &s = item.stores[0];
+    alignas(64) float x[MAX], before[MAX];
+    const chunks all_chunks(item);
+    for (int64_t index = begin; index < end; index++) {
+        const chunk c = all_chunks.at(index);
+        load_floats(item.grad, item.grad_type, c.at, c.n, x);
+        if (!item.fresh) {
+            decode(s, c, before);
+            for (int64_t j = 0; j < c.n; j++) x[j] = before[j] * item.factor + x[j];
+        }
+        uint32_t largest = largest_bits(x, c.n);
+        const bool finite = largest < INFINITE;
+        alignas(64) bool marked[MAX];
+        if (!finite) {
+            for (int64_t j = 0; j < c.n; j += c.block_length) {
+                marked[j] = largest_bits(x + j, c.block_length) >= INFINITE;
+                for (int64_t i = j; marked[j] && i < j + c.block_length; i++) x[i] = 0;
+            }
+            largest = largest_bits(x, c.n);
+        }
+        encode(item, 0, c, x, largest, stochastic);
+        for (int64_t j = 0, block = c.block; !finite && j < c.n; j += c.block_length, block++)
+            if (marked[j]) s.exponents[block] = NOT_FINITE;
+    }
+}
+
+// Of a block's codes the sum is exact, and so is its product with a power of two.
+static double sum_of_squares(const lowprec_item &item, int64_t begin, int64_t end) {
+    const lowprec_store &s = item.stores[0];
+    const int shift = 24 - s.word_length;
+    const chunks all_chunks(item);
+    double total = 0;
+    for (int64_t index = begin; index < end; index++) {
+        const chunk c = all_chunks.at(index);
+        for (int64_t j = 0, block = c.block; j < c.n; j += c.block_length, block++) {
+            const int64_t at = c.at + j;
+            int64_t sum = 0;
+            if (s.low) {
+                const int16_t *__restrict high = (const int16_t *)s.codes + at;
+                for (int64_t i = 0; i < c.block_length; i++) {
+                    const int64_t code = (high[i] * 256 + s.low[at + i]) >> shift;
+                    sum += code * code;
+                }
+            } else if (s.word_length > 8) {
+                const int16_t *__restrict code = (const int16_t *)s.codes + at;
+                for (int64_t i = 0; i < c.block_length; i++) sum += (int64_t)((int32_t)code[i] * code[i]);
+            } else {
+                const int8_t *__restrict code = (const int8_t *)s.codes + at;
+                int32_t small = 0;  // at most 1024 squares of at most 2**14
+                for (int64_t i = 0; i < c.block_length; i++) small += (int32_t)code[i] * code[i];
+                sum = small;
+            }
+            const double scale = (double)power_of_two(s.exponents[block]);
+            total += (double)sum * (scale * scale);
+        }
+    }
+    return total;
 }
 
 static void dequantize_chunks(lowprec_item &item, int64_t begin, int64_t end) {
@@ -977,6 +1047,12 @@ static void round_chunks(lowprec_item &item, int64_t begin, int64_t end, bool st
 static bool finite_chunks(const lowprec_item &item, int64_t begin, int64_t end) {
     const int64_t from = begin * LOWPREC_MAX_BLOCK;
     const int64_t n = smaller(end * LOWPREC_MAX_BLOCK, item.rows * item.row_length) - from;
+    if (item.grad_type == LOWPREC_EXPONENTS) {
+        const int8_t *__restrict exponent = (const int8_t *)item.grad + from;
+        int8_t marked = 0;
+        for (int64_t j = 0; j < n; j++) marked |= (int8_t)(exponent[j] == NOT_FINITE);
+        return !marked;
+    }
     if (item.grad_type == LOWPREC_FLOAT32) return largest_bits((const float *)item.grad + from, n) < INFINITE;
     const uint16_t *__restrict h = (const uint16_t *)item.grad + from;
     const int32_t infinity = item.grad_type == LOWPREC_BFLOAT16 ? 0x7F80 : 0x7C00;

@@ -152,6 +152,26 @@ void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads) {
     share(work, threads);
 }
 
+void lowprec_gather(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
+    job work(items, count, false);
+    work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->gather(items[i], begin, end, stochastic != 0); };
+    share(work, threads);
+}
+
+// Turns are added up in their order, so that the bits of the sum do not depend on threads.
+double lowprec_squares(lowprec_item *item, int32_t threads) {
+    job work(item, 1, false);
+    std::vector<double> parts((size_t)work.turns());
+    const int64_t length = work.chunks_turn[0];
+    work.run = [&](int64_t, int64_t begin, int64_t end) {
+        parts[(size_t)(begin / length)] = kernels->squares(*item, begin, end);
+    };
+    share(work, threads);
+    double sum = 0;
+    for (double part : parts) sum += part;
+    return sum;
+}
+
 void lowprec_round(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads) {
     job work(items, count, false);
     work.run = [=](int64_t i, int64_t begin, int64_t end) { kernels->round(items[i], begin, end, stochastic != 0); };

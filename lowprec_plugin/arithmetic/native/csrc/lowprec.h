@@ -6,8 +6,9 @@
 
 extern "C" {
 
-enum { LOWPREC_ABI = 7, LOWPREC_HYPERS = 10, LOWPREC_STORES = 3, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
+enum { LOWPREC_ABI = 8, LOWPREC_HYPERS = 10, LOWPREC_STORES = 3, LOWPREC_MAX_BLOCK = 1024, LOWPREC_WIRE_BLOCK = 256 };
 enum { LOWPREC_FLOAT32 = 0, LOWPREC_BFLOAT16 = 1, LOWPREC_FLOAT16 = 2, LOWPREC_FLOAT64 = 3 };  // float64: to round only
+enum { LOWPREC_CODES = 4, LOWPREC_EXPONENTS = 5 };  // gradients in codes; their exponents, to be looked at
 
 // One tensor's codes and exponents.
 struct lowprec_store {
@@ -36,8 +37,11 @@ struct lowprec_item {
     int32_t grad_type, out_type;
     int64_t saturated;    // out: elements that were out of range
     int32_t refused;      // out: 1 if a NaN came up; the chunk it came up in was not written
-    int32_t reserved;
+    int32_t fresh;        // of a gradient that is gathered: what the codes hold is not added to
     float hyper[LOWPREC_HYPERS];
+    float factor;         // what a gradient in codes is multiplied by
+    int32_t reserved;
+    lowprec_store gradient;                // if it is in codes, in blocks like the parameter's
     lowprec_store stores[LOWPREC_STORES];  // the parameter and its state
     lowprec_counts *counts;                // to be added to by an update; or null: nothing is counted
 };
@@ -73,6 +77,8 @@ LOWPREC_API const char *lowprec_isa(void);
 LOWPREC_API int32_t lowprec_select(const char *isa);  // "baseline", "avx2", "avx512": 0 if this machine has it
 LOWPREC_API void lowprec_quantize(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API void lowprec_dequantize(lowprec_item *items, int64_t count, int32_t threads);
+LOWPREC_API void lowprec_gather(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
+LOWPREC_API double lowprec_squares(lowprec_item *item, int32_t threads);  // the sum of all, without factor
 LOWPREC_API void lowprec_round(lowprec_item *items, int64_t count, int32_t stochastic, int32_t threads);
 LOWPREC_API const char *lowprec_formula(int32_t algorithm);  // "name/states(hyperparameters)"; null: there is none
 // 0, or 1 if there is no formula of that number: then nothing is written.
@@ -88,6 +94,8 @@ struct lowprec_kernels {
     const char *name;
     void (*quantize)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     void (*dequantize)(lowprec_item &, int64_t begin, int64_t end);
+    void (*gather)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
+    double (*squares)(const lowprec_item &, int64_t begin, int64_t end);
     void (*round)(lowprec_item &, int64_t begin, int64_t end, bool stochastic);
     const char *(*formula)(int32_t algorithm);
     void (*update)(int32_t algorithm, lowprec_item &, int64_t begin, int64_t end, bool stochastic);

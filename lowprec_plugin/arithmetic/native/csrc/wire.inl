@@ -3,7 +3,7 @@
 
 namespace LOWPREC_NAMESPACE {
 
-enum { WIRE_BLOCK = LOWPREC_WIRE_BLOCK, NOT_FINITE = 127 };
+enum { WIRE_BLOCK = LOWPREC_WIRE_BLOCK };
 
 static inline int64_t packed_bytes(int32_t word_length) { return WIRE_BLOCK * word_length / 8; }
 
@@ -151,6 +151,7 @@ static void wire_read(const lowprec_piece &p, int64_t begin, int64_t end, const 
 #define LOWPREC_TABLE(NAME)                                                                                          \
     extern const lowprec_kernels lowprec_kernels_##NAME = {                                                          \
         #NAME, LOWPREC_NAMESPACE::quantize_chunks, LOWPREC_NAMESPACE::dequantize_chunks,                             \
-        LOWPREC_NAMESPACE::round_chunks, LOWPREC_NAMESPACE::formula, LOWPREC_NAMESPACE::update_chunks,               \
+        LOWPREC_NAMESPACE::gather_chunks, LOWPREC_NAMESPACE::sum_of_squares, LOWPREC_NAMESPACE::round_chunks,        \
+        LOWPREC_NAMESPACE::formula, LOWPREC_NAMESPACE::update_chunks,               \
         LOWPREC_NAMESPACE::finite_chunks, LOWPREC_NAMESPACE::wire_round, LOWPREC_NAMESPACE::wire_sum,                \
         LOWPREC_NAMESPACE::wire_read};
