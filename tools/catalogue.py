@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, Algorithm
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
-from lowprec_plugin.arithmetic.triton import convert
+from lowprec_plugin.arithmetic.triton import convert, gradients
 from lowprec_plugin.arithmetic.triton.rounding import compiled as for_format
 from lowprec_plugin.arithmetic.triton.step import law_of, update_kernel
 from lowprec_plugin.arithmetic.triton.tables import BFLOAT16, FLOAT16, FLOAT32
@@ -69,6 +69,11 @@ def usual() -> Iterator[Kernel]:
     for algorithm in ALGORITHMS:
         yield _update(algorithm, "fixed16", "fixed8", "flat", FLOAT32.value, counting=True)
     yield _update(ADAM, "fixed24", "fixed16", "flat", BFLOAT16.value)
+    for name in ("fixed16", "fixed8"):
+        yield _gather(name, "flat", "*fp32", added=False)
+        yield _gather(name, "flat", "*fp32", added=True)
+        yield _squares(name, "flat")
+        yield _update(ADAM, "fixed16", "fixed8", "flat", FixedPointFormat.parse(name), factored=True)
     for word_length in WORD_LENGTHS:
         yield from _wire(word_length, FLOAT32.value, residual=True)
         yield from _wire(word_length, BFLOAT16.value, residual=False)
@@ -95,6 +100,14 @@ def _products() -> Iterator[Kernel]:
             yield _update(algorithm, weight, state, tiling, gradient.value, counting)
     for algorithm in ALGORITHMS:
         yield _update(algorithm, "fixed16", "fixed16", "flat", FLOAT16.value, stochastic=False)
+    for name, tiling, type in product(("fixed8", "fixed16", "fixed24"), TILINGS, ("*fp32", "*i16")):
+        for added, stochastic in product((True, False), (True, False)):
+            yield _gather(name, tiling, type, added, stochastic)
+    for name, tiling in product(("fixed8", "fixed16", "fixed24"), TILINGS):
+        yield _squares(name, tiling)
+    for algorithm, tiling, (weight, state, _) in product(ALGORITHMS, TILINGS, _PAIRS):
+        for gradient, factored in product(map(FixedPointFormat.parse, ("fixed8", "fixed16")), (True, False)):
+            yield _update(algorithm, weight, state, tiling, gradient, factored=factored)
     for word_length, gradient, residual, aligned in product(WORD_LENGTHS, (FLOAT32, BFLOAT16), *[(True, False)] * 2):
         yield from _wire(word_length, gradient.value, residual, aligned)
 
@@ -135,14 +148,39 @@ def _rounded(name: str, tiling: str, type: str, stochastic: bool) -> Kernel:
     return Kernel(title, convert.round_kernel, types, values, tiling, 4, int(type[3:]) // 8, 4)
 
 
+def _gather(name: str, tiling: str, type: str, added: bool, stochastic: bool = True) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types, values = _planes(format)
+    types |= {"grad": type, "rows": "i64", "row_length": "i64", "first_row": "i64", "key": "i64"}
+    values |= {"FORMAT": for_format(format), "STOCHASTIC": stochastic}
+    if added:
+        types["factor"] = "*fp32"
+    else:
+        values["factor"] = None
+    size, read = (4 if type == "*fp32" else 2), format.container_bytes
+    title = f"gather {name} {'float32' if size == 4 else 'bfloat16'}{' added' * added}"
+    title += f" {'stochastic' if stochastic else 'nearest'} {tiling}"
+    return Kernel(title, gradients.gather_kernel, types, values, tiling, 4, size + read * added, read)
+
+
+def _squares(name: str, tiling: str) -> Kernel:
+    format = FixedPointFormat.parse(name)
+    types, values = _planes(format)
+    types |= {"out": "*fp64", "rows": "i64", "row_length": "i64"}
+    values |= {"FORMAT": for_format(format)}
+    size = format.container_bytes
+    return Kernel(f"squares {name} {tiling}", gradients.squares_kernel, types, values, tiling, 4, size, 0)
+
+
 def _update(
     algorithm: Algorithm,
     weight: str,
     state: str,
     tiling: str,
-    gradient: int,
+    gradient: int | FixedPointFormat,
     counting: bool = False,
     stochastic: bool = True,
+    factored: bool = False,
 ) -> Kernel:
     names = [weight, *(f"{state}^2" if name in algorithm.squared else state for name in algorithm.states)]
     formats = [FixedPointFormat.parse(name) for name in names]
@@ -153,14 +191,19 @@ def _update(
         "STORED": len(names),
         "NUMBERS": len(algorithm.hypers),
         "FORMATS": chosen,
-        "TYPE": gradient,
+        "TYPE": for_format(gradient) if isinstance(gradient, FixedPointFormat) else gradient,
+        "FACTORED": factored,
         "STOCHASTIC": stochastic,
         "COUNTING": counting,
     }
-    title = f"{algorithm} {'/'.join(names)} {('float32', 'bfloat16', 'float16')[gradient]} {tiling}"
-    title += " counting" * counting + " nearest" * (not stochastic)
+    if isinstance(gradient, FixedPointFormat):
+        read, called = gradient.container_bytes, f"gradient {gradient}"
+    else:
+        read, called = (4, 2, 2)[gradient], ("float32", "bfloat16", "float16")[gradient]
+    title = f"{algorithm} {'/'.join(names)} {called} {tiling}"
+    title += " factor" * factored + " counting" * counting + " nearest" * (not stochastic)
     types = {"table": "*i64", "result": "*i64", "count": "i32"}
-    return Kernel(title, update_kernel, types, values, tiling, 1, size + (4, 2, 2)[gradient], size)
+    return Kernel(title, update_kernel, types, values, tiling, 1, size + read, size)
 
 
 def _wire(word_length: int, gradient: int, residual: bool, aligned: bool = True) -> Iterator[Kernel]:

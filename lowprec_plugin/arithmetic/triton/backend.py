@@ -78,6 +78,28 @@ class Triton:
 
         return update(step)
 
+    def gather(
+        self,
+        grad: Tensor,
+        blocks: Blocks,
+        format: FixedPointFormat,
+        *,
+        factor: Tensor | None,
+        stochastic: bool,
+        key: int,
+        first_row: int,
+    ) -> None:
+        """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.gather`."""
+        from lowprec_plugin.arithmetic.triton import gradients
+
+        gradients.gather(grad, blocks, format, factor=factor, stochastic=stochastic, key=key, first_row=first_row)
+
+    def squares(self, blocks: Blocks, format: FixedPointFormat) -> Tensor:
+        """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.squares`."""
+        from lowprec_plugin.arithmetic.triton import gradients
+
+        return gradients.squares(blocks, format)
+
     def round_(self, pieces: Sequence[Piece], chunk: Chunk, word_length: int, stochastic: bool) -> None:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.round_`."""
         from lowprec_plugin.arithmetic.triton import wire

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton import knobs
 
+from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm
 from lowprec_plugin.arithmetic.random_bits import ROLES
 from lowprec_plugin.arithmetic.triton import formulas
@@ -42,16 +44,18 @@ from lowprec_plugin.arithmetic.triton.rounding import (
 from lowprec_plugin.arithmetic.triton.tables import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.arithmetic.triton.tiles import Tiling, locate, on_boundaries, signed, tiling_of
 from lowprec_plugin.arithmetic.updates import Update, Updated
-from lowprec_plugin.formats import rows_of
+from lowprec_plugin.formats import FixedPointFormat, rows_of
 
 #: The roles in random bits of the parameter and its states.
 ROLE = tl.constexpr(ROLES)
-# The table's columns, 64-bit words: the parameter's first program and its index, its gradient, shape and key; three
-# planes and static exponent of each of up to three stored tensors; the hyperparameters, two a word.
+# The table's columns, 64-bit words: the parameter's first program and its index, its gradient (or the factor of one in
+# codes), shape and key; three planes and static exponent of each of up to three stored tensors, and of a gradient in
+# codes; the hyperparameters, two a word.
 INDEX, GRADIENT, ROWS, ROW_LENGTH, FIRST_ROW, KEY, STORES = (tl.constexpr(column) for column in range(1, 8))
 STORE = tl.constexpr(4)
-HYPER = tl.constexpr(7 + 3 * 4)
-COLUMNS = tl.constexpr(7 + 3 * 4 + HYPERS // 2)
+CODED = tl.constexpr(7 + 3 * 4)
+HYPER = tl.constexpr(7 + 4 * 4)
+COLUMNS = tl.constexpr(7 + 4 * 4 + HYPERS // 2)
 _NONE_REFUSED = 2**63 - 1
 #: A program is one warp, whose threads agree on a block's exponent without waiting for other warps.
 _WARPS = 1
@@ -104,6 +108,19 @@ def write(
 
 
 @triton.jit
+def gradient(item, place, TYPE: tl.constexpr, FACTORED: tl.constexpr, TILING: tl.constexpr):
+    """The tile of a gradient, float32."""
+    at, mask, _, _, _ = place
+    if is_format(TYPE):
+        g = read(stored(item + CODED, TYPE, TILING.aligned), place, TYPE)
+        if FACTORED:
+            g *= tl.load(pointer(tl.load(item + GRADIENT), tl.float32, False))
+    else:
+        g = load_floats(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
+    return g
+
+
+@triton.jit
 def bounded(x, mask, TILING: tl.constexpr):
     """``x`` with zeros beyond the ends of its rows, where the formulas may have made anything."""
     if not TILING.flat:
@@ -117,6 +134,12 @@ def of(values, k):
     return values[k]
 
 
+@triton.constexpr_function
+def is_format(type):
+    """Whether a gradient's type is a format."""
+    return isinstance(type, CompiledFormat)
+
+
 @triton.jit(do_not_specialize=["count"])
 def update_kernel(
     table,
@@ -127,6 +150,7 @@ def update_kernel(
     NUMBERS: tl.constexpr,
     FORMATS: tl.constexpr,
     TYPE: tl.constexpr,
+    FACTORED: tl.constexpr,
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     COUNTING: tl.constexpr,
@@ -138,6 +162,7 @@ def update_kernel(
     Args:
         STORED: tensors that the law updates: the parameter and its states. ``FORMATS`` are theirs.
         NUMBERS: the law's hyperparameters.
+        TYPE: of gradients that are floats; or the format of those in codes, ``FACTORED`` if each has a factor.
     """
     item = row_of(tl.program_id(0), table, count, COLUMNS)
     program = tl.program_id(0) - tl.load(item)
@@ -145,7 +170,7 @@ def update_kernel(
     place = locate(program, rows, row_length, tl.load(item + FIRST_ROW), TILING)
     at, mask, block, inside, counter = place
     hyper = (item + HYPER).to(tl.pointer_type(tl.float32))
-    g = load_floats(tl.load(item + GRADIENT), at, mask, TYPE, TILING.aligned)
+    g = gradient(item, place, TYPE, FACTORED, TILING)
     stores, values, numbers = (), (), ()
     for k in tl.static_range(STORED):
         store = stored(item + STORES + k * STORE, of(FORMATS, k), TILING.aligned)
@@ -217,23 +242,27 @@ class _Kind(NamedTuple):
     """What the parameters of one launch have in common."""
 
     formats: tuple[CompiledFormat, ...]
-    gradient: int
+    gradient: int | CompiledFormat
+    factored: bool
     tiling: Tiling
 
 
 def update(step: Update) -> Updated:
     """One fused step over many parameters; see :func:`lowprec_plugin.arithmetic.ops.update_`."""
-    device = step.grads[0].device
+    device = step.stores[0][0].blocks.codes.device
     if knobs.runtime.interpret and device.type != "cpu":
         raise ValueError("Triton's interpreter cannot follow addresses on a GPU: move the tensors to the CPU")
     launches: dict[_Kind, list[tuple[int, int]]] = defaultdict(list)
     for index, (grad, tensors, first_row) in enumerate(zip(step.grads, step.stores, step.first_rows, strict=True)):
-        tiling, programs = tiling_of(grad.shape, tensors[0][1].block_size, first_row, _WARPS)
+        tiling, programs = tiling_of(tensors[0].blocks.codes.shape, tensors[0].format.block_size, first_row, _WARPS)
         planes = [plane for blocks, _ in tensors for plane in (blocks.codes, blocks.low)]
-        if not on_boundaries([grad, *planes]):
+        planes += [grad] if isinstance(grad, Tensor) else [grad.blocks.codes, grad.blocks.low]
+        if not on_boundaries(planes):
             tiling = replace(tiling, aligned=False)
         formats = tuple(compiled(format) for _, format in tensors)
-        launches[_Kind(formats, FLOAT_TYPES[grad.dtype], tiling)].append((index, programs))
+        kind = FLOAT_TYPES[grad.dtype] if isinstance(grad, Tensor) else compiled(grad.format)
+        factored = not isinstance(grad, Tensor) and grad.factor is not None
+        launches[_Kind(formats, kind, factored, tiling)].append((index, programs))
 
     rows, numbers, grids = [], [], []
     for members in launches.values():
@@ -264,6 +293,7 @@ def update(step: Update) -> Updated:
                 NUMBERS=len(step.algorithm.hypers),
                 FORMATS=kind.formats,
                 TYPE=kind.gradient,
+                FACTORED=kind.factored,
                 TILING=kind.tiling,
                 STOCHASTIC=step.stochastic,
                 COUNTING=step.counting,
@@ -277,9 +307,17 @@ def update(step: Update) -> Updated:
 
 def _describe(step: Update, index: int) -> list[int]:
     """The columns of the table from the gradient up to the hyperparameters."""
-    grad = step.grads[index]
-    row = [grad.data_ptr(), *rows_of(grad.shape), step.first_rows[index], signed(step.keys[index])]
-    for blocks, format in step.stores[index]:
-        row += [0 if plane is None else plane.data_ptr() for plane in blocks]
-        row.append(radix(format))
-    return row + [0] * (HYPER.value - GRADIENT.value - len(row))
+    grad, tensors = step.grads[index], list(step.stores[index])
+    if isinstance(grad, Tensor):
+        address = grad.data_ptr()
+    else:
+        address = 0 if grad.factor is None else grad.factor.data_ptr()
+    place = [*rows_of(tensors[0].blocks.codes.shape), step.first_rows[index], signed(step.keys[index])]
+    row = [address, *place, *(column for store in tensors for column in _columns(*store))]
+    row += [0] * (CODED.value - GRADIENT.value - len(row))
+    return row + ([0] * STORE.value if isinstance(grad, Tensor) else _columns(grad.blocks, grad.format))
+
+
+def _columns(blocks: Blocks, format: FixedPointFormat) -> list[int]:
+    """Of one stored tensor: its planes and static exponent."""
+    return [*(0 if plane is None else plane.data_ptr() for plane in blocks), radix(format)]

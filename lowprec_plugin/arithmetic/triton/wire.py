@@ -31,6 +31,7 @@ from lowprec_plugin.arithmetic.triton.rounding import (
     largest_bits,
     power_of_two,
 )
+from lowprec_plugin.arithmetic.triton.gradients import NOT_FINITE
 from lowprec_plugin.arithmetic.triton.tables import FLOAT32, FLOAT_TYPES, load_floats, pointer, row_of, store_floats
 from lowprec_plugin.arithmetic.triton.tiles import Tiling, on_boundaries, signed
 from lowprec_plugin.formats import FixedPointFormat
