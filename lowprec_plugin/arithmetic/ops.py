@@ -241,7 +241,8 @@ def gather_(
     """
     check_rounding(rounding)
     check_blocks(blocks, format)
-    assert format.dynamic and not format.squared, format
+    assert format.dynamic, format
+    assert not format.squared, format
     assert (grad.shape, grad.device) == (blocks.codes.shape, blocks.codes.device), (grad.shape, blocks.codes.shape)
     if grad.numel() == 0:
         return

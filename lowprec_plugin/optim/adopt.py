@@ -13,6 +13,7 @@ from lowprec_plugin.compat.optimizers import check_scaling, count_calls, counts_
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
+from lowprec_plugin.optim.gradients import watch_gradient
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.settings import StepSettings
@@ -81,6 +82,7 @@ def _adopt(optimizers: list[torch.optim.Optimizer], settings: StepSettings) -> N
             each.fixed_point = settings
             for param in _params(each):
                 place(param)
+                watch_gradient(param)
         store_states(*adopted)
     except ValueError:
         for one in adopted:

@@ -12,6 +12,7 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.naming import described
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
+from lowprec_plugin.tensor.gradient import FixedPointGradient
 
 
 class NonFiniteGradientError(ValueError):
@@ -52,14 +53,17 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
     )
 
 
-def gradient_of(param: Tensor) -> Tensor:
-    """The gradient of what this rank holds of ``param``; of a fixed-point one in a dtype that updates take."""
+def gradient_of(param: Tensor) -> Tensor | ops.StoredGradient:
+    """The gradient of what this rank holds of ``param``; of a fixed-point one as updates take it."""
     assert param.grad is not None
-    grad = local_part(param.grad)
-    if fixed_part(param) is None:
+    grad, part = local_part(param.grad), fixed_part(param)
+    if part is None:
         return grad
-    if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy
-        return grad.dequantize(torch.float32)
+    if isinstance(grad, FixedPointGradient) and grad.fits(part):
+        return grad.stored
+    if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy, or changed the parameter
+        grad = grad.dequantize(torch.float32)
+    grad = grad.reshape(part._codes.shape)
     return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()
 
 

@@ -25,6 +25,7 @@ from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.compat.optimizers import takes_addresses_for_names, unhooked_step, without_hooks
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, came_to_nan
+from lowprec_plugin.optim.gradients import as_floats_meanwhile
 from lowprec_plugin.optim.state import (
     Looks,
     Place,
@@ -54,6 +55,7 @@ class OwnStep:
         self.rounded = False
         self._params: dict[Hashable, tuple[dict[str, Any], Tensor]] = {}
         self._roundings: dict[tuple[int, str], int] = {}
+        self._gradients: set[Shared] = set()
         owners: list[tuple[Shared, Hashable]] = []
         for group in optimizer.param_groups:
             for param in group["params"]:
@@ -61,6 +63,9 @@ class OwnStep:
                     self._params[id(param)] = group, param
                     part_from_padding(stored_part(param))
                     owners.append((stored_part(param)._shared, id(param)))
+                    if (grad := fixed_part(param.grad)) is not None:
+                        owners.append((grad._shared, id(param)))
+                        self._gradients.add(grad._shared)
         for _, param in self._params.values():
             for holder, key, name in places(optimizer.state.get(param)):
                 if fixed_part(holder[key]) is not None:
@@ -82,6 +87,12 @@ class OwnStep:
     def _close(self, owner: Hashable | None, members: list[tuple[Shared, Open]]) -> None:
         """Round what is open of one parameter, and store state that has come up; all of it, or none."""
         group, param = self._params.get(owner, ({}, None))
+        for shared, opened in members:
+            if shared in self._gradients:  # which are not finite where they are marked
+                _round_gradient(shared, opened)
+        members = [member for member in members if member[0] not in self._gradients]
+        if not members:
+            return
         self.rounded = True
         if param is None:
             for shared, opened in members:
@@ -184,6 +195,13 @@ class OwnStep:
             self._roundings[id(param), name] = roundings + 1
 
 
+def _round_gradient(shared: Shared, opened: Open) -> None:
+    key = key_of(substream(opened.stream, "in place"), shared.roundings)
+    shared.roundings += 1
+    shared.factor = None
+    ops.gather_(opened.floats, opened.blocks, opened.format, fresh=True, key=key, first_row=shared.first_row)
+
+
 def _check_not_nan(nan: bool, group: dict[str, Any], param: Tensor | None) -> None:
     if nan:
         raise came_to_nan(
@@ -204,7 +222,7 @@ def step_alone(optimizer: Adopted, group: dict[str, Any], params: list[Tensor], 
     fixed = [param for param in params if fixed_part(param) is not None]  # of others NaN is not looked for
     before = {param: _kept(optimizer.state[param]) for param in fixed if param in optimizer.state}
     try:
-        with _alone(optimizer, group, params):
+        with _alone(optimizer, group, params), as_floats_meanwhile(fixed):
             OwnStep(optimizer, names).run()
     except NonFiniteGradientError:
         for param in fixed:
@@ -241,7 +259,7 @@ def update_as_float(optimizer: Adopted, group: dict[str, Any], param: Tensor) ->
     """What one of torch's own steps would make of ``param`` in float32. Nothing is changed."""
     leaf = torch.nn.Parameter(as_floats(param), requires_grad=False)
     assert param.grad is not None
-    leaf.grad = param.grad.to(torch.float32)
+    leaf.grad = as_floats(param.grad).to(torch.float32)
     twin = object.__new__(optimizer.float_class)
     twin.__dict__.update({name: value for name, value in optimizer.__dict__.items() if name != "step"})
     without_hooks(twin)

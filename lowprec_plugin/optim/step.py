@@ -29,6 +29,7 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
 from lowprec_plugin.optim.fused import FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone
+from lowprec_plugin.optim.gradients import watch_gradient
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
@@ -68,6 +69,7 @@ class FixedPointStep(Adopted):
         try:
             for param in self.param_groups[-1]["params"]:
                 place(param)
+                watch_gradient(param)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -194,7 +196,7 @@ def _fused_step(
     for indices in by_device.values():
         done = ops.update_(
             algorithm,
-            [gradient_of(params[i]).reshape(parts[i].codes.shape) for i in indices],
+            [gradient_of(params[i]) for i in indices],
             [stores[i] for i in indices],
             [hypers[i] for i in indices],
             rounding=settings.rounding,

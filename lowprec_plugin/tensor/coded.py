@@ -40,6 +40,7 @@ class Shared:
         open: the floats that stand for the codes just now.
         left: what became of the tensor when windows that still have this were left behind; nothing is to be written to
             them.
+        factor: of a gradient (:mod:`.gradient`), by which its numbers are multiplied; ``None``: 1.
         memory: that of the floats these codes came from, by ``.data =`` or ``quantize_``, if others hold it yet.
     """
 
@@ -49,6 +50,7 @@ class Shared:
     placed: bool = True
     open: Open | None = None
     left: str = ""
+    factor: Tensor | None = None
     memory: StorageWeakRef | None = None
 
 
@@ -82,6 +84,7 @@ class Coded(torch.Tensor):
     stream: int
     label: str
     whole_rows: int | None
+    gradient_word_length: int | None
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
@@ -117,8 +120,10 @@ class Coded(torch.Tensor):
         self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
         if window_on is None:
             self._shared, self._offset, self.whole_rows = Shared(first_row, rows_in(codes)), 0, None
+            self.gradient_word_length = None
         else:
             self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
+            self.gradient_word_length = window_on.gradient_word_length
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours; it does nothing.
@@ -234,6 +239,7 @@ class Coded(torch.Tensor):
             options["first_row"] = self._shared.first_row + self._offset
         result = type(self)(blocks, self.format, **options)
         result._shared.roundings, result.whole_rows = self._shared.roundings, self.whole_rows
+        result.gradient_word_length = self.gradient_word_length
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> Self:

@@ -48,6 +48,7 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         label: its name, for messages.
         first_row: the row of the whole tensor at which this shard of it starts.
         whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
+        gradient_word_length: bits of a parameter's gradient, once an optimizer has it; ``None``: floats.
     """
 
     @classmethod

@@ -23,7 +23,7 @@ def gather(
 ) -> None:  # fmt: skip
     """Add ``grad`` to what is stored, in float32, and round once::
 
-        stored = round(stored * factor + grad)        or, if factor is None, round(grad)
+    stored = round(stored * factor + grad)        or, if factor is None, round(grad)
     """
     x = grad.float()
     if factor is not None:

@@ -308,10 +308,8 @@ def update(step: Update) -> Updated:
 def _describe(step: Update, index: int) -> list[int]:
     """The columns of the table from the gradient up to the hyperparameters."""
     grad, tensors = step.grads[index], list(step.stores[index])
-    if isinstance(grad, Tensor):
-        address = grad.data_ptr()
-    else:
-        address = 0 if grad.factor is None else grad.factor.data_ptr()
+    floats = grad if isinstance(grad, Tensor) else grad.factor
+    address = 0 if floats is None else floats.data_ptr()
     place = [*rows_of(tensors[0].blocks.codes.shape), step.first_rows[index], signed(step.keys[index])]
     row = [address, *place, *(column for store in tensors for column in _columns(*store))]
     row += [0] * (CODED.value - GRADIENT.value - len(row))
