@@ -49,13 +49,26 @@ class Blocks(NamedTuple):
 
 def empty_blocks(shape: torch.Size | tuple[int, ...], format: FixedPointFormat, device: torch.device | None) -> Blocks:
     """Blocks for a tensor of ``shape``, holding zeros."""
+    blocks = unwritten_blocks(shape, format, device)
+    blocks.codes.zero_()
+    if blocks.low is not None:
+        blocks.low.zero_()
+    if blocks.exponents is not None:
+        blocks.exponents.fill_(MIN_EXPONENT)
+    return blocks
+
+
+def unwritten_blocks(
+    shape: torch.Size | tuple[int, ...], format: FixedPointFormat, device: torch.device | None
+) -> Blocks:
+    """Blocks for a tensor of ``shape``, holding what was in memory: for whoever writes all of them next."""
     rows, row_length = rows_of(shape)
-    dtype = torch.int8 if format.container_bytes == 1 else torch.int16
-    exponents = None
-    if format.dynamic:
-        exponents = torch.full((rows, format.blocks_per_row(row_length)), MIN_EXPONENT, dtype=torch.int8, device=device)
-    low = torch.zeros(shape, dtype=torch.uint8, device=device) if format.container_bytes == 3 else None
-    return Blocks(torch.zeros(shape, dtype=dtype, device=device), low, exponents)
+    codes = torch.empty(shape, dtype=torch.int8 if format.container_bytes == 1 else torch.int16, device=device)
+    low = torch.empty(shape, dtype=torch.uint8, device=device) if format.container_bytes == 3 else None
+    if not format.dynamic:
+        return Blocks(codes, low, None)
+    count = format.blocks_per_row(row_length)
+    return Blocks(codes, low, torch.empty((rows, count), dtype=torch.int8, device=device))
 
 
 def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:

@@ -34,7 +34,7 @@ def watch_gradient(param: Tensor) -> None:
         return
     wanted = param.requires_grad
     param.requires_grad_(True)  # without, torch takes no hook; one that it has taken stays while frozen
-    param.register_post_accumulate_grad_hook(to_codes)
+    param.register_post_accumulate_grad_hook(to_codes)  # type: ignore[no-untyped-call]
     param.requires_grad_(wanted)
 
 

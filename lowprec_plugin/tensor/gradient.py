@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
+from lowprec_plugin.arithmetic.blocks import Blocks, unwritten_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor.coded import Coded, check_not_left
@@ -55,7 +55,7 @@ class FixedPointGradient(FixedPointTensor):
         """
         format = FixedPointFormat(word_length, block_size=param.format.block_size)
         gradient = cls(
-            empty_blocks(param._codes.shape, format, grad.device), format, dtype=grad.dtype, rounding=param.rounding,
+            unwritten_blocks(param._codes.shape, format, grad.device), format, dtype=grad.dtype, rounding=param.rounding,
             stream=substream(param.stream, "gradient"), label=f"{param.label}.grad".removeprefix("."),
             first_row=param.first_row, geometry=param._geometry,
         )  # fmt: skip
@@ -83,7 +83,7 @@ class FixedPointGradient(FixedPointTensor):
         norm = ops.squares(self._planes, self.format).sqrt()
         return norm if self.factor is None else norm * self.factor.abs()
 
-    def multiply_(self, number: Tensor | float) -> Self:
+    def _multiply(self, number: Tensor | float) -> Self:
         """Multiply it by ``number``, a Python number or a tensor of one element, without a look at a code."""
         check_not_left(self)
         self._shared.factor = _product(self._shared.factor, number, self._codes.device)
@@ -131,11 +131,8 @@ class FixedPointGradient(FixedPointTensor):
 
 def _product(factor: Tensor | None, number: Tensor | float, device: torch.device) -> Tensor:
     """``factor * number``. Of a step's gradients each asks for the same, so the last answer is kept."""
-    if isinstance(number, Tensor):
-        version = object() if number.is_inference() else number._version  # which inference tensors do not have
-        key = (id(factor), id(number), version, device)
-    else:
-        key = (id(factor), None, repr(number), device)
+    which: Any = (id(number), number._version) if isinstance(number, Tensor) else repr(number)
+    key = (id(factor), which, device)
     if key != _last.key:
         new = torch.as_tensor(number, dtype=torch.float32, device=device).reshape(())
         product = new.clone() if factor is None else factor * new
@@ -164,7 +161,9 @@ def _rule(*functions: Any) -> Callable[[_Rule], _Rule]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1 and value.dim() == 0)
+    if isinstance(value, Tensor):  # one made in inference mode has no version by which a change would be seen
+        return value.dim() == 0 and not isinstance(value, Coded) and not value.is_inference()
+    return isinstance(value, int | float)
 
 
 def _takes_factor(target: Any) -> bool:
@@ -175,10 +174,10 @@ def _scaled(target: FixedPointGradient, number: Any, invert: bool) -> Any:
     if not _takes_factor(target) or not _is_number(number) or current() is not None:
         return NotImplemented
     if isinstance(number, Tensor):
-        return target.multiply_(number.float().reciprocal() if invert else number)
+        return target._multiply(number.float().reciprocal() if invert else number)
     if invert and number == 0:
-        return target.multiply_(math.nan)
-    return target.multiply_(1 / number if invert else number)
+        return target._multiply(math.nan)
+    return target._multiply(1 / number if invert else number)
 
 
 @_rule(aten.mul_.Tensor, aten.mul_.Scalar)
@@ -217,7 +216,7 @@ def _unscale_(targets: list[Any], found: Tensor, inverse: Tensor) -> None:
         if isinstance(target, FixedPointGradient):
             assert target._exponents is not None
             bad = ops.first_nonfinite([target.stored]) is not None
-            target.multiply_(inverse)
+            target._multiply(inverse)
             if bad:
                 found.fill_(1.0)
 
