@@ -204,7 +204,7 @@ def _rows(inside: EngineParts, optimizer: FixedPointStep) -> list[Row]:
     itemsize = params[0].element_size()
     here = -(-elements // dist.get_world_size(inside.group)) if inside.stage == 3 else elements
     dtype = str(params[0].dtype).removeprefix("torch.")
-    return [*rows, Row("engine", dtype, "-", here, here * itemsize, 4 * here, "DeepSpeed's own parameters")]
+    return [*rows, Row("engine", dtype, "-", dtype, here, here * itemsize, 4 * here, "DeepSpeed's own parameters")]
 
 
 def _print(text: str) -> None:

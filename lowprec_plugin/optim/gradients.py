@@ -16,10 +16,17 @@ from lowprec_plugin.compat.hooks import has_gradient_hook
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, stored_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
 
+#: Gradients of fewer elements stay floats: as codes they save less than handling them costs.
+FEWEST = 4096
+
 
 def keep_in_codes(param: Tensor, word_length: int | None) -> None:
-    """Have the gradients of a fixed-point parameter kept in ``word_length`` bits from now on; ``None``: as floats."""
-    stored_part(param).gradient_word_length = word_length
+    """Have the gradients of a fixed-point parameter kept in ``word_length`` bits from now on; ``None``: as floats.
+
+    Those of fewer elements than ``FEWEST``, and of vectors, every element of which is a block, stay floats.
+    """
+    vector = param.dim() < 2 or param[0].numel() == 1
+    stored_part(param).gradient_word_length = None if vector or param.numel() < FEWEST else word_length
     watch_gradient(param)
 
 

@@ -104,6 +104,7 @@ class PluginOptions(StepOptions):
     ramp: WordLengthRamp | None = field(default=None, metadata=VARIED)
     emulation: Emulation | None = field(default=None, metadata=RESUMED)
     activation_word_length: int | None = field(default=None, metadata=RESUMED)
+    gradient_word_length: int | None = field(default=None, metadata=VARIED | RESUMED)
     leave_float: bool = False
     seed: int = field(default=0, metadata=VARIED | RESUMED)
 
@@ -126,6 +127,8 @@ class PluginOptions(StepOptions):
             check_emulation(self.emulation)
         if self.activation_word_length is not None:
             check_word_length(self.activation_word_length, "activation_word_length")
+        if self.gradient_word_length is not None:
+            check_word_length(self.gradient_word_length, "gradient_word_length")
         check_kind(self.leave_float, bool, "leave_float")
 
     @property

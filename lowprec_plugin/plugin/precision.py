@@ -72,6 +72,8 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         emulation: round layer outputs and back-propagated errors too, as fixed-point hardware would: see
             :class:`Emulation`. Needs ``compute_dtype=torch.float32``.
         activation_word_length: bits of the activations that are kept for the backward pass; ``None``: floats.
+        gradient_word_length: bits of a gradient from when autograd has it until the step, 16 or 8; ``None``: floats.
+            Micro-batches are added up in it, and clipping reads it: see :mod:`lowprec_plugin.optim.gradients`.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
         leave_float: once the Trainer is done (with a fit, and with a test or the like), turn the module's parameters
             and its optimizers' state into ordinary floats: see :func:`lowprec_plugin.optim.to_float_`.
@@ -101,6 +103,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         ramp: WordLengthRamp | None = None,
         emulation: Emulation | None = None,
         activation_word_length: int | None = None,
+        gradient_word_length: int | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
         leave_float: bool = False,
         seed: int = 0,
@@ -153,6 +156,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
             keep_float=self.options.keep_float,
             dtype=self._computing.seen(module),
             seed=self.options.seed,
+            gradient_word_length=self.options.gradient_word_length,
         )
         if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
             module.to(self._computing.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin.arithmetic import ops
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.memory import bytes_of
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.plain import why_left
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     Attributes:
         group: ``"AdamW 0"`` for parameter group 0 of an AdamW, ``"no optimizer"``, or ``"buffers"``.
         weights, state: formats, as text.
+        gradients: their format, or dtype, as text.
         elements: parameters; of sharded ones those in this rank's shards.
         nbytes, float32_nbytes: bytes of weights and (expected) state, and what float32 would take.
         update: how the group is updated, and on which backend.
@@ -38,6 +40,7 @@ class Row(NamedTuple):
     group: str
     weights: str
     state: str
+    gradients: str
     elements: int
     nbytes: int
     float32_nbytes: int
@@ -59,14 +62,14 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()
     if buffers:
         nbytes = sum(map(bytes_of, buffers))
         dtypes = ", ".join(sorted({_dtype(buffer) for buffer in buffers}))
-        rows.append(Row("buffers", dtypes, "-", sum(b.numel() for b in buffers), nbytes, nbytes, "kept in float"))
+        rows.append(Row("buffers", dtypes, "-", "-", sum(b.numel() for b in buffers), nbytes, nbytes, "kept in float"))
     return rows
 
 
 def _kinds(params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     kinds: dict[str, list[Tensor]] = {}
     for param in params:
-        kinds.setdefault(storage_of(param), []).append(param)
+        kinds.setdefault(f"{storage_of(param)}, {gradients_of(param)}", []).append(param)
     return kinds
 
 
@@ -78,6 +81,14 @@ def storage_of(tensor: Tensor) -> str:
     kind = type(local_part(tensor))
     as_torch_does = kind.__torch_dispatch__ is Tensor.__torch_dispatch__
     return _dtype(tensor) if as_torch_does else kind.__name__
+
+
+def gradients_of(param: Tensor) -> str:
+    """What the gradients of ``param`` are kept as: a format, or a dtype."""
+    part = fixed_part(param)
+    if part is None or part.gradient_word_length is None:
+        return _dtype(param) if param.requires_grad else "-"
+    return str(FixedPointFormat(part.gradient_word_length, block_size=part.format.block_size))
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -99,7 +110,7 @@ def group_row(
     elements = sum(part.numel() for part in parts)
     nbytes = sum(map(bytes_of, parts))
     first = params[0]
-    row = Row(group_name, storage_of(first), "-", elements, nbytes, 4 * elements, "none")
+    row = Row(group_name, storage_of(first), "-", gradients_of(first), elements, nbytes, 4 * elements, "none")
     if optimizer is None:
         return row
     if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):
@@ -125,11 +136,11 @@ def group_row(
 
 def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -> str:
     """The table as text, with the parameters that were not stored in fixed-point and why."""
-    rows_of_text = [["group", "weights", "state", "parameters", "bytes", "float32", "update"]]
+    rows_of_text = [["group", "weights", "state", "gradients", "parameters", "bytes", "float32", "update"]]
     for row in rows:
         sizes = [_size(row.nbytes), _size(row.float32_nbytes)]
-        rows_of_text.append([row.group, row.weights, row.state, f"{row.elements:,}", *sizes, row.update])
-    lines = columns(rows_of_text, texts=7)
+        rows_of_text.append([row.group, row.weights, row.state, row.gradients, f"{row.elements:,}", *sizes, row.update])
+    lines = columns(rows_of_text, texts=8)
     lines += _not_stored(kept)
     if wire:
         lines.append(f"gradients between processes: {wire}")

@@ -55,9 +55,9 @@ class FixedPointGradient(FixedPointTensor):
         """
         format = FixedPointFormat(word_length, block_size=param.format.block_size)
         gradient = cls(
-            unwritten_blocks(param._codes.shape, format, grad.device), format, dtype=grad.dtype, rounding=param.rounding,
-            stream=substream(param.stream, "gradient"), label=f"{param.label}.grad".removeprefix("."),
-            first_row=param.first_row, geometry=param._geometry,
+            unwritten_blocks(param._codes.shape, format, grad.device), format, dtype=grad.dtype,
+            rounding=param.rounding, stream=substream(param.stream, "gradient"),
+            label=f"{param.label}.grad".removeprefix("."), first_row=param.first_row, geometry=param._geometry,
         )  # fmt: skip
         gradient.roundings = param.roundings * _ROUNDINGS
         gradient._gather(grad, fresh=True)
