@@ -14,6 +14,11 @@ _FEATURE = "to choose what an operation does to fixed-point tensors"
 #: What ``tensor.to()`` comes to.
 to_copy: Any = look_up(torch.ops.aten, "_to_copy", host=TORCH, feature=_FEATURE).default
 
+#: What ``GradScaler.unscale_`` comes to: of gradients, whether any was not finite, and the inverse scale.
+unscale: Any = look_up(
+    torch.ops.aten, "_amp_foreach_non_finite_check_and_unscale_", host=TORCH, feature="to scale gradients in codes"
+).default
+
 
 @cache
 def schema_of(function: Any) -> Any:

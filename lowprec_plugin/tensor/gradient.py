@@ -17,6 +17,8 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks, unwritten_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
+from lowprec_plugin.compat.autograd import version_of
+from lowprec_plugin.compat.operators import unscale
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor.coded import Coded, check_not_left
 from lowprec_plugin.tensor.opening import current
@@ -131,7 +133,7 @@ class FixedPointGradient(FixedPointTensor):
 
 def _product(factor: Tensor | None, number: Tensor | float, device: torch.device) -> Tensor:
     """``factor * number``. Of a step's gradients each asks for the same, so the last answer is kept."""
-    which: Any = (id(number), number._version) if isinstance(number, Tensor) else repr(number)
+    which: Any = (id(number), version_of(number)) if isinstance(number, Tensor) else repr(number)
     key = (id(factor), which, device)
     if key != _last.key:
         new = torch.as_tensor(number, dtype=torch.float32, device=device).reshape(())
@@ -206,12 +208,12 @@ def _each(targets: list[Any], numbers: Any, function: Callable[[Tensor, Any], An
         function(target, numbers[index] if several else numbers)
 
 
-@_rule(aten._amp_foreach_non_finite_check_and_unscale_.default)
+@_rule(unscale)
 def _unscale_(targets: list[Any], found: Tensor, inverse: Tensor) -> None:
     """Of a ``GradScaler``: multiplies all by the inverse scale, and notes whether any was not finite."""
     floats = [target for target in targets if not isinstance(target, FixedPointGradient)]
     if floats:
-        aten._amp_foreach_non_finite_check_and_unscale_(floats, found, inverse)
+        unscale(floats, found, inverse)
     for target in targets:
         if isinstance(target, FixedPointGradient):
             assert target._exponents is not None
