@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,13 @@ def backward_pass() -> int | None:
     feature = "to tell forward passes from what backward passes compute again"
     number = int(look_up(torch._C, "_current_graph_task_id", host=TORCH, feature=feature)())
     return None if number == -1 else number
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Have the backward pass that is running on this thread call ``function`` when it is over."""
+    feature = "to exchange gradients in codes"
+    engine = look_up(torch.autograd.Variable, "_execution_engine", host=TORCH, feature=feature)
+    engine.queue_callback(function)
 
 
 def version_of(tensor: Tensor) -> int:

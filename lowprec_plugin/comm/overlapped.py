@@ -1,0 +1,238 @@
+"""Gradients in codes under ``DistributedDataParallel``, which is told to leave their parameters out.
+
+Its reducer would hold a float for each of them for good. Here float gradients wait in a bucket until that is full, the
+means take their place, and those become codes at once: of two buckets at a time there are floats, whatever the network
+is. Buckets are exchanged in one order on every rank, beside the backward pass: that in which gradients came on the
+first rank in the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from lowprec_plugin.comm.exchange import Exchange, Gradient, is_plain
+from lowprec_plugin.comm.worker import Worker
+from lowprec_plugin.compat.autograd import at_end_of_backward, backward_pass
+from lowprec_plugin.compat.ddp import leave_out
+from lowprec_plugin.compat.hooks import remove_gradient_hook
+from lowprec_plugin.optim.gradients import to_codes
+from lowprec_plugin.tensor.dtensor import fixed_part, stored_part
+from lowprec_plugin.tensor.gradient import FixedPointGradient
+
+#: Bytes of float gradients in a bucket, at most; less of a small network, so that the exchange overlaps there too.
+BUCKET = 16 << 20
+#: Buckets that are under way at a time. Who has filled one more waits for the first of them.
+UNDER_WAY = 2
+_SMALLEST, _BUCKETS = 1 << 20, 8
+
+
+def leave_out_of_ddp(module: nn.Module) -> list[str]:
+    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are codes.
+
+    Called before the module is wrapped; a :class:`~lowprec_plugin.comm.DDPState` of the wrapped module exchanges them.
+    If it would have none left, the smallest stays with it, and its gradient is kept in floats.
+
+    Returns:
+        the names of the parameters that are left out.
+    """
+    coded = {name: param for name, param in module.named_parameters() if _in_codes(param)}
+    others = any(param.requires_grad for name, param in module.named_parameters() if name not in coded)
+    if coded and not others:
+        smallest = min(coded, key=lambda name: coded[name].numel())
+        stored_part(coded.pop(smallest)).gradient_word_length = None
+    leave_out(module, list(coded))
+    return list(coded)
+
+
+def _in_codes(param: Tensor) -> bool:
+    part = fixed_part(param)
+    return part is not None and part.gradient_word_length is not None
+
+
+@dataclass
+class _Bucket:
+    names: list[str]
+    missing: set[str] = field(default_factory=set)
+    values: dict[str, Tensor] = field(default_factory=dict)
+    future: Future[Tensor] | None = None
+
+
+class Overlapped:
+    """Exchanges the gradients of ``params`` while the backward pass goes on; they become codes.
+
+    Args:
+        model: the wrapped module, which says whether gradients are to be exchanged (``no_sync``).
+        params: by name, in the module's order.
+        exchange: of these gradients alone, in a process group of their own.
+        worker: the thread that runs it.
+        begin: called with names before these are sent: counts steps.
+        gradient: what a parameter sends, given its name and values.
+    """
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        params: Mapping[str, nn.Parameter],
+        exchange: Exchange,
+        worker: Worker,
+        begin: Callable[[Sequence[str]], None],
+        gradient: Callable[[str, Tensor], Gradient],
+    ) -> None:
+        self._model, self._params = model, params
+        self._exchange, self._worker, self._begin, self._gradient = exchange, worker, begin, gradient
+        self._order = list(reversed(params))  # until the first step has shown another
+        self._came: list[str] | None = []
+        self._passes: set[int] = set()  # backward passes that have brought gradients of this exchange
+        self._codes: dict[str, FixedPointGradient] = {}
+        self._used = torch.zeros(0)
+        self._buckets: list[_Bucket] = []
+        self._next = 0
+        self._over = True
+        self._hooks = []
+        for name, param in params.items():
+            remove_gradient_hook(param, to_codes)
+            wanted = param.requires_grad
+            param.requires_grad_(True)  # or torch takes no hook
+            self._hooks.append(param.register_post_accumulate_grad_hook(self._hook_of(name)))  # type: ignore[no-untyped-call]
+            param.requires_grad_(wanted)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the float gradients that exist at a time, at most."""
+        buckets = self._cut()
+        sizes = sorted((sum(4 * self._params[name].numel() for name in names) for names in buckets), reverse=True)
+        return sum(sizes[: UNDER_WAY + 1])
+
+    def _hook_of(self, name: str) -> Callable[[Tensor], None]:
+        def take(param: Tensor) -> None:
+            self._take(name, param)
+
+        return take
+
+    @torch.no_grad()
+    def _take(self, name: str, param: Any) -> None:
+        if param.grad is None:
+            return
+        if not self._model.require_backward_grad_sync:
+            to_codes(param)
+            return
+        if self._over:
+            self._start()
+        bucket = next(each for each in self._buckets if name in each.values or name in each.missing)
+        if name not in bucket.missing:
+            raise RuntimeError(
+                f"the gradient of {name} came twice in one backward pass, as where a part of the network is computed "
+                "again with torch.utils.checkpoint's use_reentrant=True: set it False, or exchange gradients in floats "
+                "(gradient_word_length=None)"
+            )
+        self._note_pass()
+        grad = param.grad
+        grad = grad.dequantize(torch.float32) if isinstance(grad, FixedPointGradient) else grad.detach()
+        param.grad = None
+        bucket.values[name] = grad.contiguous().view(-1)
+        bucket.missing.remove(name)
+        if self._came is not None:
+            self._came.append(name)
+        while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
+            self._send(self._buckets[self._next])  # the last one says which gradients came, and so waits for the end
+
+    def _start(self) -> None:
+        self._over, self._next, self._codes = False, 0, {}
+        self._buckets = [_Bucket(names, set(names)) for names in self._cut()]
+        self._passes = set()
+
+    def _note_pass(self) -> None:
+        number = backward_pass()
+        assert number is not None
+        if number not in self._passes:
+            self._passes.add(number)
+            at_end_of_backward(lambda: self._end_of(number))
+
+    def _end_of(self, number: int) -> None:
+        """A backward pass is over; one within another is only if all gradients have come, or none are outstanding."""
+        self._passes.discard(number)
+        if not self._over and (not self._passes or not any(bucket.missing for bucket in self._buckets)):
+            self._finish()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """Send what is left, with zeros for what has not come, and hand over what all ranks have made of it."""
+        came = {name for bucket in self._buckets for name in bucket.values}
+        device = next(iter(self._params.values())).device
+        self._used = torch.tensor([float(name in came) for name in self._params], device=device)
+        for bucket in self._buckets[self._next :]:
+            for name in bucket.missing:
+                param = self._params[name]
+                bucket.values[name] = torch.zeros(param.numel(), dtype=param.dtype, device=param.device)
+            self._send(bucket)
+        self._over = True
+        for bucket in self._buckets:
+            assert bucket.future is not None
+            bucket.future.wait()
+        for (name, param), used in zip(self._params.items(), self._used.tolist(), strict=True):
+            if used:  # on some rank; what none has used has no gradient
+                param.grad = self._codes[name]
+        self._buckets, self._codes = [], {}
+        if self._came is not None:
+            self._agree_on_order()
+
+    def _send(self, bucket: _Bucket) -> None:
+        """Start the exchange of a full bucket."""
+        self._next += 1
+        waiting = self._next - 1 - UNDER_WAY
+        if waiting >= 0 and (future := self._buckets[waiting].future) is not None:
+            future.wait()
+        self._begin(bucket.names)
+        gradients = [self._gradient(name, bucket.values[name]) for name in bucket.names]
+        parts = {name: stored_part(self._params[name]) for name in bucket.names}
+        flags = []
+        if bucket is self._buckets[-1]:
+            flags = [part for part in self._used.split(128) if part.numel()]  # too short to be rounded
+            assert all(is_plain(part.numel()) for part in flags)
+        values, codes, run = bucket.values, self._codes, self._exchange.run
+
+        def exchange() -> Tensor:
+            run([*gradients, *(Gradient(part, 0, 0) for part in flags)])
+            gradients.clear()
+            for name, part in parts.items():
+                assert part.gradient_word_length is not None
+                mean = values.pop(name).view(part.shape)
+                codes[name] = FixedPointGradient.of(mean, part, part.gradient_word_length)
+            return torch.zeros(0)
+
+        bucket.future = self._worker.submit(exchange)
+
+    def _cut(self) -> list[list[str]]:
+        """The parameters in the order of their exchange, in buckets."""
+        sizes = [4 * self._params[name].numel() for name in self._order]
+        limit = min(BUCKET, max(_SMALLEST, sum(sizes) // _BUCKETS))
+        buckets: list[list[str]] = [[]]
+        held = 0
+        for name, size in zip(self._order, sizes, strict=True):
+            if buckets[-1] and held + size > limit:
+                buckets.append([])
+                held = 0
+            buckets[-1].append(name)
+            held += size
+        return buckets
+
+    def _agree_on_order(self) -> None:
+        """From the next step on, exchange in the order in which gradients came here on the first rank."""
+        assert self._came is not None
+        rest = [name for name in self._order if name not in self._came]
+        places = {name: place for place, name in enumerate(self._params)}
+        device = next(iter(self._params.values())).device
+        order = torch.tensor([places[name] for name in (*self._came, *rest)], device=device)
+        group = self._exchange.group
+        dist.broadcast(order, dist.get_global_rank(group, 0) if group is not None else 0, group=group)
+        names = list(self._params)
+        self._order = [names[place] for place in order.tolist()]
+        self._came = None
