@@ -13,7 +13,7 @@ a process group of their own (:mod:`lowprec_plugin.comm.group`).
 # No `from __future__ import annotations`: register_comm_hook looks at the hook's annotations themselves.
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,10 +27,13 @@ from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
 from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of
-from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys
+from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys, total
 from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
+from lowprec_plugin.comm.overlapped import Overlapped
 from lowprec_plugin.formats import check_integer, check_kind
+from lowprec_plugin.tensor.dtensor import stored_part
+from lowprec_plugin.tensor.gradient_hook import keeps_codes
 from lowprec_plugin.tensor.integrity import check_numbers
 from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.version import __version__
@@ -76,8 +79,17 @@ class DDPState:
         self._rank, self._ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         self._module = weakref.ref(model.module)
         # Frozen ones as well: one that was frozen after DDP has wrapped the module stays in its bucket, as zeros.
-        named = model.module.named_parameters()
-        self._params = {name: param for name, param in named if name not in model.parameters_to_ignore}
+        named = dict(model.module.named_parameters())
+        coded = {name: param for name, param in named.items() if keeps_codes(param)}
+        held = [name for name in coded if name not in model.parameters_to_ignore]
+        if held:
+            raise ValueError(
+                f"the gradient of {held[0]} is to be codes, and DistributedDataParallel would hold floats for it: call "
+                "comm.leave_out_of_ddp(module) before wrapping the module"
+            )
+        self._params = {
+            name: param for name, param in named.items() if name in coded or name not in model.parameters_to_ignore
+        }
         self._names: dict[int, str] = {id(param): name for name, param in self._params.items()}
         self._streams = {name: stream_of(seed, name) for name in self._params}
         shake_hands(
@@ -92,6 +104,7 @@ class DDPState:
         _check_gradients(model.module, travelling)
         group, self._worker = own_group(self._group, model.device)
         self._exchange = Exchange(word_length, rounding, group)
+        self._coded = self._exchange_codes(model, coded) if coded else None
         self._residuals: dict[str, Blocks] = {}
         self._side: dict[torch.device, torch.Stream] = {}
         #: Parameters whose gradients travel as float32, being smaller than a block.
@@ -105,18 +118,34 @@ class DDPState:
     @word_length.setter
     def word_length(self, word_length: int) -> None:
         wire_ops.check_word_length(word_length)
-        self._exchange.word_length = word_length
+        for exchange in self._exchanges:
+            exchange.word_length = word_length
 
     @property
     def traffic(self) -> Traffic:
         """What this rank has sent so far, and what float32 would have."""
-        return self._exchange.traffic
+        return total(exchange.traffic for exchange in self._exchanges)
+
+    @property
+    def _exchanges(self) -> list[Exchange]:
+        return [self._exchange] if self._coded is None else [self._exchange, self._coded.exchange]
+
+    def _exchange_codes(self, model: nn.parallel.DistributedDataParallel, coded: dict[str, nn.Parameter]) -> Overlapped:
+        """Exchange the gradients that DDP leaves out. On other threads and in another group than its hook's."""
+        for param in coded.values():  # DDP sends round those that it has
+            for plane in stored_part(param).blocks.planes:
+                dist.broadcast(plane.view(torch.uint8), dist.get_global_rank(self._group, 0), group=self._group)
+        group, worker = own_group(self._group, model.device, "codes")
+        exchange = Exchange(self._exchange.word_length, self._exchange.rounding, group)
+        return Overlapped(model, coded, exchange, worker, self._begin, self._gradient)
 
     def __str__(self) -> str:
         feedback = ", error feedback in 8 bits" if self.error_feedback else ""
         said = f"{self.word_length} bits, {self._exchange.rounding} rounding{feedback}"
         if self.plain:
             said += f"; as float32, being smaller than a block of {BLOCK}: {', '.join(self.plain)}"
+        if self._coded is not None:
+            said += f"; of gradients in codes at most {self._coded.float_bytes:,} bytes of floats wait at a time"
         return said
 
     def report(self) -> dict[str, float]:
@@ -131,10 +160,7 @@ class DDPState:
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:
         """The hook's work: a future of the bucket's buffer, which then holds the means."""
         names = [self._name(param) for param in bucket.parameters()]
-        # A gradient that comes again begins a step. Indices do not tell: all are 0 in a static graph's first step.
-        if not self._reduced or not self._reduced.isdisjoint(names):
-            self.step, self._reduced = self.step + 1, set()
-        self._reduced.update(names)
+        self._begin(names)
         buffer = bucket.buffer()
         gradients, at = [], 0
         for name in names:
@@ -152,6 +178,12 @@ class DDPState:
         if accelerated(buffer.device):
             return self._on_stream(exchange, buffer)
         return self._worker.submit(exchange)
+
+    def _begin(self, names: Iterable[str]) -> None:
+        """A gradient that comes again begins a step. Indices do not tell: all are 0 in a static graph's first step."""
+        if not self._reduced or not self._reduced.isdisjoint(names):
+            self.step, self._reduced = self.step + 1, set()
+        self._reduced.update(names)
 
     def _name(self, param: Tensor) -> str:
         if id(param) not in self._names:

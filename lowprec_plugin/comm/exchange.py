@@ -68,6 +68,15 @@ class Traffic:
     exchanges: int = 0
 
 
+def total(traffics: Iterable[Traffic]) -> Traffic:
+    """All of them together."""
+    every = list(traffics)
+    return Traffic(
+        sum(each.bytes_sent for each in every), sum(each.float32_bytes for each in every),
+        sum(each.exchanges for each in every),
+    )  # fmt: skip
+
+
 @dataclass
 class Exchange:
     """How gradients are reduced.

@@ -23,9 +23,9 @@ from lowprec_plugin.comm.worker import Worker
 from lowprec_plugin.compat.autograd import at_end_of_backward, backward_pass
 from lowprec_plugin.compat.ddp import leave_out
 from lowprec_plugin.compat.hooks import remove_gradient_hook
-from lowprec_plugin.optim.gradients import to_codes
-from lowprec_plugin.tensor.dtensor import fixed_part, stored_part
+from lowprec_plugin.tensor.dtensor import stored_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
+from lowprec_plugin.tensor.gradient_hook import keeps_codes, to_codes
 
 #: Bytes of float gradients in a bucket, at most; less of a small network, so that the exchange overlaps there too.
 BUCKET = 16 << 20
@@ -43,18 +43,13 @@ def leave_out_of_ddp(module: nn.Module) -> list[str]:
     Returns:
         the names of the parameters that are left out.
     """
-    coded = {name: param for name, param in module.named_parameters() if _in_codes(param)}
+    coded = {name: param for name, param in module.named_parameters() if keeps_codes(param)}
     others = any(param.requires_grad for name, param in module.named_parameters() if name not in coded)
     if coded and not others:
         smallest = min(coded, key=lambda name: coded[name].numel())
         stored_part(coded.pop(smallest)).gradient_word_length = None
     leave_out(module, list(coded))
     return list(coded)
-
-
-def _in_codes(param: Tensor) -> bool:
-    part = fixed_part(param)
-    return part is not None and part.gradient_word_length is not None
 
 
 @dataclass
@@ -87,8 +82,8 @@ class Overlapped:
         gradient: Callable[[str, Tensor], Gradient],
     ) -> None:
         self._model, self._params = model, params
-        self._exchange, self._worker, self._begin, self._gradient = exchange, worker, begin, gradient
-        self._order = list(reversed(params))  # until the first step has shown another
+        self.exchange, self._worker, self._begin, self._gradient = exchange, worker, begin, gradient
+        self._order = list(params)[::-1]  # until the first step has shown another
         self._came: list[str] | None = []
         self._passes: set[int] = set()  # backward passes that have brought gradients of this exchange
         self._codes: dict[str, FixedPointGradient] = {}
@@ -122,7 +117,7 @@ class Overlapped:
         if param.grad is None:
             return
         if not self._model.require_backward_grad_sync:
-            to_codes(param)
+            to_codes(param, f"gradient, rank {dist.get_rank(self.exchange.group)}")
             return
         if self._over:
             self._start()
@@ -195,9 +190,9 @@ class Overlapped:
         parts = {name: stored_part(self._params[name]) for name in bucket.names}
         flags = []
         if bucket is self._buckets[-1]:
-            flags = [part for part in self._used.split(128) if part.numel()]  # too short to be rounded
+            flags = [part for part in torch.split(self._used, 128) if part.numel()]  # too short to be rounded
             assert all(is_plain(part.numel()) for part in flags)
-        values, codes, run = bucket.values, self._codes, self._exchange.run
+        values, codes, run = bucket.values, self._codes, self.exchange.run
 
         def exchange() -> Tensor:
             run([*gradients, *(Gradient(part, 0, 0) for part in flags)])
@@ -231,7 +226,7 @@ class Overlapped:
         places = {name: place for place, name in enumerate(self._params)}
         device = next(iter(self._params.values())).device
         order = torch.tensor([places[name] for name in (*self._came, *rest)], device=device)
-        group = self._exchange.group
+        group = self.exchange.group
         dist.broadcast(order, dist.get_global_rank(group, 0) if group is not None else 0, group=group)
         names = list(self._params)
         self._order = [names[place] for place in order.tolist()]

@@ -28,8 +28,6 @@ def leave_out(module: nn.Module, names: list[str]) -> None:
         ValueError: if this torch keeps them elsewhere.
     """
     feature = "to exchange gradients in codes"
-    tell = look_up(
-        DistributedDataParallel, "_set_params_and_buffers_to_ignore_for_model", host=TORCH, feature=feature
-    )
+    tell = look_up(DistributedDataParallel, "_set_params_and_buffers_to_ignore_for_model", host=TORCH, feature=feature)
     before = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     tell(module, list(dict.fromkeys((*before, *names))))

@@ -13,13 +13,13 @@ from lowprec_plugin.compat.optimizers import check_scaling, count_calls, counts_
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
-from lowprec_plugin.optim.gradients import watch_gradient
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
 from lowprec_plugin.tensor.dtensor import fixed_part, place
+from lowprec_plugin.tensor.gradient_hook import watch_gradient
 from lowprec_plugin.text.option_error import Option, OptionError
 
 #: By the module and name of their class, which need not have been imported.

@@ -1,6 +1,6 @@
-"""Gradients in codes: as soon as autograd has accumulated a parameter's gradient, codes take its place.
+"""Which parameters' gradients become codes, and how an optimizer that reads floats gets them.
 
-Float gradients of two parameters so do not exist together. See :mod:`lowprec_plugin.tensor.gradient` for what they are.
+See :mod:`lowprec_plugin.tensor.gradient` for what they are.
 """
 
 from __future__ import annotations
@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.compat.hooks import has_gradient_hook
-from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, stored_part
-from lowprec_plugin.tensor.gradient import FixedPointGradient
+from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, stored_part
+from lowprec_plugin.tensor.gradient_hook import watch_gradient
 
 #: Gradients of fewer elements stay floats: as codes they save less than handling them costs.
 FEWEST = 4096
@@ -28,36 +25,6 @@ def keep_in_codes(param: Tensor, word_length: int | None) -> None:
     vector = param.dim() < 2 or param[0].numel() == 1
     stored_part(param).gradient_word_length = None if vector or param.numel() < FEWEST else word_length
     watch_gradient(param)
-
-
-def watch_gradient(param: Tensor) -> None:
-    """See to it that the gradients of ``param`` become codes, if that is wanted of it.
-
-    A hook does that. Copies of a module and the shards that FSDP2 makes of one come without: an optimizer that takes a
-    parameter asks for it.
-    """
-    part = fixed_part(param)
-    if part is None or part.gradient_word_length is None or has_gradient_hook(param, to_codes):
-        return
-    wanted = param.requires_grad
-    param.requires_grad_(True)  # without, torch takes no hook; one that it has taken stays while frozen
-    param.register_post_accumulate_grad_hook(to_codes)  # type: ignore[no-untyped-call]
-    param.requires_grad_(wanted)
-
-
-@torch.no_grad()
-def to_codes(param: Tensor) -> None:
-    """Put codes in the place of the gradient of ``param``, if it is in floats and they are wanted."""
-    part, grad = fixed_part(param), param.grad
-    if part is None or grad is None or part.gradient_word_length is None:
-        return
-    if grad.is_sparse or isinstance(local_part(grad), FixedPointGradient):
-        return  # the one is refused by the step; to the other autograd has added
-    if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
-        grad = grad.redistribute(param.device_mesh, param.placements)
-    codes = FixedPointGradient.of(local_part(grad).detach(), part, part.gradient_word_length)
-    param.grad = None
-    param.grad = in_place_of(codes, param)
 
 
 @contextmanager

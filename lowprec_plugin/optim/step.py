@@ -29,12 +29,12 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import came_to_nan, gradient_of, gradients_are_finite
 from lowprec_plugin.optim.fused import FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone
-from lowprec_plugin.optim.gradients import watch_gradient
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, place, stored_part
+from lowprec_plugin.tensor.gradient_hook import watch_gradient
 
 
 class FixedPointStep(Adopted):
@@ -130,7 +130,7 @@ def steps_each_by_itself(float_class: type[torch.optim.Optimizer]) -> bool:
     return within and modules[-1].startswith(("torch.optim.", "lowprec_plugin.optim."))
 
 
-# Its kernels are there, and Dynamo cannot follow. A method that is itself disabled, torch 2.10 compiles without ``self``.
+# Its kernels are there, and Dynamo cannot follow. Of a method that is disabled itself, torch 2.10 loses the ``self``.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if optimizer.fixed_point.counting:

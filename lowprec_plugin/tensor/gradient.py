@@ -46,7 +46,7 @@ class FixedPointGradient(FixedPointTensor):
     """
 
     @classmethod
-    def of(cls, grad: Tensor, param: FixedPointTensor, word_length: int) -> FixedPointGradient:
+    def of(cls, grad: Tensor, param: FixedPointTensor, word_length: int, name: str = "gradient") -> FixedPointGradient:
         """The gradient ``grad`` of ``param``, rounded as ``param`` rounds, in blocks like its own.
 
         The random bits are those of the parameter's next step.
@@ -54,11 +54,12 @@ class FixedPointGradient(FixedPointTensor):
         Args:
             grad: floats of ``param``'s shape, finite or not. Not changed.
             word_length: bits of a code.
+            name: of its random stream, beside the parameter's: where ranks have gradients of their own, each another.
         """
         format = FixedPointFormat(word_length, block_size=param.format.block_size)
         gradient = cls(
             unwritten_blocks(param._codes.shape, format, grad.device), format, dtype=grad.dtype,
-            rounding=param.rounding, stream=substream(param.stream, "gradient"),
+            rounding=param.rounding, stream=substream(param.stream, name),
             label=f"{param.label}.grad".removeprefix("."), first_row=param.first_row, geometry=param._geometry,
         )  # fmt: skip
         gradient.roundings = param.roundings * _ROUNDINGS
