@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook
+from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook, leave_out_of_ddp
 from lowprec_plugin.comm.fsdp import release
 from lowprec_plugin.compat.ddp import registered_hook
 from lowprec_plugin.compat.lightning import comm_hook_of
@@ -17,6 +17,26 @@ from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plugin.strategies import trainer_of
 from lowprec_plugin.text.option_error import Option, OptionError
+
+
+def prepare_gradients(module: nn.Module, options: PluginOptions) -> None:
+    """Before DDP wraps ``module``: have it leave out the parameters whose gradients are codes.
+
+    Raises:
+        ValueError: if these gradients could not be exchanged.
+    """
+    strategy = getattr(trainer_of(module), "strategy", None)
+    if options.gradient_word_length is None or not is_a(strategy, "strategies.DDPStrategy"):
+        return
+    asked = Option.given("gradient_word_length", options.gradient_word_length)
+    remedy = ", or leave gradients in floats, ", Option.given("gradient_word_length", None)
+    if options.comm_word_length is None:
+        raise OptionError(
+            asked, " under DDP travels in fixed-point: drop ", Option.given("comm_word_length", None), *remedy
+        )
+    if comm_hook_of(strategy) is not None:
+        raise OptionError(asked, " travels by itself, and not through the strategy's ddp_comm_hook: drop that", *remedy)
+    leave_out_of_ddp(module)
 
 
 def connect_wire(

@@ -25,7 +25,7 @@ from lowprec_plugin.optim.options import PluginOptions, of_options
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin.activations import Inside
-from lowprec_plugin.plugin.gradients import connect_wire, say_traffic
+from lowprec_plugin.plugin.gradients import connect_wire, prepare_gradients, say_traffic
 from lowprec_plugin.plugin.leaving import leave_float_, log_graphs_in_float
 from lowprec_plugin.plugin.nonfinite import Aftermath
 from lowprec_plugin.plugin.ramp import Ramping, wire_word_length
@@ -158,6 +158,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
             seed=self.options.seed,
             gradient_word_length=self.options.gradient_word_length,
         )
+        prepare_gradients(module, self.options)
         if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
             module.to(self._computing.dtype)
         return module
