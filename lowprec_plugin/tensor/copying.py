@@ -30,6 +30,7 @@ def copy_(target: Coded, source: Tensor) -> Coded:
     if isinstance(source, Coded):
         if _alike(target, source):
             target.blocks.copy_(source.blocks)
+            target._shared.factor = source._shared.factor
             if not target._shared.placed:  # FSDP fills the room it has made for a shard
                 target.first_row, target._shared.placed = source.first_row, True
             target.roundings = source.roundings  # a restored tensor goes on with the random bits it would have had
@@ -50,6 +51,7 @@ def _copy_into_open(target: Coded, source: Tensor) -> Coded:
         if source._shared.open is None and _alike(target, source):
             target._shared.open = None
             target._planes.copy_(source._planes)
+            target._shared.factor = source._shared.factor
             return target
         source = source._floats(torch.float32)[1]
     if (opening := current()) is not None:
@@ -67,6 +69,7 @@ def _write(target: Coded, source: Tensor) -> Coded:
 def _alike(target: Coded, source: Coded) -> bool:
     """Whether the codes of one can be copied to those of the other."""
     whole = target.is_whole and source.is_whole and target.shape == source.shape
+    whole &= type(target) is type(source)  # a gradient has more than its codes
     return whole and target.format == source.format and target._codes.shape == source._codes.shape
 
 

@@ -21,6 +21,7 @@ from lowprec_plugin.compat.autograd import version_of
 from lowprec_plugin.compat.operators import unscale
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor.coded import Coded, check_not_left
+from lowprec_plugin.tensor.integrity import check_read
 from lowprec_plugin.tensor.opening import current
 from lowprec_plugin.tensor.rules import dispatch
 from lowprec_plugin.tensor.tensor import FixedPointTensor
@@ -122,6 +123,10 @@ class FixedPointGradient(FixedPointTensor):
         result._shared.factor = None if factor is None else factor.to(blocks.codes.device)
         return result
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        _, arguments = super().__reduce_ex__(protocol)
+        return rebuild_gradient, (self.factor, *arguments)
+
     @classmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # as that of FixedPointTensor
     def __torch_dispatch__(
@@ -130,6 +135,33 @@ class FixedPointGradient(FixedPointTensor):
         own = _RULES.get(func)
         result = NotImplemented if own is None else own(*args, **kwargs or {})
         return dispatch(func, args, kwargs or {}) if result is NotImplemented else result
+
+
+def rebuild_gradient(
+    factor: Tensor | None, codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype,
+    rounding: str, stream: int, label: str, first_row: int, roundings: int, geometry: tuple[Any, Any, Any] | None,
+    *others: Any,
+) -> FixedPointGradient:  # fmt: skip
+    """Put a gradient together from what its pickle holds. Allowed under ``weights_only=True``.
+
+    Raises:
+        ValueError: as :func:`lowprec_plugin.tensor.rebuild`.
+    """
+    given = Blocks(codes, low, exponents)
+    *more, written = others[:4]
+    facts = (format, dtype, rounding, stream, label, first_row, roundings, geometry, *more)
+    parsed = check_read(given, *facts, written=written, marked=True)
+    if factor is not None and (type(factor) is not Tensor or (factor.dtype, factor.dim()) != (torch.float32, 0)):
+        raise ValueError(f"gradient {label!r} in a file is damaged: its factor is {factor!r}")
+    result = FixedPointGradient(
+        given.map(torch.detach), parsed, dtype=dtype, rounding=rounding, stream=stream, label=label,
+        first_row=first_row, geometry=geometry,
+    )  # fmt: skip
+    result.roundings, result._shared.factor = roundings, factor
+    return result
+
+
+torch.serialization.add_safe_globals([rebuild_gradient])
 
 
 def _product(factor: Tensor | None, number: Tensor | float, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, check_window
 from lowprec_plugin.arithmetic.ops import (
     check_rounding,
 )
-from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, check_integer, check_kind
+from lowprec_plugin.formats import MIN_EXPONENT, NOT_FINITE, FixedPointFormat, check_integer, check_kind
 
 #: Rows of a whole tensor, beyond which places of elements would no longer fit 64 bits.
 MAX_ROWS = 1 << 48
@@ -37,11 +37,13 @@ def check_read(
     whole_rows: int | None,
     *,
     written: str | None,
+    marked: bool = False,
 ) -> FixedPointFormat:
     """Check all that a pickle holds of a tensor, of which nothing is trusted.
 
     The planes are held against the format, the window against the codes, every number against its range, and all of it
-    against ``written``: the :func:`digest` of when it was pickled, or ``None`` (earlier versions kept none).
+    against ``written``: the :func:`digest` of when it was pickled, or ``None`` (earlier versions kept none). Blocks of
+    a gradient may be ``marked`` as not finite.
 
     Returns:
         the format.
@@ -60,7 +62,10 @@ def check_read(
         check_kind(requires_grad, bool, "requires_grad")
         if geometry is not None:
             check_window(*geometry, elements=blocks.codes.numel())
-        check_numbers(blocks, parsed)
+        exponents = blocks.exponents
+        if marked and exponents is not None:
+            exponents = exponents.masked_fill(exponents == NOT_FINITE, MIN_EXPONENT)
+        check_numbers(blocks._replace(exponents=exponents), parsed)
         if written is not None and digest(blocks, *facts) not in (written, None):
             raise ValueError(f"it is not what was written, whose digest is {written}")
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # of planes that are odd classes too

@@ -18,8 +18,8 @@ from tests.arithmetic.triton.conftest import INTERPRETED
 @pytest.mark.timeout(900)
 def test_the_other_mode() -> None:
     pytest.importorskip("triton")
-    wanted = ["test_aot.py"] if INTERPRETED else ["test_bits.py", "test_counting.py", "test_wire.py"]
-    tests = [f"tests/arithmetic/triton/{name}" for name in wanted]
+    wanted = ["aot"] if INTERPRETED else ["bits", "counting", "gradients", "wire"]
+    tests = [f"tests/arithmetic/triton/test_{name}.py" for name in wanted]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "TRITON_INTERPRET": "0" if INTERPRETED else "1"}
     root = Path(__file__).parents[3]
