@@ -55,7 +55,7 @@ def leave_out_of_ddp(module: nn.Module) -> list[str]:
 @dataclass
 class _Bucket:
     names: list[str]
-    missing: set[str] = field(default_factory=set)
+    missing: set[str]  # what has not come yet
     values: dict[str, Tensor] = field(default_factory=dict)
     future: Future[Tensor] | None = None
 
@@ -84,7 +84,8 @@ class Overlapped:
         self._model, self._params = model, params
         self.exchange, self._worker, self._begin, self._gradient = exchange, worker, begin, gradient
         self._order = list(params)[::-1]  # until the first step has shown another
-        self._came: list[str] | None = []
+        self._came: list[str] = []  # in this backward pass
+        self._agreed = False
         self._passes: set[int] = set()  # backward passes that have brought gradients of this exchange
         self._codes: dict[str, FixedPointGradient] = {}
         self._used = torch.zeros(0)
@@ -121,7 +122,7 @@ class Overlapped:
             return
         if self._over:
             self._start()
-        bucket = next(each for each in self._buckets if name in each.values or name in each.missing)
+        bucket = next(each for each in self._buckets if name in each.names)
         if name not in bucket.missing:
             raise RuntimeError(
                 f"the gradient of {name} came twice in one backward pass, as where a part of the network is computed "
@@ -134,13 +135,12 @@ class Overlapped:
         param.grad = None
         bucket.values[name] = grad.contiguous().view(-1)
         bucket.missing.remove(name)
-        if self._came is not None:
-            self._came.append(name)
+        self._came.append(name)
         while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
             self._send(self._buckets[self._next])  # the last one says which gradients came, and so waits for the end
 
     def _start(self) -> None:
-        self._over, self._next, self._codes = False, 0, {}
+        self._over, self._next, self._codes, self._came = False, 0, {}, []
         self._buckets = [_Bucket(names, set(names)) for names in self._cut()]
         self._passes = set()
 
@@ -160,8 +160,7 @@ class Overlapped:
     @torch.no_grad()
     def _finish(self) -> None:
         """Send what is left, with zeros for what has not come, and hand over what all ranks have made of it."""
-        came = {name for bucket in self._buckets for name in bucket.values}
-        device = next(iter(self._params.values())).device
+        came, device = set(self._came), next(iter(self._params.values())).device
         self._used = torch.tensor([float(name in came) for name in self._params], device=device)
         for bucket in self._buckets[self._next :]:
             for name in bucket.missing:
@@ -176,7 +175,7 @@ class Overlapped:
             if used:  # on some rank; what none has used has no gradient
                 param.grad = self._codes[name]
         self._buckets, self._codes = [], {}
-        if self._came is not None:
+        if not self._agreed:
             self._agree_on_order()
 
     def _send(self, bucket: _Bucket) -> None:
@@ -221,7 +220,6 @@ class Overlapped:
 
     def _agree_on_order(self) -> None:
         """From the next step on, exchange in the order in which gradients came here on the first rank."""
-        assert self._came is not None
         rest = [name for name in self._order if name not in self._came]
         places = {name: place for place, name in enumerate(self._params)}
         device = next(iter(self._params.values())).device
@@ -230,4 +228,4 @@ class Overlapped:
         dist.broadcast(order, dist.get_global_rank(group, 0) if group is not None else 0, group=group)
         names = list(self._params)
         self._order = [names[place] for place in order.tolist()]
-        self._came = None
+        self._agreed = True

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from lowprec_plugin.formats import rows_of
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, stored_part
 from lowprec_plugin.tensor.gradient_hook import watch_gradient
 
@@ -22,7 +23,7 @@ def keep_in_codes(param: Tensor, word_length: int | None) -> None:
 
     Those of fewer elements than ``FEWEST``, and of vectors, every element of which is a block, stay floats.
     """
-    vector = param.dim() < 2 or param[0].numel() == 1
+    vector = rows_of(param.shape)[1] == 1
     stored_part(param).gradient_word_length = None if vector or param.numel() < FEWEST else word_length
     watch_gradient(param)
 
