@@ -168,7 +168,7 @@ def update_(
             is the same.
 
     Returns:
-        see :class:`~.formulas.Updated`. Blocks in which a NaN came up are neither written nor counted.
+        see :class:`~.updates.Updated`. Blocks in which a NaN came up are neither written nor counted.
 
     Raises:
         ValueError: if a gradient and what it updates are on different devices, planes do not fit their format, or

@@ -141,6 +141,11 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         """Optimizer steps skipped for a NaN or infinite gradient (``nonfinite="skip"``)."""
         return sum(each.skipped_steps for each in self._stepping)
 
+    @property
+    def saturated(self) -> int:
+        """Numbers that were out of their format's range when updates were rounded, so far."""
+        return sum(each.saturated for each in self._stepping)
+
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Swap the parameters of ``module`` for fixed-point ones, in place. Under DeepSpeed a ``ValueError``."""
         check_strategy(module, deepspeed=False)
@@ -244,11 +249,6 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         parts = (fixed_part(param) for group in groups for param in group["params"])
         return [part for part in parts if part is not None]
-
-    @property
-    def saturated(self) -> int:
-        """Numbers that were out of their format's range when updates were rounded, so far."""
-        return sum(each.saturated for each in self._stepping)
 
     def __repr__(self) -> str:
         options, bits = self.options, self.options.state_word_length or self.format.word_length
