@@ -27,14 +27,7 @@ from torch.nn.functional import pad
 from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
-from lowprec_plugin.arithmetic.reference.wire import (
-    BLOCK,
-    Chunk,
-    Piece,
-    blocks_of,
-    chunk_bytes,
-    chunk_of,
-)
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 from lowprec_plugin.comm.worker import wait
 
 #: Of numbers that can be rounded and read.

@@ -17,9 +17,7 @@ from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.activations.emulation.settings import Formats
 from lowprec_plugin.compat.modules import hooks_of
 from lowprec_plugin.export.integers import State, Words, split
-from lowprec_plugin.formats import (
-    FixedPointFormat,
-)
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.text.option_error import Option, OptionError
 
 #: What a network may consist of, in an nn.Sequential or several within each other.

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, check_window
-from lowprec_plugin.arithmetic.ops import (
-    check_rounding,
-)
+from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat, check_integer, check_kind
 
 #: Rows of a whole tensor, beyond which places of elements would no longer fit 64 bits.

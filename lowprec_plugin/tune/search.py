@@ -23,11 +23,7 @@ from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Bits, Costs
 from lowprec_plugin.tune.frontier import frontier
 from lowprec_plugin.tune.records import Judge, Run
-from lowprec_plugin.tune.space import (
-    Setting,
-    Space,
-    narrower,
-)
+from lowprec_plugin.tune.space import Setting, Space, narrower
 
 #: Runs a setting: which, with which seed, and who may stop it.
 Trainer = Callable[[Setting, int, "Judge | None"], Run]

@@ -10,11 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.random_bits import (
-    key_of,
-    stream_of,
-    substream,
-)
+from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
 from lowprec_plugin.formats import FixedPointFormat
 
 #: The attribute of a tensor that says which format its numbers are in, as text: it is saved with the tensor.

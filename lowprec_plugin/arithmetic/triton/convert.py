@@ -25,11 +25,7 @@ from lowprec_plugin.arithmetic.triton.rounding import (
     round_double,
     store_codes,
 )
-from lowprec_plugin.arithmetic.triton.tiles import (
-    locate,
-    signed,
-    tiling_of,
-)
+from lowprec_plugin.arithmetic.triton.tiles import locate, signed, tiling_of
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
 #: A program has enough to do that starting programs does not cost more than running them.

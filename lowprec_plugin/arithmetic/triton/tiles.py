@@ -17,10 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowprec_plugin.arithmetic.random_bits import (
-    GROUP,
-    padded_row,
-)
+from lowprec_plugin.arithmetic.random_bits import GROUP, padded_row
 from lowprec_plugin.formats import rows_of
 
 #: Threads that run in step, of the GPUs that torch is built for.
