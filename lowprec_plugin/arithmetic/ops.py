@@ -18,7 +18,7 @@ from lowprec_plugin.arithmetic.backends import serving
 from lowprec_plugin.arithmetic.backends import use_backend as use_backend
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, empty_blocks
 from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper
-from lowprec_plugin.arithmetic.random_bits import check_bits
+from lowprec_plugin.arithmetic.random_bits import Draw, check_bits
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.arithmetic.updates import Stored as Stored
 from lowprec_plugin.arithmetic.updates import Update, Updated
@@ -78,8 +78,7 @@ def quantize(
     assert (out.codes.shape, out.codes.device) == (x.shape, x.device), (out.codes.shape, x.shape, out.codes.device)
     if x.numel() == 0:
         return out, 0
-    stochastic = rounding == "stochastic"
-    return out, backend.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
+    return out, backend.quantize(x, format, out, Draw(rounding == "stochastic", key, bits, first_row))
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -126,8 +125,7 @@ def rounded(
         return x.float()
     bits = _bits_for(x, bits, rounding)
     out = torch.empty_like(x, dtype=torch.float32)
-    backend = serving(x.device)
-    count = backend.rounded(x, format, out, stochastic=rounding == "stochastic", key=key, bits=bits)
+    count = serving(x.device).rounded(x, format, out, Draw(rounding == "stochastic", key, bits))
     if saturated is not None:
         saturated += count
     return out

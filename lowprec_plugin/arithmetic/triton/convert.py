@@ -3,12 +3,16 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.triton.random import ALONE, random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
     FLOAT32_MAX,
@@ -139,28 +143,9 @@ def round_kernel(
     tl.atomic_add(saturated + tl.zeros_like(count), count.to(tl.int64), mask=count > 0, sem="relaxed")
 
 
-def quantize(
-    x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
-) -> int:
+def quantize(x: Tensor, format: FixedPointFormat, out: Blocks, draw: Draw) -> int:
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.arithmetic.ops.quantize`. Returns the saturated elements."""
-    tiling, programs = tiling_of(x.shape, format.block_size, first_row, _WARPS)
-    saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
-    with torch.accelerator.device_index(x.device.index):
-        quantize_kernel[(programs,)](
-            x,
-            *out,
-            bits,
-            saturated,
-            *rows_of(x.shape),
-            first_row,
-            signed(key),
-            radix(format),
-            FORMAT=compiled(format),
-            TILING=tiling,
-            STOCHASTIC=stochastic,
-            **tiling.options(),
-        )
-    return int(saturated)
+    return int(_launch(quantize_kernel, x, format, out, draw))
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
@@ -178,25 +163,28 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
         )
 
 
-def rounded(
-    x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
-) -> Tensor:
+def rounded(x: Tensor, format: FixedPointFormat, out: Tensor, draw: Draw) -> Tensor:
     """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones."""
-    tiling, programs = tiling_of(x.shape, format.block_size, 0, _WARPS)
+    return _launch(round_kernel, x, format, [out], draw)
+
+
+def _launch(kernel: Any, x: Tensor, format: FixedPointFormat, to: Iterable[Tensor | None], draw: Draw) -> Tensor:
+    """Round ``x`` by ``kernel``, which writes ``to`` these. Returns how many elements saturated, on the device."""
+    tiling, programs = tiling_of(x.shape, format.block_size, draw.first_row, _WARPS)
     saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.accelerator.device_index(x.device.index):
-        round_kernel[(programs,)](
+        kernel[(programs,)](
             x,
-            out,
-            bits,
+            *to,
+            draw.bits,
             saturated,
             *rows_of(x.shape),
-            0,
-            signed(key),
+            draw.first_row,
+            signed(draw.key),
             radix(format),
             FORMAT=compiled(format),
             TILING=tiling,
-            STOCHASTIC=stochastic,
+            STOCHASTIC=draw.stochastic,
             **tiling.options(),
         )
     return saturated
