@@ -82,6 +82,7 @@ class Coded(torch.Tensor):
     stream: int
     label: str
     whole_rows: int | None
+    is_copy: bool
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
@@ -116,9 +117,11 @@ class Coded(torch.Tensor):
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
         if window_on is None:
-            self._shared, self._offset, self.whole_rows = Shared(first_row, rows_in(codes)), 0, None
+            self._shared, self._offset = Shared(first_row, rows_in(codes)), 0
+            self.whole_rows, self.is_copy = None, False
         else:
-            self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
+            self._shared, self._offset = window_on._shared, window_on._offset
+            self.whole_rows, self.is_copy = window_on.whole_rows, window_on.is_copy
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours; it does nothing.
@@ -233,7 +236,8 @@ class Coded(torch.Tensor):
         if "first_row" not in changes:
             options["first_row"] = self._shared.first_row + self._offset
         result = type(self)(blocks, self.format, **options)
-        result._shared.roundings, result.whole_rows = self._shared.roundings, self.whole_rows
+        result._shared.roundings = self._shared.roundings
+        result.whole_rows, result.is_copy = self.whole_rows, self.is_copy
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> Self:

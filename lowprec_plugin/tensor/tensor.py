@@ -32,6 +32,9 @@ from lowprec_plugin.tensor.integrity import Pickled, check_facts, check_read
 from lowprec_plugin.tensor.interop import NO_DATA_OF_FLOATS, Direct
 from lowprec_plugin.tensor.rules import dispatch
 
+#: What files have behind the label of a copy.
+_OF_COPIES = " (a copy)"
+
 
 class FixedPointTensor(Gathered, Direct, Flattened):
     """A tensor stored as ``code * 2**exponent``.
@@ -47,6 +50,8 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         label: its name, for messages.
         first_row: the row of the whole tensor at which this shard of it starts.
         whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
+        is_copy: whether it is an optimizer's copy of a parameter, such as slow weights, and so has the parameter's
+            format whatever other state has.
     """
 
     @classmethod
@@ -121,8 +126,9 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         return copied  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        label = self.label + (_OF_COPIES if self.is_copy else "")
         pickled = Pickled(
-            *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row,
+            *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, label, self.first_row,
             self.roundings, self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
             hung={name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES},
         )  # fmt: skip
@@ -149,13 +155,14 @@ def rebuild(*pickled: Any) -> Tensor:
         ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.tensor.integrity.check_read`.
     """
     given = Pickled(*pickled)
-    format = check_read(given)
+    format, label = check_read(given), label_of_today(given.label)
     result = FixedPointTensor(
         given.blocks.map(torch.detach), format,  # the tensors given may yet be changed by what follows in the pickle
-        dtype=given.dtype, rounding=given.rounding, stream=given.stream, label=label_of_today(given.label),
+        dtype=given.dtype, rounding=given.rounding, stream=given.stream, label=label.removesuffix(_OF_COPIES),
         first_row=given.first_row, geometry=given.geometry,
     )  # fmt: skip
     result.roundings, result.whole_rows = given.roundings, given.whole_rows
+    result.is_copy = label.endswith(_OF_COPIES)
     needed = given.requires_grad
     tensor = torch.nn.Parameter(result, needed) if given.parameter else result.requires_grad_(needed)
     vars(tensor).update({name: value for name, value in (given.hung or {}).items() if name not in OWN_ATTRIBUTES})
