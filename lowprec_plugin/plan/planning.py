@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 else:  # the command line shows and checks them
     Optimizer = Literal[tuple(named_algorithms())]
 Sharding = Literal["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+#: ZeRO's stages, from 1 on.
 ZEROS = ("zero1", "zero2", "zero3")
 SHARDINGS = ("none", "ddp", "fsdp2", *ZEROS)
 
@@ -161,7 +162,7 @@ def plan(
             return under_ddp(storage, held, activations, ranks, bucket_view)
         if sharding == "fsdp2":
             return under_fsdp2(storage, held, activations, ranks, rank)
-        stage = int(sharding[-1])
+        stage = 1 + ZEROS.index(sharding)
         return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
     if zero:  # what differs is the engine's own dtype: masters and state are float32
@@ -220,7 +221,7 @@ def _assumptions(sharding: str, bucket_view: bool, itemsize: int, bucket: int) -
         said.append("DDP's buckets hold the gradients a second time (gradient_as_bucket_view=True avoids it)")
     if sharding == "fsdp2":
         said.append("gathered at once: what belongs to no unit, the largest unit, and one more that is fetched ahead")
-    if sharding.startswith("zero"):
+    if sharding in ZEROS:
         said.append(
             f"DeepSpeed's own parameters and gradients take {itemsize} bytes a number, and it allocates "
             f"reduce_bucket_size={bucket:,} of them; one parameter group"
