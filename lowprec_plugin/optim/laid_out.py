@@ -8,6 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.optim.naming import described
+from lowprec_plugin.tensor.copying import memory_is_held
 from lowprec_plugin.tensor.dtensor import fixed_part
 
 
@@ -20,6 +21,8 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: naming the parameter.
     """
+    if not memory_is_held():  # as soon after quantize_, and asked in every step
+        return
     memory: dict[int, Tensor] = {}
     for param in (param for group in optimizer.param_groups for param in group["params"]):
         part = fixed_part(param)
