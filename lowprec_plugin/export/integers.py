@@ -42,7 +42,7 @@ class Words:
         return (8, 16, 32)[self.format.container_bytes - 1]
 
 
-def stored_part(name: str, tensor: Any) -> FixedPointTensor | None:
+def exportable(name: str, tensor: Any) -> FixedPointTensor | None:
     """``tensor`` if it is fixed-point and all of itself; ``None`` if it is no fixed-point tensor.
 
     Raises:
@@ -73,14 +73,14 @@ def split(module_or_state: nn.Module | State) -> tuple[dict[str, Words], dict[st
     """What a module or a state dict stores in fixed-point, and the rest as it is.
 
     Raises:
-        ValueError: if nothing is stored in fixed-point, or as :func:`stored_part`.
+        ValueError: if nothing is stored in fixed-point, or as :func:`exportable`.
     """
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
     check_kind(state, Mapping, "module_or_state")
     words: dict[str, Words] = {}
     rest: dict[str, Any] = {}
     for name, value in state.items():
-        tensor = stored_part(name, value)
+        tensor = exportable(name, value)
         if tensor is None:
             rest[name] = value
         else:
