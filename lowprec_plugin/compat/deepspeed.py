@@ -138,7 +138,7 @@ def open_engine(engine: Any) -> EngineParts:
             f"own: use {remedy}"
         )
     check_names(zero, _STAGE_3 if stage == 3 else _STAGE_1_AND_2, host=DEEPSPEED, feature=_FEATURE)
-    inside = EngineParts(engine, stage, zero, optimizer, zero.dp_process_group)
+    parts = EngineParts(engine, stage, zero, optimizer, zero.dp_process_group)
     if zero.master_weights_and_grads_dtype != torch.float32:
         raise ValueError(
             f"master weights are {zero.master_weights_and_grads_dtype}, rounded to nearest before they can be stored: "
@@ -149,7 +149,7 @@ def open_engine(engine: Any) -> EngineParts:
             "bf16.check_grad_overflow is false: a NaN would stop one process and leave the others waiting. Leave it "
             "at true, and zero_optimization.compute_grad_norm as well"
         )
-    return inside
+    return parts
 
 
 def _check_settings(engine: Any, stage: int) -> None:

@@ -40,7 +40,7 @@ class Captured(NamedTuple):
     peak: int | None
 
 
-class Figures(NamedTuple):
+class StepFigures(NamedTuple):
     """Of one step, the same on every process.
 
     Attributes:
@@ -55,7 +55,7 @@ class Figures(NamedTuple):
     exponents: Tensor
 
 
-def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
+def figures(run: Watched, captured: Captured, device: torch.device) -> StepFigures:
     """The figures of this step. Called by all processes alike.
 
     Bytes are those of the process that has most, and counts are summed over the processes.
@@ -76,7 +76,7 @@ def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
     rows = torch.tensor(sums[2 + BINS :], dtype=torch.float64).view(len(names), -1).tolist()
     counts = {name: UpdateCounts(*map(int, row[:5]), *row[5:]) for name, row in zip(names, rows, strict=True) if row[0]}
     scalars = _scalars(largest, in_float / max(1.0, elements), total(list(counts.values())), exponents)
-    return Figures(scalars, counts, exponents)
+    return StepFigures(scalars, counts, exponents)
 
 
 def _most(run: Watched, captured: Captured) -> dict[str, float]:
