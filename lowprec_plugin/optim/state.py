@@ -19,6 +19,7 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import described, name_of
 from lowprec_plugin.optim.options import StepOptions
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import convert_
 from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, stored_part
@@ -273,7 +274,7 @@ def is_held_elsewhere(place: Place) -> bool:
 
 def float_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the float tensors that ``optimizer`` holds, in state of fixed-point parameters or elsewhere in it."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = params_of(optimizer)
     in_float = [param for param in params if fixed_part(param) is None]
     seen = {id(known): 0 for param in in_float for known in (param, optimizer.state.get(param), param.grad)}
     seen |= {id(known): 0 for param in params for known in (param, param.grad)}

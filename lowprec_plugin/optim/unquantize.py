@@ -18,6 +18,7 @@ from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.module_apply import move_plainly
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import exchange_all
 from lowprec_plugin.tensor.coded import Shared, rows_in
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, stored_part
@@ -121,7 +122,7 @@ def _once(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_updated(optimizers: list[Optimizer], held: set[int]) -> None:
     for optimizer in optimizers:
-        for param in (param for group in optimizer.param_groups for param in group["params"]):
+        for param in params_of(optimizer):
             part = fixed_part(param)
             if part is not None and id(param) not in held:
                 raise ValueError(

@@ -16,6 +16,7 @@ from lowprec_plugin.optim.finite import NonFiniteGradientError, gradients_are_fi
 from lowprec_plugin.optim.generic import OwnStep
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import names_in
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.state import float_bytes
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 from lowprec_plugin.tensor.opening import Opening, suspended
@@ -101,9 +102,8 @@ def _say_once(optimizer: Adopted, opening: Opening) -> None:
             f"writes to {opening.together} parameters at once, and has {opening.most:,} bytes of floats open meanwhile"
             + (" (foreach=False may have one at a time)" if "foreach" in optimizer.defaults else "")
         )
-    params = [param for group in optimizer.param_groups for param in group["params"]]
     held = float_bytes(optimizer)
-    fixed = sum(4 * local_part(param).numel() for param in params if fixed_part(param) is not None)
+    fixed = sum(4 * local_part(param).numel() for param in params_of(optimizer) if fixed_part(param) is not None)
     if fixed and held > fixed // 8:
         said.append(f"holds {held:,} bytes of its own in floats, where the parameters would take {fixed:,}")
     if said:

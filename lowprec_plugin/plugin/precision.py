@@ -22,6 +22,7 @@ from lowprec_plugin.compat.lightning import BeforeUpdate, is_fitting
 from lowprec_plugin.compute_dtype import ComputeDtype
 from lowprec_plugin.optim import StepSettings, adopt, widen_
 from lowprec_plugin.optim.options import PluginOptions, of_options
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin.activations import Inside
@@ -246,8 +247,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
                 self._optimizers, self._left = [], state
 
     def _params(self) -> list[FixedPointTensor]:
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        parts = (fixed_part(param) for group in groups for param in group["params"])
+        parts = (fixed_part(param) for optimizer in self._optimizers for param in params_of(optimizer))
         return [part for part in parts if part is not None]
 
     def __repr__(self) -> str:
