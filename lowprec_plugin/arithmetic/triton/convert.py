@@ -37,6 +37,18 @@ _WARPS = 4
 _RUNTIME = ["rows", "row_length", "first_row", "key", "exponent"]  # numbers that no kernel is recompiled for
 
 
+@triton.jit
+def drawn_bits(bits, at, mask, counter, key, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Random bits for every element of a tile: those at ``bits``, or the key's where that is ``None``."""
+    drawn = 0
+    if STOCHASTIC:
+        if bits is None:
+            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
+        else:
+            drawn = tl.load(bits + at, mask=mask, other=0)
+    return drawn
+
+
 @triton.jit(do_not_specialize=_RUNTIME)
 def quantize_kernel(
     x,
@@ -54,19 +66,14 @@ def quantize_kernel(
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Round float32 ``x``; planes that the format does not have, and ``bits`` to hash them, are ``None``."""
+    """Round float32 ``x``; planes that the format does not have, and ``bits`` that the key makes, are ``None``."""
     # The interpreter does not heed the types that arguments are declared with: hence the casts.
     place = locate(tl.program_id(0), rows.to(tl.int64), row_length.to(tl.int64), first_row.to(tl.int64), TILING)
     at, mask, block, inside, counter = place
     value = tl.load(x + at, mask=mask, other=0.0)
     if FORMAT.squared:
         value = tl.sqrt_rn(value)
-    drawn = 0
-    if STOCHASTIC:
-        if bits is None:
-            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
-        else:
-            drawn = tl.load(bits + at, mask=mask, other=0)
+    drawn = drawn_bits(bits, at, mask, counter, key, TILING, STOCHASTIC)
     largest = largest_bits(value)
     code, chosen = encode(value, largest, drawn, exponent, FORMAT, STOCHASTIC)
     store_codes(codes, low, at, mask, code, FORMAT)
@@ -125,12 +132,7 @@ def round_kernel(
     given = tl.load(x + at, mask=mask, other=0.0)
     finite = tl.abs(given) < float("inf")
     value = tl.where(finite, given, 0.0)
-    drawn = 0
-    if STOCHASTIC:
-        if bits is None:
-            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
-        else:
-            drawn = tl.load(bits + at, mask=mask, other=0)
+    drawn = drawn_bits(bits, at, mask, counter, key, TILING, STOCHASTIC)
     if x.dtype.element_ty == tl.float64:
         result, outside = round_double(value, drawn, exponent, FORMAT, STOCHASTIC)
         count = count_of(outside)
