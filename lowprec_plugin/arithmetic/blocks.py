@@ -159,7 +159,7 @@ def check_window(size: Sequence[int], stride: Sequence[int], offset: int, elemen
         )
 
 
-def pack(code: Tensor, format: FixedPointFormat) -> tuple[Tensor, Tensor | None]:
+def to_planes(code: Tensor, format: FixedPointFormat) -> tuple[Tensor, Tensor | None]:
     """Integer codes as the planes that hold them."""
     of_codes, of_low, _ = _dtypes(format)
     if of_low is None:
@@ -168,7 +168,7 @@ def pack(code: Tensor, format: FixedPointFormat) -> tuple[Tensor, Tensor | None]
     return (wide >> 8).to(of_codes), (wide & 0xFF).to(of_low)
 
 
-def unpack(blocks: Blocks, format: FixedPointFormat) -> Tensor:
+def from_planes(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     """The codes as int32, of the tensor's shape."""
     code = blocks.codes.to(torch.int32)
     if blocks.low is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.arithmetic.blocks import unpack
+from lowprec_plugin.arithmetic.blocks import from_planes
 from lowprec_plugin.formats import FixedPointFormat, check_kind
 from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.tensor import FixedPointTensor
@@ -85,7 +85,7 @@ def split(module_or_state: nn.Module | State) -> tuple[dict[str, Words], dict[st
             rest[name] = value
         else:
             blocks = tensor.blocks.map(lambda plane: plane.detach().cpu())
-            words[name] = Words(name, tensor.format, unpack(blocks, tensor.format), blocks.exponents)
+            words[name] = Words(name, tensor.format, from_planes(blocks, tensor.format), blocks.exponents)
     if not words:
         raise ValueError(
             f"none of the {len(rest)} entries is in fixed-point ({', '.join(list(rest)[:5]) or 'there are none'}): "

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
-from lowprec_plugin.arithmetic.blocks import Blocks, check_window, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, check_window, from_planes
 from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.tensor import rebuild
 from lowprec_plugin.tensor.integrity import Pickled, check_numbers, digest
@@ -211,7 +211,7 @@ def test_planes_fit_or_are_refused(data: st.DataObject) -> None:
     except ValueError:
         return
     assert codes is not None
-    integers = unpack(tensor.blocks, format).double()
+    integers = from_planes(tensor.blocks, format).double()
     if exponents is None:
         expected = integers * 2.0**format.static_exponent
     else:

@@ -56,7 +56,7 @@ COLUMNS = tl.constexpr(8)
 
 
 @triton.jit
-def locate(table, count, TILING: tl.constexpr):
+def locate_piece(table, count, TILING: tl.constexpr):
     """Where one program works.
 
     Returns:
@@ -134,7 +134,7 @@ def round_kernel(
     STOCHASTIC: tl.constexpr,
 ):
     """Round the ``count`` pieces of ``table``, each plus its residual in the format ``RESIDUAL``, into a chunk."""
-    item, block, inside, elements, whole = locate(table, count, TILING)
+    item, block, inside, elements, whole = locate_piece(table, count, TILING)
     at = tl.load(item + PLACE) + block
     x = load_values(tl.load(item + VALUES), block, inside, elements, whole, TYPE, ALIGNED, TILING.width)
     if RESIDUAL is not None:
@@ -172,7 +172,7 @@ def sum_kernel(
     STOCHASTIC: tl.constexpr,
 ):
     """Sum the ranks' chunks, ``stride`` bytes apart, at the scale ``2**-headroom``; divide, and round into a chunk."""
-    item, block, inside, _, _ = locate(table, count, TILING)
+    item, block, inside, _, _ = locate_piece(table, count, TILING)
     at = tl.load(item + PLACE) + block
     COUNT: tl.constexpr = TILING.count  # Triton up to 3.7 does not compile an attribute within a tuple
     WIDTH: tl.constexpr = TILING.width
@@ -203,7 +203,7 @@ def read_kernel(
     TILING: tl.constexpr,
 ):
     """Write the numbers of a chunk to the ``count`` pieces of ``table``."""
-    item, block, inside, elements, whole = locate(table, count, TILING)
+    item, block, inside, elements, whole = locate_piece(table, count, TILING)
     at = tl.load(item + PLACE) + block
     exponent = tl.load(exponents + at, mask=inside, other=0).to(tl.int32)
     code = load_packed(codes, at, inside, FORMAT.word_length, TILING.width)
