@@ -25,7 +25,7 @@ from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm
 from lowprec_plugin.arithmetic.random_bits import ROLES
 from lowprec_plugin.arithmetic.triton import formulas
 from lowprec_plugin.arithmetic.triton.counting import count_update, counts_of
-from lowprec_plugin.arithmetic.triton.launch_table import FLOAT_TYPES, load_floats, pointer, row_of
+from lowprec_plugin.arithmetic.triton.launches import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.arithmetic.triton.random import random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
     HUGE,

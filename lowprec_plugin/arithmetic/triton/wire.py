@@ -21,14 +21,7 @@ from triton import knobs
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.reference import wire as wire_reference
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, Chunk, Piece
-from lowprec_plugin.arithmetic.triton.launch_table import (
-    FLOAT32,
-    FLOAT_TYPES,
-    load_floats,
-    pointer,
-    row_of,
-    store_floats,
-)
+from lowprec_plugin.arithmetic.triton.launches import FLOAT32, FLOAT_TYPES, load_floats, pointer, row_of, store_floats
 from lowprec_plugin.arithmetic.triton.packing import load_packed, store_packed
 from lowprec_plugin.arithmetic.triton.random import ALONE, FIRST_STATE, SECOND_STATE, random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
