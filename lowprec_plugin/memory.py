@@ -58,7 +58,7 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
     into shards first.
 
     Raises:
-        ValueError: for anything that is no module, or no optimizer.
+        ValueError: for anything but a module and optimizers.
     """
     check_kind(module, nn.Module, "module")
     optimizers = optimizers_of(optimizer, "optimizer")

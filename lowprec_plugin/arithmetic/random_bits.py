@@ -44,7 +44,7 @@ class Draw(NamedTuple):
     Attributes:
         stochastic: whether to round with any; else to nearest.
         key: makes them, see :func:`key_of`.
-        bits: those of a caller who brings some, in the place of the key's; see :func:`check_bits`.
+        bits: those that a caller brings, in place of the key's; see :func:`check_bits`.
         first_row: the row of the whole tensor at which this starts, if it is a shard.
     """
 

@@ -1,4 +1,4 @@
-"""The inside of a DeepSpeed engine. Nothing here imports DeepSpeed: who has an engine has done so.
+"""The inside of a DeepSpeed engine. Nothing here imports DeepSpeed: an engine brings it along.
 
 :func:`open_engine` looks at every name that the rest uses before anything is changed, and refuses an engine that lacks
 one, or whose settings keep float copies that cannot be replaced. Read it beside ``stage_1_and_2.py`` and ``stage3.py``
@@ -84,7 +84,7 @@ class EngineParts:
                 at += length
 
     def replace_masters(self, new: list[Any]) -> None:
-        """Put ``new`` in the place of the partitions, in the engine and in the user's optimizer with its state."""
+        """Put ``new`` in place of the partitions, in the engine and in the user's optimizer with its state."""
         for index, (old, partition) in enumerate(zip(list(self.masters), new, strict=True)):
             for name, value in vars(old).items():
                 setattr(partition, name, value)

@@ -1,4 +1,4 @@
-"""Put fixed-point in the place of a DeepSpeed engine's float32 master weights and optimizer state."""
+"""Put fixed-point in place of a DeepSpeed engine's float32 master weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def adopt_engine(
             sends them.
         rounding: ``"stochastic"`` or ``"nearest"``.
         seed: keys the random bits.
-        log: is told, on every process, what is stored how; ``None``: the first process prints it.
+        log: called on every process with what is stored how, as text; ``None``: the first process prints it.
 
     Raises:
         ValueError: for an argument outside its limits, or an engine that keeps floats that cannot be replaced (see

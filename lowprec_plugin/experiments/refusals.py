@@ -24,7 +24,7 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 @contextmanager
 def refused_in_short(config: Config, where: str = "the configuration") -> Iterator[None]:
-    """What jsonargparse refuses of ``config`` within is told as the path, the reason and the remedy.
+    """Word what jsonargparse refuses of ``config``, within the context, as the path, the reason and the remedy.
 
     Args:
         where: what is refused when no part of ``config`` is to blame.

@@ -22,7 +22,7 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: naming the parameter.
     """
-    if not memory_is_held():  # as soon after quantize_, and asked in every step
+    if not memory_is_held():  # soon after quantize_ that is so, and every step asks
         return
     memory: dict[int, Tensor] = {}
     for param in params_of(optimizer):

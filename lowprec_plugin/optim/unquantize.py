@@ -34,8 +34,9 @@ def to_float_(
     gradient, the hooks registered on it and the user's attributes stay too. So do buffers, and tensors hung on modules
     (in lists and dicts too), that are fixed-point. Nothing of this package is left on the module: a pickle of it loads
     where the package is not installed. An adopted optimizer is of its own class again, one of
-    :mod:`lowprec_plugin.optim` of ``torch.optim``'s (``Lion``, which torch has not, of a float one of this package). It
-    holds plain state, second moments as squares, and so is what it holds beside its state; its schedulers stay bound.
+    :mod:`lowprec_plugin.optim` of ``torch.optim``'s (``Lion``, which torch does not have, of a float one of this
+    package). It holds plain state, second moments as squares; what it holds beside its state is plain too, and its
+    schedulers stay bound.
 
     Args:
         module: changed in place. It takes 4 bytes per parameter from here on, in float32.

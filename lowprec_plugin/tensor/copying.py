@@ -73,7 +73,7 @@ def _alike(target: Coded, source: Coded) -> bool:
 
 
 def assign_(target: Coded, value: Tensor) -> None:
-    """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded as it rounds.
+    """What ``target.data = value`` does: put other codes in place of ``target``'s, rounded as it rounds.
 
     A fixed-point ``value`` brings its own codes and format along, but not into an optimizer's step: a parameter keeps
     its format there.

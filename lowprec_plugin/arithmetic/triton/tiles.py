@@ -2,7 +2,7 @@
 
 A row of a tensor that is longer than the block size is cut into blocks, the last one shorter where it does not
 divide; a shorter row is one block, and the tile is as narrow as the next power of two allows. So every program works
-on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vector.
+on about as many elements, whether 8 blocks of 256 or 2,048 elements of a vector.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
