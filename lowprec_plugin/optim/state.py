@@ -19,7 +19,6 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.fused import FUSED, SQUARED_STATES
 from lowprec_plugin.optim.naming import described, name_of
 from lowprec_plugin.optim.options import StepOptions
-from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.copying import convert_
 from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_part, in_place_of, local_part, stored_part
@@ -270,31 +269,6 @@ def is_held_elsewhere(place: Place) -> bool:
     value = local_part(holder[key])
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
     return is_used_elsewhere(value) or not whole
-
-
-def float_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the float tensors that ``optimizer`` holds, in state of fixed-point parameters or elsewhere in it."""
-    params = params_of(optimizer)
-    in_float = [param for param in params if fixed_part(param) is None]
-    seen = {id(known): 0 for param in in_float for known in (param, optimizer.state.get(param), param.grad)}
-    seen |= {id(known): 0 for param in params for known in (param, param.grad)}
-    _float_bytes(optimizer, seen)
-    return sum(seen.values())
-
-
-def _float_bytes(value: Any, seen: dict[int, int]) -> None:
-    if id(value) in seen:
-        return
-    if isinstance(value, Tensor):
-        local = local_part(value)
-        counts = local.is_floating_point() and fixed_part(value) is None and local.numel() > 1
-        seen[id(value)] = local.nbytes if counts else 0
-    elif isinstance(value, torch.optim.Optimizer):
-        _float_bytes(value.__dict__, seen)
-    elif isinstance(value, (dict, list, tuple, set)):
-        seen[id(value)] = 0
-        for each in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-            _float_bytes(each, seen)
 
 
 def store_states(*optimizers: Adopted, exact: bool = False) -> None:
