@@ -61,6 +61,14 @@ class Traffic:
     float32_bytes: float = 0.0
     exchanges: int = 0
 
+    def per_step(self, steps: int, kind: str = "") -> dict[str, float]:
+        """Bytes sent, and what float32 would have sent, in the mean of ``steps``, by names with ``kind`` in them."""
+        steps = max(1, steps)
+        return {
+            f"{kind}bytes_sent_per_step": self.bytes_sent / steps,
+            f"float32_{kind}bytes_per_step": self.float32_bytes / steps,
+        }
+
 
 @dataclass
 class Exchange:

@@ -113,14 +113,8 @@ class FSDPState:
 
         Weights gathered by modules in evaluation mode are not counted.
         """
-        steps = max(1, self.step - self._first_step)
-        return {
-            "bytes_sent_per_step": self.traffic.bytes_sent / steps,
-            "float32_bytes_per_step": self.traffic.float32_bytes / steps,
-            "weight_bytes_sent_per_step": self.gather_traffic.bytes_sent / steps,
-            "float32_weight_bytes_per_step": self.gather_traffic.float32_bytes / steps,
-            "steps": self.step - self._first_step,
-        }
+        steps = self.step - self._first_step
+        return self.traffic.per_step(steps) | self.gather_traffic.per_step(steps, "weight_") | {"steps": steps}
 
     def state_dict(self) -> dict[str, Any]:
         """How often each group's gradients have been reduced, which keys their random bits."""

@@ -41,12 +41,7 @@ class ZeroWire:
 
     def report(self) -> dict[str, float]:
         """What this process sends per step, in bytes, what float32 would, and in how many steps. Gradients alone."""
-        steps = max(1, self._steps)
-        return {
-            "bytes_sent_per_step": self.traffic.bytes_sent / steps,
-            "float32_bytes_per_step": self.traffic.float32_bytes / steps,
-            "steps": self._steps,
-        }
+        return self.traffic.per_step(self._steps) | {"steps": self._steps}
 
     def __str__(self) -> str:
         kind = "reduce-scatter" if self._parts.stage == 3 else "all-reduce"
