@@ -55,7 +55,7 @@ def raised_in(error: BaseException, package: str) -> bool:
     return name.partition(".")[0] == package
 
 
-def place(error: BaseException) -> str:
+def users_line(error: BaseException) -> str:
     """`` (net.py, line 12)``: the user's own line that raised it, or called what did; empty if none was at work."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)
