@@ -7,8 +7,8 @@
 
     trainer = Trainer(plugins=FixedPointPrecision())
 
-``pytorch_lightning`` does as well as ``lightning.pytorch``. Neither is imported here: who uses plain PyTorch need not
-wait for one, and who uses one need not for the other.
+``pytorch_lightning`` does as well as ``lightning.pytorch``. Neither is imported here: a user of plain PyTorch need
+not wait for one, nor a user of one for the other.
 """
 
 from typing import TYPE_CHECKING, Any

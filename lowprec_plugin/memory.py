@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from lowprec_plugin.compat.sparse import parts_of
+from lowprec_plugin.compat.sparse import tensors_in
 from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.tensor.dtensor import local_part
@@ -58,7 +58,7 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
     into shards first.
 
     Raises:
-        ValueError: for anything that is no module, or no optimizer.
+        ValueError: for anything but a module and optimizers.
     """
     check_kind(module, nn.Module, "module")
     optimizers = optimizers_of(optimizer, "optimizer")
@@ -132,7 +132,7 @@ def bytes_of(tensor: Tensor) -> int:
     """Bytes that ``tensor`` holds: where it is sparse, or of a class that wraps others, those of its parts."""
     if hasattr(tensor, "__tensor_flatten__"):
         return _bytes(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-    parts = parts_of(tensor)
+    parts = tensors_in(tensor)
     return _bytes(parts) if parts else tensor.nbytes
 
 

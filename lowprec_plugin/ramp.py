@@ -15,12 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lowprec_plugin.formats import (
-    check_integer,
-    check_kind,
-    check_number,
-    check_word_length,
-)
+from lowprec_plugin.formats import check_integer, check_kind, check_number, check_word_length
 from lowprec_plugin.text.option_error import Option, OptionError
 
 #: Steps whose mean training loss is one look.

@@ -18,11 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lowprec_plugin import (
-    keep_activations,
-    memory,
-    optim,
-)
+from lowprec_plugin import keep_activations, memory, optim
 from lowprec_plugin.experiments.making import perturb_last_bit_
 
 # word length of weights and state, and rounding; None: float32. bf16: weights and state are bfloat16 tensors.

@@ -24,11 +24,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from lowprec_plugin import (
-    comm,
-    memory,
-    optim,
-)
+from lowprec_plugin import comm, memory, optim
 from lowprec_plugin.experiments.making import perturb_last_bit_
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

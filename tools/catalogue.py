@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, Algorithm
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.arithmetic.triton import convert, gradients
+from lowprec_plugin.arithmetic.triton.launches import BFLOAT16, FLOAT16, FLOAT32
 from lowprec_plugin.arithmetic.triton.rounding import compiled as for_format
 from lowprec_plugin.arithmetic.triton.step import law_of, update_kernel
-from lowprec_plugin.arithmetic.triton.tables import BFLOAT16, FLOAT16, FLOAT32
 from lowprec_plugin.arithmetic.triton.tiles import Tiling
 from lowprec_plugin.arithmetic.triton.wire import RESIDUAL, read_kernel, round_kernel, sum_kernel
 from lowprec_plugin.formats import FixedPointFormat

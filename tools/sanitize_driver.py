@@ -20,7 +20,7 @@ from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
 from lowprec_plugin.arithmetic.formulas import ALGORITHMS
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.arithmetic.native import wire as native_wire
-from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.arithmetic.random_bits import Draw, key_of
 from lowprec_plugin.arithmetic.reference.wire import (
     BLOCK,
     RESIDUAL,
@@ -123,9 +123,7 @@ def codes_read_as_wider() -> None:
 
 def codes_written_as_wider() -> None:
     """Writes behind the end of codes."""
-    native.quantize(
-        torch.randn(3, 100), FixedPointFormat(16), _codes_of_8_bits(), stochastic=True, key=1, bits=None, first_row=0
-    )
+    native.quantize(torch.randn(3, 100), FixedPointFormat(16), _codes_of_8_bits(), Draw(True, key=1))
 
 
 def exponent_that_overflows() -> None:

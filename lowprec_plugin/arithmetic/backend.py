@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.reference.wire import Chunk, Piece
 from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat
@@ -17,8 +18,7 @@ class Backend(Protocol):
     """One way to compute the law of :mod:`lowprec_plugin.arithmetic.reference`, bit for bit.
 
     :mod:`.ops` and :mod:`.wire_ops` check what callers give. What they hand on lies on one device; tensors are not
-    empty and, those of :meth:`first_nonfinite` aside, contiguous. ``bits`` are given where a caller brings random bits
-    of its own to round stochastically with; else ``key`` makes them.
+    empty and, those of :meth:`first_nonfinite` aside, contiguous.
 
     Attributes:
         name: what :func:`~.backends.use_backend` and the table at the start of a run call it.
@@ -31,41 +31,19 @@ class Backend(Protocol):
     def available(self) -> tuple[bool, str]:
         """Whether it can run in this process, and if not, why."""
 
-    def quantize(
-        self,
-        x: Tensor,
-        format: FixedPointFormat,
-        out: Blocks,
-        *,
-        stochastic: bool,
-        key: int,
-        bits: Tensor | None,
-        first_row: int,
-    ) -> int:
+    def quantize(self, x: Tensor, format: FixedPointFormat, out: Blocks, draw: Draw) -> int:
         """Round float32 ``x`` into ``out``, see :func:`.ops.quantize`. Returns how many elements saturated."""
 
     def dequantize(self, blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
         """Write the stored numbers to ``out``, float32 or bfloat16."""
 
-    def rounded(
-        self, x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
-    ) -> int | Tensor:
+    def rounded(self, x: Tensor, format: FixedPointFormat, out: Tensor, draw: Draw) -> int | Tensor:
         """Write to float32 ``out`` what ``x`` is rounded to, see :func:`.ops.rounded`. Returns how many saturated."""
 
     def update(self, step: Update) -> Updated:
         """One step over many parameters, in place, see :func:`.ops.update_`."""
 
-    def gather(
-        self,
-        grad: Tensor,
-        blocks: Blocks,
-        format: FixedPointFormat,
-        *,
-        factor: Tensor | None,
-        stochastic: bool,
-        key: int,
-        first_row: int,
-    ) -> None:
+    def gather(self, grad: Tensor, blocks: Blocks, format: FixedPointFormat, factor: Tensor | None, draw: Draw) -> None:
         """Add ``grad``, float32, bfloat16 or float16, to a gradient in codes, see :func:`.ops.gather_`."""
 
     def squares(self, blocks: Blocks, format: FixedPointFormat) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -62,13 +63,13 @@ def unwritten_blocks(
     shape: torch.Size | tuple[int, ...], format: FixedPointFormat, device: torch.device | None
 ) -> Blocks:
     """Blocks for a tensor of ``shape``, holding what was in memory: for whoever writes all of them next."""
-    rows, row_length = rows_of(shape)
-    codes = torch.empty(shape, dtype=torch.int8 if format.container_bytes == 1 else torch.int16, device=device)
-    low = torch.empty(shape, dtype=torch.uint8, device=device) if format.container_bytes == 3 else None
-    if not format.dynamic:
-        return Blocks(codes, low, None)
-    count = format.blocks_per_row(row_length)
-    return Blocks(codes, low, torch.empty((rows, count), dtype=torch.int8, device=device))
+    of_codes, of_low, of_exponents = _dtypes(format)
+    low = None if of_low is None else torch.empty(shape, dtype=of_low, device=device)
+    exponents = None
+    if of_exponents is not None:
+        of_shape = _exponents_shape(shape, math.prod(shape), format)
+        exponents = torch.empty(of_shape, dtype=of_exponents, device=device)
+    return Blocks(torch.empty(shape, dtype=of_codes, device=device), low, exponents)
 
 
 def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
@@ -83,32 +84,41 @@ def check_blocks(blocks: Blocks, format: FixedPointFormat) -> None:
     if type(format) is not FixedPointFormat:
         raise ValueError(f"format={format!r} is not a FixedPointFormat")
     codes, low, exponents = blocks
+    if not isinstance(codes, Tensor):
+        raise ValueError(f"the codes are {_said(codes)}, and {format} needs a tensor")
+    shape, (of_codes, of_low, of_exponents) = codes.shape, _dtypes(format)
+    of_shape = None if of_exponents is None else _exponents_shape(shape, codes.numel(), format)
+    if not (
+        codes.dtype is of_codes
+        and codes.layout is torch.strided
+        and codes.is_contiguous()
+        and _fits(low, of_low, shape, codes)
+        and _fits(exponents, of_exponents, of_shape, codes)
+    ):
+        raise ValueError(_misfit(blocks, format))
+
+
+def _dtypes(format: FixedPointFormat) -> tuple[torch.dtype, torch.dtype | None, torch.dtype | None]:
+    """Of codes, lower codes and exponents; ``None`` where ``format`` has none."""
     word_length = format.word_length
-    if isinstance(codes, Tensor):
-        shape = codes.shape
-        if (
-            codes.dtype is (torch.int8 if word_length <= 8 else torch.int16)
-            and codes.layout is torch.strided
-            and codes.is_contiguous()
-            and (low is None if word_length <= 16 else _fits(low, torch.uint8, shape, codes))
-            and (
-                exponents is None
-                if format.fraction_length is not None
-                else _fits(exponents, torch.int8, _exponents_shape(shape, codes, format), codes)
-            )
-        ):
-            return
-    raise ValueError(_misfit(blocks, format))
+    return (
+        torch.int8 if word_length <= 8 else torch.int16,
+        None if word_length <= 16 else torch.uint8,
+        None if format.fraction_length is not None else torch.int8,
+    )
 
 
-def _exponents_shape(shape: torch.Size, codes: Tensor, format: FixedPointFormat) -> tuple[int, int]:
+def _exponents_shape(shape: Sequence[int], elements: int, format: FixedPointFormat) -> tuple[int, int]:
     rows = shape[0] if shape else 1
     # What rows_of gives, in a third of the time; it cannot be derived from the size where there are no rows.
-    row_length = codes.numel() // rows if rows else rows_of(shape)[1]
+    row_length = elements // rows if rows else rows_of(shape)[1]
     return rows, -(-row_length // format.block_size)
 
 
-def _fits(plane: object, dtype: torch.dtype, shape: Sequence[int], codes: Tensor) -> bool:
+def _fits(plane: object, dtype: torch.dtype | None, shape: Sequence[int] | None, codes: Tensor) -> bool:
+    """Whether a plane beside ``codes`` is of this kind; not there, if that is ``None``."""
+    if dtype is None:
+        return plane is None
     return (
         isinstance(plane, Tensor)
         and plane.dtype is dtype
@@ -121,20 +131,15 @@ def _fits(plane: object, dtype: torch.dtype, shape: Sequence[int], codes: Tensor
 
 def _misfit(blocks: Blocks, format: FixedPointFormat) -> str:
     """Which plane does not fit, and how."""
-    codes, low, exponents = blocks
-    if not isinstance(codes, Tensor):
-        return f"the codes are {_said(codes)}, and {format} needs a tensor"
-    of_exponents = _exponents_shape(codes.shape, codes, format)
-    for name, plane, dtype, shape in (
-        ("codes", codes, torch.int8 if format.container_bytes == 1 else torch.int16, codes.shape),
-        ("lower codes", low, torch.uint8 if format.container_bytes == 3 else None, codes.shape),
-        ("exponents", exponents, torch.int8 if format.dynamic else None, of_exponents),
-    ):
-        if dtype is None and plane is not None:
-            return f"the {name} are {_said(plane)}, and {format} has none"
-        if dtype is not None and not _fits(plane, dtype, shape, codes):
-            needed = f"contiguous {_name(dtype)} of shape {tuple(shape)} on {codes.device}"
-            return f"the {name} are {_said(plane)}, and {format} needs {needed}"
+    codes = blocks.codes
+    shapes = codes.shape, codes.shape, _exponents_shape(codes.shape, codes.numel(), format)
+    names = "codes", "lower codes", "exponents"
+    for name, plane, dtype, shape in zip(names, blocks, _dtypes(format), shapes, strict=True):
+        if not _fits(plane, dtype, shape, codes):
+            needed = "has none"
+            if dtype is not None:
+                needed = f"needs contiguous {_name(dtype)} of shape {tuple(shape)} on {codes.device}"
+            return f"the {name} are {_said(plane)}, and {format} {needed}"
     raise AssertionError("every plane fits")
 
 
@@ -167,15 +172,16 @@ def check_window(size: Sequence[int], stride: Sequence[int], offset: int, elemen
         )
 
 
-def pack(code: Tensor, format: FixedPointFormat) -> tuple[Tensor, Tensor | None]:
+def to_planes(code: Tensor, format: FixedPointFormat) -> tuple[Tensor, Tensor | None]:
     """Integer codes as the planes that hold them."""
-    if format.container_bytes < 3:
-        return code.to(torch.int8 if format.container_bytes == 1 else torch.int16), None
+    of_codes, of_low, _ = _dtypes(format)
+    if of_low is None:
+        return code.to(of_codes), None
     wide = code.to(torch.int32) << (24 - format.word_length)
-    return (wide >> 8).to(torch.int16), (wide & 0xFF).to(torch.uint8)
+    return (wide >> 8).to(of_codes), (wide & 0xFF).to(of_low)
 
 
-def unpack(blocks: Blocks, format: FixedPointFormat) -> Tensor:
+def from_planes(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     """The codes as int32, of the tensor's shape."""
     code = blocks.codes.to(torch.int32)
     if blocks.low is None:

@@ -18,7 +18,7 @@ from lowprec_plugin.arithmetic.backends import serving
 from lowprec_plugin.arithmetic.backends import use_backend as use_backend
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, empty_blocks
 from lowprec_plugin.arithmetic.formulas import ALGORITHMS, Algorithm, Hyper
-from lowprec_plugin.arithmetic.random_bits import check_bits
+from lowprec_plugin.arithmetic.random_bits import Draw, check_bits
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.arithmetic.updates import Stored as Stored
 from lowprec_plugin.arithmetic.updates import StoredGradient as StoredGradient
@@ -79,8 +79,7 @@ def quantize(
     assert (out.codes.shape, out.codes.device) == (x.shape, x.device), (out.codes.shape, x.shape, out.codes.device)
     if x.numel() == 0:
         return out, 0
-    stochastic = rounding == "stochastic"
-    return out, backend.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
+    return out, backend.quantize(x, format, out, Draw(rounding == "stochastic", key, bits, first_row))
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -127,8 +126,7 @@ def rounded(
         return x.float()
     bits = _bits_for(x, bits, rounding)
     out = torch.empty_like(x, dtype=torch.float32)
-    backend = serving(x.device)
-    count = backend.rounded(x, format, out, stochastic=rounding == "stochastic", key=key, bits=bits)
+    count = serving(x.device).rounded(x, format, out, Draw(rounding == "stochastic", key, bits))
     if saturated is not None:
         saturated += count
     return out
@@ -170,7 +168,7 @@ def update_(
             is the same.
 
     Returns:
-        see :class:`~.formulas.Updated`. Blocks in which a NaN came up are neither written nor counted.
+        see :class:`~.updates.Updated`. Blocks in which a NaN came up are neither written nor counted.
 
     Raises:
         ValueError: if a gradient and what it updates are on different devices, planes do not fit their format, or
@@ -248,10 +246,8 @@ def gather_(
         return
     if not fresh and factor is None:
         factor = torch.ones((), device=grad.device)
-    serving(grad.device).gather(
-        readable(grad.detach()), blocks, format, factor=None if fresh else factor,
-        stochastic=rounding == "stochastic", key=key, first_row=first_row,
-    )  # fmt: skip
+    draw = Draw(rounding == "stochastic", key, None, first_row)
+    serving(grad.device).gather(readable(grad.detach()), blocks, format, None if fresh else factor, draw)
 
 
 def squares(blocks: Blocks, format: FixedPointFormat) -> Tensor:

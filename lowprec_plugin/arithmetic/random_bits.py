@@ -20,6 +20,7 @@ in which vector units want them.
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,22 @@ GROUP = 16
 #: ``lowbias32``'s, the other multipliers MurmurHash3's (Appleby 2011). Shifts must differ: with one for all, the low
 #: bits of two roles depend on each other.
 ROLES = ((15, 0x846CA68B), (14, 0x85EBCA6B), (17, 0xC2B2AE35))
+
+
+class Draw(NamedTuple):
+    """With which random bits a tensor is rounded.
+
+    Attributes:
+        stochastic: whether to round with any; else to nearest.
+        key: makes them, see :func:`key_of`.
+        bits: those that a caller brings, in place of the key's; see :func:`check_bits`.
+        first_row: the row of the whole tensor at which this starts, if it is a shard.
+    """
+
+    stochastic: bool
+    key: int = 0
+    bits: Tensor | None = None
+    first_row: int = 0
 
 
 def mix64(value: int) -> int:

@@ -31,11 +31,10 @@ from lowprec_plugin.arithmetic.backends import fastest_device
 from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.bench.models import Transformer
-from lowprec_plugin.bench.timing import in_turns, seconds
+from lowprec_plugin.bench.timing import FLOAT32, in_turns, seconds
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
-FLOAT32 = "float32"
 Side = Callable[[int], Any]
 
 

@@ -21,7 +21,8 @@ from lowprec_plugin.activations.emulation import Emulation, emulate
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.arithmetic.native import library as native
-from lowprec_plugin.bench.run import FLOAT32, report
+from lowprec_plugin.bench.run import report
+from lowprec_plugin.bench.timing import FLOAT32
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tasks import CNN
 from lowprec_plugin.text.files import whole_text

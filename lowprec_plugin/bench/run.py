@@ -16,13 +16,12 @@ from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.backends import fastest_device
 from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.bench.models import Transformer, matrices
-from lowprec_plugin.bench.timing import in_turns, seconds
+from lowprec_plugin.bench.timing import FLOAT32, in_turns, seconds
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
-FLOAT32 = "float32"
 #: word length of weights and of state, and rounding
 SETTINGS: dict[str, tuple[int, int, str]] = {
     "16": (16, 16, "stochastic"),

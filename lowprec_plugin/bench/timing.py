@@ -10,6 +10,8 @@ import torch
 
 from lowprec_plugin.arithmetic.devices import wait_for
 
+#: The side that others are held against.
+FLOAT32 = "float32"
 Side = TypeVar("Side")
 Found = TypeVar("Found")
 #: Rounds before the first that counts: optimizers make their state in the first, and DDP lays out its buckets anew.

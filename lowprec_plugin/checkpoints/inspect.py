@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowprec_plugin.arithmetic.blocks import unpack
+from lowprec_plugin.arithmetic.blocks import from_planes
 from lowprec_plugin.checkpoints.load import read_file
 from lowprec_plugin.formats import rows_of
 from lowprec_plugin.tensor import FixedPointTensor
@@ -131,7 +131,7 @@ def _counted(tensor: FixedPointTensor) -> tuple[int, int, tuple[int, int, int] |
     """Saturated codes, zeros, and the exponents' spread."""
     blocks, format = tensor.blocks, tensor.format
     rows, row_length = rows_of(blocks.codes.shape)
-    codes = unpack(blocks, format).reshape(rows, row_length)
+    codes = from_planes(blocks, format).reshape(rows, row_length)
     zeros, limits = int((codes == 0).sum()), (codes == format.max_code) | (codes == format.min_code)
     if blocks.exponents is None:
         return int(limits.sum()), zeros, (format.static_exponent,) * 3

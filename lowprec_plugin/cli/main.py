@@ -119,7 +119,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _call(command: str, given: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from lowprec_plugin.experiments import place, raised_in
+    from lowprec_plugin.experiments import raised_in, users_line
     from lowprec_plugin.text.option_error import OptionError
 
     path, description = OWN[command]
@@ -141,7 +141,7 @@ def _call(command: str, given: Sequence[str]) -> int:
         elif raised_in(error, "lowprec_plugin"):
             message = str(error)
         else:  # of the user's own code, whose names are its own
-            message = f"{error}{place(error)}"
+            message = f"{error}{users_line(error)}"
         print(f"lowprec {command}: {message}", file=sys.stderr)
         return 2
     return 0

@@ -151,11 +151,7 @@ class DDPState:
     def report(self) -> dict[str, float]:
         """What this rank sends per step, in bytes, what float32 would, and in how many steps."""
         steps = self.step - self._first_step
-        return {
-            "bytes_sent_per_step": self.traffic.bytes_sent / max(1, steps),
-            "float32_bytes_per_step": self.traffic.float32_bytes / max(1, steps),
-            "steps": steps,
-        }
+        return self.traffic.per_step(steps) | {"steps": steps}
 
     def reduce(self, bucket: GradBucket) -> Future[Tensor]:
         """The hook's work: a future of the bucket's buffer, which then holds the means."""

@@ -27,15 +27,9 @@ from torch.nn.functional import pad
 from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
-from lowprec_plugin.arithmetic.reference.wire import (
-    BLOCK,
-    Chunk,
-    Piece,
-    blocks_of,
-    chunk_bytes,
-    chunk_of,
-)
+from lowprec_plugin.arithmetic.reference.wire import BLOCK, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 from lowprec_plugin.comm.worker import wait
+from lowprec_plugin.compat.renamed import all_gather_single
 
 #: Of numbers that can be rounded and read.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,6 +60,14 @@ class Traffic:
     bytes_sent: int = 0
     float32_bytes: float = 0.0
     exchanges: int = 0
+
+    def per_step(self, steps: int, kind: str = "") -> dict[str, float]:
+        """Bytes sent, and what float32 would have sent, in the mean of ``steps``, by names with ``kind`` in them."""
+        steps = max(1, steps)
+        return {
+            f"{kind}bytes_sent_per_step": self.bytes_sent / steps,
+            f"float32_{kind}bytes_per_step": self.float32_bytes / steps,
+        }
 
 
 def total(traffics: Iterable[Traffic]) -> Traffic:
@@ -204,9 +206,7 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, dis
     """Every rank's ``tensor``, stacked, once the work is done."""
     ranks = dist.get_world_size(group)
     flat = torch.empty(ranks * tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-    # torch 2.13 renamed it.
-    collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    work = collective(flat, tensor.reshape(-1), group=group, async_op=True)
+    work = all_gather_single(flat, tensor.reshape(-1), group=group, async_op=True)
     return flat.view(ranks, *tensor.shape), work
 
 

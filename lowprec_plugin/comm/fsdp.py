@@ -28,6 +28,7 @@ from lowprec_plugin.arithmetic.reference.wire import BLOCK
 from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.compat.fsdp import mixed_precision_of, reducers_of, state_of
+from lowprec_plugin.compat.renamed import all_gather_single, reduce_scatter_single
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 from lowprec_plugin.version import __version__
@@ -112,14 +113,8 @@ class FSDPState:
 
         Weights gathered by modules in evaluation mode are not counted.
         """
-        steps = max(1, self.step - self._first_step)
-        return {
-            "bytes_sent_per_step": self.traffic.bytes_sent / steps,
-            "float32_bytes_per_step": self.traffic.float32_bytes / steps,
-            "weight_bytes_sent_per_step": self.gather_traffic.bytes_sent / steps,
-            "float32_weight_bytes_per_step": self.gather_traffic.float32_bytes / steps,
-            "steps": self.step - self._first_step,
-        }
+        steps = self.step - self._first_step
+        return self.traffic.per_step(steps) | self.gather_traffic.per_step(steps, "weight_") | {"steps": steps}
 
     def state_dict(self) -> dict[str, Any]:
         """How often each group's gradients have been reduced, which keys their random bits."""
@@ -172,9 +167,7 @@ class _AllGather(_Comm):
             traffic.bytes_sent += others * input_tensor.nbytes
             traffic.float32_bytes += others * 4 * self._elements
             traffic.exchanges += 1
-        # torch 2.13 renamed it.
-        collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        return collective(output_tensor, input_tensor, group=group, async_op=async_op)  # type: ignore[no-any-return]
+        return all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)  # type: ignore[no-any-return]
 
 
 class _ReduceScatter(_Comm):
@@ -191,9 +184,7 @@ class _ReduceScatter(_Comm):
         self.step += 1
         state = self._state
         if state.word_length is None:
-            # torch 2.13 renamed it.
-            collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-            collective(output_tensor, input_tensor, group=group)
+            reduce_scatter_single(output_tensor, input_tensor, group=group)
             return
         exchange = Exchange(state.word_length, state.rounding, group, mean=False, traffic=state.traffic)
         reduce_scatter(output_tensor, input_tensor, exchange, self._stream, self.step)

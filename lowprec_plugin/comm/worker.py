@@ -89,7 +89,7 @@ class _Thread(threading.Thread):
                 if failed is not None:
                     raise RuntimeError(f"an earlier exchange of gradients failed: {failed}")
                 result = task()
-            except BaseException as error:  # whoever waits for the future is told
+            except BaseException as error:  # raised again where the future is waited for
                 failed = failed or error
                 result = error
             future.set_result(result)

@@ -1,1 +1,1 @@
-"""What depends on the hosts' insides: each private name is there, or an error names it; and Lightning's two names."""
+"""What depends on a host's version: private names, each there or named in an error, and what has several names."""

@@ -1,4 +1,4 @@
-"""The inside of a DeepSpeed engine. Nothing here imports DeepSpeed: who has an engine has done so.
+"""The inside of a DeepSpeed engine. Nothing here imports DeepSpeed: an engine brings it along.
 
 :func:`open_engine` looks at every name that the rest uses before anything is changed, and refuses an engine that lacks
 one, or whose settings keep float copies that cannot be replaced. Read it beside ``stage_1_and_2.py`` and ``stage3.py``
@@ -84,7 +84,7 @@ class EngineParts:
                 at += length
 
     def replace_masters(self, new: list[Any]) -> None:
-        """Put ``new`` in the place of the partitions, in the engine and in the user's optimizer with its state."""
+        """Put ``new`` in place of the partitions, in the engine and in the user's optimizer with its state."""
         for index, (old, partition) in enumerate(zip(list(self.masters), new, strict=True)):
             for name, value in vars(old).items():
                 setattr(partition, name, value)
@@ -138,7 +138,7 @@ def open_engine(engine: Any) -> EngineParts:
             f"own: use {remedy}"
         )
     check_names(zero, _STAGE_3 if stage == 3 else _STAGE_1_AND_2, host=DEEPSPEED, feature=_FEATURE)
-    inside = EngineParts(engine, stage, zero, optimizer, zero.dp_process_group)
+    parts = EngineParts(engine, stage, zero, optimizer, zero.dp_process_group)
     if zero.master_weights_and_grads_dtype != torch.float32:
         raise ValueError(
             f"master weights are {zero.master_weights_and_grads_dtype}, rounded to nearest before they can be stored: "
@@ -149,7 +149,7 @@ def open_engine(engine: Any) -> EngineParts:
             "bf16.check_grad_overflow is false: a NaN would stop one process and leave the others waiting. Leave it "
             "at true, and zero_optimization.compute_grad_norm as well"
         )
-    return inside
+    return parts
 
 
 def _check_settings(engine: Any, stage: int) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lowprec_plugin.compat.lookup import TORCH, look_up
 
-_FEATURE = "to put codes in the place of a parameter's floats"
+_FEATURE = "to put codes in place of a parameter's floats"
 
 
 def holder_of(tensor: Tensor, *, beside_its_node: bool = False) -> str:
-    """Who besides Python has hold of a leaf, and what to do about it, in words; empty if nobody has.
+    """What besides Python holds a leaf, and what to do about it, in words; empty if nothing does.
 
-    To whoever has, it stays what it was when the object has become another tensor. With ``beside_its_node`` the node of
+    To its holder it stays what it was when the object becomes another tensor. With ``beside_its_node`` the node of
     a graph that accumulates its gradient does not count, which a loss keeps that nobody will run backward again.
     """
     count = look_up(tensor, "_use_count", host=TORCH, feature=_FEATURE)

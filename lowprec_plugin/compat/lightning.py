@@ -87,16 +87,16 @@ def misconfiguration(trainer: Any, message: str) -> Exception:
     return error
 
 
+def logs_graph(logger: Any) -> bool:
+    """Whether ``logger`` is a ``TensorBoardLogger``, of Lightning under either name, made with ``log_graph=True``."""
+    if all(each.__name__ != "TensorBoardLogger" for each in type(logger).__mro__):
+        return False
+    return bool(look_up(logger, "_log_graph", host=_host_of(logger), feature="to trace a logged graph in floats"))
+
+
 def _host_of(thing: object) -> Host:
     return _host(lightning_of(thing) or in_use())
 
 
 def _host(lightning: Lightning) -> Host:
     return LIGHTNING._replace(package=lightning.package)
-
-
-def logs_graph(logger: Any) -> bool:
-    """Whether ``logger`` is a ``TensorBoardLogger``, of Lightning under either name, made with ``log_graph=True``."""
-    if all(each.__name__ != "TensorBoardLogger" for each in type(logger).__mro__):
-        return False
-    return bool(look_up(logger, "_log_graph", host=_host_of(logger), feature="to trace a logged graph in floats"))

@@ -1,6 +1,6 @@
 """The packages that Lightning is published as: ``lightning.pytorch``, and the same code as ``pytorch_lightning``.
 
-To either the other's classes are strangers. Nothing here imports one of them before it is needed: see
+Each takes the other's classes for strangers. Nothing here imports one of them before it is needed: see
 docs/decisions/0011-two-lightnings.md.
 """
 
@@ -84,7 +84,7 @@ def in_use() -> Lightning:
         else:
             return each
     names = " or ".join(each.package for each in LIGHTNINGS)
-    raise ImportError(f"Lightning is not installed, under no name that it has: pip install {names}")
+    raise ImportError(f"Lightning is not installed, under either of its names: pip install {names}")
 
 
 def lightning_of(thing: object) -> Lightning | None:

@@ -55,7 +55,7 @@ def _missing(name: str, host: Host, feature: str) -> str:
 
 
 def check_names(thing: Any, names: tuple[str, ...], *, host: Host, feature: str) -> None:
-    """Refuse ``thing`` if it lacks one of ``names``: see :func:`look_up`.
+    """Refuse ``thing`` if it lacks one of ``names``; see :func:`look_up`.
 
     Raises:
         ValueError: for the first that it lacks.

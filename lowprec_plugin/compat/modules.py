@@ -63,7 +63,7 @@ def apply_of_class(module: nn.Module, fn: _Function, recurse: bool) -> None:
 
 @contextmanager
 def hidden(module: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Have ``module`` hold ``None`` in the place of its parameters ``names``, which an ``_apply`` passes over."""
+    """Have ``module`` hold ``None`` in place of its parameters ``names``, which an ``_apply`` passes over."""
     held = own_parameters(module)
     before = {name: held[name] for name in names}
     held.update(dict.fromkeys(before))

@@ -24,7 +24,7 @@ def unhooked_step(optimizer: torch.optim.Optimizer, float_class: type[torch.opti
     Raises:
         ValueError: if this torch marks a wrapped step in another way.
     """
-    look_up(type(optimizer).step, "hooked", host=TORCH, feature=_FEATURE)  # torch has wrapped this one for certain
+    look_up(type(optimizer).step, "hooked", host=TORCH, feature=_FEATURE)  # this one torch has wrapped
     step: Any = float_class.step
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
@@ -67,7 +67,7 @@ def _check_scaling() -> None:
 
 
 def counts_calls(step: Any) -> bool:
-    """Whether ``step`` is what a scheduler has put in the place of its optimizer's, to see that it was called.
+    """Whether ``step`` is what a scheduler has put in place of its optimizer's, to see that it was called.
 
     Raises:
         ValueError: if this torch marks it in another way.
@@ -77,9 +77,9 @@ def counts_calls(step: Any) -> bool:
 
 
 def count_calls(optimizer: torch.optim.Optimizer, patched: Any) -> None:
-    """Put what a scheduler put in the place of ``optimizer``'s step, ``patched``, in that of its class's step now.
+    """Have ``patched``, put in place of ``optimizer``'s step by a scheduler, run the step of the class that it has now.
 
-    It ran the step of the class that there was. Schedulers look at it to warn of a wrong order of calls.
+    It ran that of the class before. Schedulers look at it to warn of a wrong order of calls.
     """
     reference = ref(optimizer)
 

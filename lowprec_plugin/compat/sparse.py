@@ -7,7 +7,7 @@ from torch import Tensor
 from lowprec_plugin.compat.lookup import TORCH, look_up
 
 
-def parts_of(tensor: Tensor) -> list[Tensor]:
+def tensors_in(tensor: Tensor) -> list[Tensor]:
     """The tensors that a sparse ``tensor`` holds, as they are; none of another layout.
 
     The public ``indices()`` and ``values()`` of the coordinate layout ask for sorted ones first.

@@ -1,4 +1,4 @@
-"""Put fixed-point in the place of a DeepSpeed engine's float32 master weights and optimizer state."""
+"""Put fixed-point in place of a DeepSpeed engine's float32 master weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def adopt_engine(
             sends them.
         rounding: ``"stochastic"`` or ``"nearest"``.
         seed: keys the random bits.
-        log: is told, on every process, what is stored how; ``None``: the first process prints it.
+        log: called on every process with what is stored how, as text; ``None``: the first process prints it.
 
     Raises:
         ValueError: for an argument outside its limits, or an engine that keeps floats that cannot be replaced (see
@@ -108,58 +108,71 @@ def adopt(engine: Any, options: PluginOptions, log: Callable[[str], None] | None
         ValueError: as :func:`adopt_engine`.
     """
     format = options.format
-    inside = open_engine(engine)
-    are_fixed = any(isinstance(param, FixedPointTensor) for param in _held(inside))
-    if inside.stage == 0 and not are_fixed:
+    parts = open_engine(engine)
+    _check_not_stored(parts, format)
+    shake_hands({"package version": __version__, "weights": str(format), **options.terms()}, parts.group)
+    plan = plan_wire(parts, options.comm_bits, options.rounding, options.seed)
+    partitions = _partitions(parts, options)
+    settings = StepSettings.of(options, nonfinite="raise")
+    optimizer = optim.adopt(parts.optimizer, settings)  # refuses what cannot be adopted before anything is replaced
+    if not isinstance(optimizer, FixedPointStep):
+        raise ValueError(f"{type(optimizer).__name__} cannot update fixed-point partitions: use another of torch.optim")
+    parts.replace_masters(partitions)
+    optim.adopt(optimizer, settings)  # its state too, now that it belongs to codes
+    if plan is not None:
+        plan.connect()
+    held = [param for param in _held(parts) if isinstance(param, FixedPointTensor)]
+    rows = _rows(parts, optimizer)
+    sent = str(plan) if plan else f"{engine.communication_data_type}, as DeepSpeed sends them"
+    said = (
+        f"lowprec_plugin: DeepSpeed ZeRO {parts.stage} (weights {format}, {options.rounding} rounding, seed "
+        f"{options.seed}); this process's share:\n{as_text(rows, wire=sent)}"
+    )
+    (log or _print)(said)
+    return AdoptedEngine(parts.stage, held, optimizer, plan, rows, said)
+
+
+def _check_not_stored(parts: EngineParts, format: FixedPointFormat) -> None:
+    """Refuse what is in fixed-point already; in stage 0, where nothing is replaced, refuse floats."""
+    are_fixed = any(isinstance(param, FixedPointTensor) for param in _held(parts))
+    if parts.stage == 0 and not are_fixed:
         raise ValueError(
             "without ZeRO (stage 0) the parameters themselves are stored, and DeepSpeed refers to them by now: "
             f"call lowprec_plugin.optim.quantize_(model, {str(format)!r}) before deepspeed.initialize"
         )
-    if isinstance(inside.optimizer, FixedPointStep) and are_fixed:
+    if isinstance(parts.optimizer, FixedPointStep) and are_fixed:
         raise ValueError(
             "the engine stores fixed-point already: adopt it once, after deepspeed.initialize, and in stage 0 give "
             "that a torch.optim optimizer"
         )
-    if inside.stage > 0 and any(isinstance(param, FixedPointTensor) for param in engine.module.parameters()):
+    if parts.stage > 0 and any(isinstance(param, FixedPointTensor) for param in parts.engine.module.parameters()):
         raise ValueError(
-            f"ZeRO {inside.stage} holds floats beside parameters stored by optim.quantize_: drop quantize_(model), it "
+            f"ZeRO {parts.stage} holds floats beside parameters stored by optim.quantize_: drop quantize_(model), it "
             "is for stage 0; here the engine's partitions are stored"
         )
-    shake_hands({"package version": __version__, "weights": str(format), **options.terms()}, inside.group)
-    plan = plan_wire(inside, options.comm_bits, options.rounding, options.seed)
-    rank = dist.get_rank(inside.group)
-    inside.clear_padding()
-    partitions, refused = [], None
+
+
+def _partitions(parts: EngineParts, options: PluginOptions) -> list[FixedPointTensor]:
+    """The master weights in fixed-point, their state having been tried: once they are replaced nothing may be refused.
+
+    Raises:
+        ValueError: on every process, if one of them cannot store what it has.
+    """
+    rank = dist.get_rank(parts.group)
+    parts.clear_padding()
+    partitions, refused, what = [], None, "the master weights"
     try:
-        for index, master in enumerate(inside.masters):
-            what = "the master weights"
-            name = f"ZeRO partition {index}"
-            partitions.append(flat_partition(master, format, options.rounding, options.seed, name, rank))
-            for name, value in inside.optimizer.state.get(master, {}).items():
-                # Tried now: once masters are replaced nothing may be refused. Codes of a checkpoint are finite.
-                if fixed_part(value) is None and is_elementwise(value, master):
+        for index, master in enumerate(parts.masters):
+            label, what = f"ZeRO partition {index}", "the master weights"
+            partitions.append(flat_partition(master, options.format, options.rounding, options.seed, label, rank))
+            for name, value in parts.optimizer.state.get(master, {}).items():
+                if fixed_part(value) is None and is_elementwise(value, master):  # codes of a checkpoint are finite
                     what = f"state {name!r}"
-                    ops.quantize(value, format_of_state(format, options, name))
+                    ops.quantize(value, format_of_state(options.format, options, name))
     except ValueError as error:
         refused = f"{what} of process {rank}: {error}"
-    _raise_everywhere(refused, inside.group)
-    settings = StepSettings.of(options, nonfinite="raise")
-    optimizer = optim.adopt(inside.optimizer, settings)  # refuses what cannot be adopted before anything is replaced
-    if not isinstance(optimizer, FixedPointStep):
-        raise ValueError(f"{type(optimizer).__name__} cannot update fixed-point partitions: use another of torch.optim")
-    inside.replace_masters(partitions)
-    optim.adopt(optimizer, settings)  # its state too, now that it belongs to codes
-    if plan is not None:
-        plan.connect()
-    held = [param for param in _held(inside) if isinstance(param, FixedPointTensor)]
-    rows = _rows(inside, optimizer)
-    sent = str(plan) if plan else f"{engine.communication_data_type}, as DeepSpeed sends them"
-    said = (
-        f"lowprec_plugin: DeepSpeed ZeRO {inside.stage} (weights {format}, {options.rounding} rounding, seed "
-        f"{options.seed}); this process's share:\n{as_text(rows, wire=sent)}"
-    )
-    (log or _print)(said)
-    return AdoptedEngine(inside.stage, held, optimizer, plan, rows, said)
+    _raise_everywhere(refused, parts.group)
+    return partitions
 
 
 def _raise_everywhere(refused: str | None, group: dist.ProcessGroup | None) -> None:
@@ -187,22 +200,22 @@ def flat_partition(
     return torch.nn.Parameter(codes.view(-1), x.requires_grad)  # type: ignore[return-value]
 
 
-def _held(inside: EngineParts) -> list[Tensor]:
-    return list(inside.engine.module.parameters()) if inside.stage == 0 else list(inside.masters)
+def _held(parts: EngineParts) -> list[Tensor]:
+    return list(parts.engine.module.parameters()) if parts.stage == 0 else list(parts.masters)
 
 
-def _rows(inside: EngineParts, optimizer: FixedPointStep) -> list[Row]:
-    if inside.stage == 0:
-        return describe(inside.engine.module, [optimizer])
+def _rows(parts: EngineParts, optimizer: FixedPointStep) -> list[Row]:
+    if parts.stage == 0:
+        return describe(parts.engine.module, [optimizer])
     rows = []
-    for index, partition in enumerate(inside.masters):
-        group = inside.group_of(index)
+    for index, partition in enumerate(parts.masters):
+        group = parts.group_of(index)
         name = f"{optimizer.float_class.__name__} {group}"
         rows.append(group_row(name, [partition], optimizer, optimizer.param_groups[group]))
-    params = list(inside.engine.module.parameters())
+    params = list(parts.engine.module.parameters())
     elements = sum(getattr(param, "ds_numel", param.numel()) for param in params)
     itemsize = params[0].element_size()
-    here = -(-elements // dist.get_world_size(inside.group)) if inside.stage == 3 else elements
+    here = -(-elements // dist.get_world_size(parts.group)) if parts.stage == 3 else elements
     dtype = str(params[0].dtype).removeprefix("torch.")
     return [*rows, Row("engine", dtype, "-", dtype, here, here * itemsize, 4 * here, "DeepSpeed's own parameters")]
 

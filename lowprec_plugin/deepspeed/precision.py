@@ -24,7 +24,7 @@ from lowprec_plugin.plugin.strategies import ELSEWHERE, check_strategy
 from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.version import __version__
 
-ComputeDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
+EngineDtype = torch.dtype | Literal["float32", "bfloat16", "bf16-mixed"]
 #: What Lightning calls each, and turns into DeepSpeed's config.
 _PRECISION: dict[Any, Literal["32-true", "bf16-true", "bf16-mixed"]] = {
     torch.float32: "32-true", "float32": "32-true", torch.bfloat16: "bf16-true", "bfloat16": "bf16-true",
@@ -71,7 +71,7 @@ class FixedPointDeepSpeedPrecision(DeepSpeedPrecision):
         comm_word_length: int | Literal["auto"] | None = "auto",
         rounding: Literal["stochastic", "nearest"] = "stochastic",
         block_size: int = 256,
-        compute_dtype: ComputeDtype = torch.bfloat16,
+        compute_dtype: EngineDtype = torch.bfloat16,
         nonfinite: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:

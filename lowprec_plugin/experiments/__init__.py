@@ -12,9 +12,9 @@ from lowprec_plugin.experiments.config import (
     read_yaml,
     with_plugin,
 )
-from lowprec_plugin.experiments.refusals import cause_of, place, raised_in, refused_in_short
+from lowprec_plugin.experiments.refusals import cause_of, raised_in, refused_in_short, users_line
 
 __all__ = [
     "Config", "DIGITS", "read_config", "read_yaml", "class_path", "plugin_options", "with_plugin",
-    "cause_of", "place", "raised_in", "refused_in_short",
+    "cause_of", "raised_in", "refused_in_short", "users_line",
 ]  # fmt: skip

@@ -8,10 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
 from lowprec_plugin.compat.lightnings import LIGHTNINGS, Lightning, in_use
-from lowprec_plugin.experiments.config import (
-    class_path,
-    one_or_more,
-)
+from lowprec_plugin.experiments.config import class_path, one_or_more
 from lowprec_plugin.text.option_error import Option, OptionError
 
 #: Arguments of a Trainer that are made of classes.

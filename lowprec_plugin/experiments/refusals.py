@@ -24,7 +24,7 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 @contextmanager
 def refused_in_short(config: Config, where: str = "the configuration") -> Iterator[None]:
-    """What jsonargparse refuses of ``config`` within is told as the path, the reason and the remedy.
+    """Word what jsonargparse refuses of ``config``, within the context, as the path, the reason and the remedy.
 
     Args:
         where: what is refused when no part of ``config`` is to blame.
@@ -55,7 +55,7 @@ def raised_in(error: BaseException, package: str) -> bool:
     return name.partition(".")[0] == package
 
 
-def place(error: BaseException) -> str:
+def users_line(error: BaseException) -> str:
     """`` (net.py, line 12)``: the user's own line that raised it, or called what did; empty if none was at work."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)

@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from lowprec_plugin.activations.emulation.settings import Formats
-from lowprec_plugin.export.c_arrays import array, check_distinct, codes, constants, identifier, names_in_c, shape_text
+from lowprec_plugin.export.c_arrays import array, codes, constants, shape_text
 from lowprec_plugin.export.c_network import program
-from lowprec_plugin.export.integers import State, Words, integers_only
-from lowprec_plugin.export.network import part_of, plan_if_asked
-from lowprec_plugin.text.files import whole_file
+from lowprec_plugin.export.headers import header_of, write_header
+from lowprec_plugin.export.integers import State, Words
+from lowprec_plugin.export.network import layers_if_asked
 from lowprec_plugin.version import __version__
 
 
@@ -40,29 +40,25 @@ def to_c(
 
     Raises:
         ValueError: for what is in float and not left out, and for networks that integers cannot run; see
-            :func:`lowprec_plugin.export.network.plan`.
+            :func:`lowprec_plugin.export.network.layers_of`.
     """
-    prefix = identifier(path)
-    state = part_of(module_or_state, network) if isinstance(module_or_state, nn.Module) else module_or_state
-    words = integers_only(state, leave_out, "a C header")
-    names = names_in_c(prefix, words)
+    prefix, words, names = header_of(module_or_state, path, leave_out, network, "a C header")
     parts = [
         f"/* Written by lowprec {__version__}. A number is code * 2^exponent, its code in two's complement.\n"
         "   <IL,FL>: IL bits before the radix point, the sign included, and FL behind it; the exponent is -FL. */",
         f"#ifndef {prefix.upper()}_H\n#define {prefix.upper()}_H\n\n#include <stdint.h>",
         *(_tensor(names[name], each) for name, each in words.items()),
     ]
-    layers = plan_if_asked(module_or_state, network, input_shape, activations, "a function that runs the network needs")
+    layers = layers_if_asked(
+        module_or_state, network, input_shape, activations, "a function that runs the network needs"
+    )
     if layers is not None:
         used = {each.name for layer in layers for each in (layer.weight, layer.bias) if each is not None}
         if used - words.keys():
             raise ValueError(f"leave_out names {sorted(used - words.keys())[0]!r}, which the network needs")
         parts += program(layers, prefix, names)
     parts.append(f"#endif /* {prefix.upper()}_H */\n")
-    text = "\n\n".join(parts)
-    check_distinct(text)
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="ascii")
+    write_header(path, parts)
 
 
 def _tensor(name: str, words: Words) -> str:

@@ -1,4 +1,4 @@
-"""A planned network as C99: one function per layer, and one that runs them. Plain loops, to be read and compared."""
+"""A network as C99: one function per layer, and one that runs them. Plain loops, to be read and compared."""
 
 from __future__ import annotations
 

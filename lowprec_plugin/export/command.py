@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from lowprec_plugin.checkpoints.load import described_module, network_with, read_state
 from lowprec_plugin.export.c_header import to_c
-from lowprec_plugin.export.cost import Estimate, SystolicArray, estimate
 from lowprec_plugin.export.float_file import to_float
 from lowprec_plugin.export.hls import to_hls
 from lowprec_plugin.export.onnx_file import to_onnx
 from lowprec_plugin.export.safetensors_file import to_safetensors
+from lowprec_plugin.export.systolic_array import Estimate, SystolicArray, estimate
 from lowprec_plugin.text.option_error import Option, OptionError
 
 Kind = Literal["safetensors", "c", "hls", "onnx", "float"]

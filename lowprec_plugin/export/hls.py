@@ -15,11 +15,11 @@ from pathlib import Path
 from torch import nn
 
 from lowprec_plugin.activations.emulation.settings import Formats
-from lowprec_plugin.export.c_arrays import check_distinct, codes, identifier, in_comment, names_in_c, shape_text
-from lowprec_plugin.export.integers import State, Words, integers_only
-from lowprec_plugin.export.network import Layer, part_of, plan_if_asked
+from lowprec_plugin.export.c_arrays import codes, in_comment, shape_text
+from lowprec_plugin.export.headers import header_of, write_header
+from lowprec_plugin.export.integers import State, Words
+from lowprec_plugin.export.network import Layer, layers_if_asked
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.text.files import whole_file
 from lowprec_plugin.version import __version__
 
 
@@ -55,12 +55,9 @@ def to_hls(
 
     Raises:
         ValueError: for what is in float and not left out, for dynamic formats, and as
-            :func:`lowprec_plugin.export.network.plan`.
+            :func:`lowprec_plugin.export.network.layers_of`.
     """
-    prefix = identifier(path)
-    state = part_of(module_or_state, network) if isinstance(module_or_state, nn.Module) else module_or_state
-    words = integers_only(state, leave_out, "an HLS header")
-    names = names_in_c(prefix, words)
+    prefix, words, names = header_of(module_or_state, path, leave_out, network, "an HLS header")
     parts = [
         f"// Written by lowprec {__version__}. ap_fixed<W, I, rounding, overflow>: W bits, I of them before the radix\n"
         "// point, the sign included. AP_RND_CONV: to the nearest, ties to even. AP_SAT: saturate.",
@@ -69,15 +66,12 @@ def to_hls(
         "    T number;\n    number.range(T::width - 1, 0) = code;\n    return number;\n}",
         *(_tensor(names[name], each) for name, each in words.items()),
     ]
-    layers = plan_if_asked(module_or_state, network, input_shape, activations, "types of layers need")
+    layers = layers_if_asked(module_or_state, network, input_shape, activations, "types of layers need")
     if layers is not None:
         parts.append(f"// What goes in.\ntypedef {ap_fixed(layers[0].input)} {prefix}_input_t;")
         parts += _layers(layers, prefix)
     parts.append(f"#endif // {prefix.upper()}_H\n")
-    text = "\n\n".join(parts)
-    check_distinct(text)
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="ascii")
+    write_header(path, parts)
 
 
 def _tensor(name: str, words: Words) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.arithmetic.blocks import unpack
+from lowprec_plugin.arithmetic.blocks import from_planes
 from lowprec_plugin.formats import FixedPointFormat, check_kind
 from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.tensor import FixedPointTensor
@@ -42,7 +42,7 @@ class Words:
         return (8, 16, 32)[self.format.container_bytes - 1]
 
 
-def stored_part(name: str, tensor: Any) -> FixedPointTensor | None:
+def exportable(name: str, tensor: Any) -> FixedPointTensor | None:
     """``tensor`` if it is fixed-point and all of itself; ``None`` if it is no fixed-point tensor.
 
     Raises:
@@ -73,19 +73,19 @@ def split(module_or_state: nn.Module | State) -> tuple[dict[str, Words], dict[st
     """What a module or a state dict stores in fixed-point, and the rest as it is.
 
     Raises:
-        ValueError: if nothing is stored in fixed-point, or as :func:`stored_part`.
+        ValueError: if nothing is stored in fixed-point, or as :func:`exportable`.
     """
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
     check_kind(state, Mapping, "module_or_state")
     words: dict[str, Words] = {}
     rest: dict[str, Any] = {}
     for name, value in state.items():
-        tensor = stored_part(name, value)
+        tensor = exportable(name, value)
         if tensor is None:
             rest[name] = value
         else:
             blocks = tensor.blocks.map(lambda plane: plane.detach().cpu())
-            words[name] = Words(name, tensor.format, unpack(blocks, tensor.format), blocks.exponents)
+            words[name] = Words(name, tensor.format, from_planes(blocks, tensor.format), blocks.exponents)
     if not words:
         raise ValueError(
             f"none of the {len(rest)} entries is in fixed-point ({', '.join(list(rest)[:5]) or 'there are none'}): "

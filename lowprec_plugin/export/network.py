@@ -17,9 +17,7 @@ from lowprec_plugin.activations.emulation import Emulation
 from lowprec_plugin.activations.emulation.settings import Formats
 from lowprec_plugin.compat.modules import hooks_of
 from lowprec_plugin.export.integers import State, Words, split
-from lowprec_plugin.formats import (
-    FixedPointFormat,
-)
+from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.text.option_error import Option, OptionError
 
 #: What a network may consist of, in an nn.Sequential or several within each other.
@@ -80,7 +78,7 @@ class Layer:
         return max(bounds).bit_length() + 1
 
 
-def plan(root: nn.Module, network: str, input_shape: Sequence[int], activations: Formats) -> list[Layer]:
+def layers_of(root: nn.Module, network: str, input_shape: Sequence[int], activations: Formats) -> list[Layer]:
     """The layers of the ``nn.Sequential`` called ``network`` in ``root``; ``""`` is ``root`` itself.
 
     Args:
@@ -122,20 +120,20 @@ def plan(root: nn.Module, network: str, input_shape: Sequence[int], activations:
     return planned
 
 
-def plan_if_asked(
+def layers_if_asked(
     module_or_state: nn.Module | State,
     network: str,
     input_shape: Sequence[int] | None,
     activations: Formats,
     purpose: str,
 ) -> list[Layer] | None:
-    """:func:`plan`, where a shape and formats are given; ``None`` for arrays alone.
+    """:func:`layers_of`, where a shape and formats are given; ``None`` for arrays alone.
 
     Args:
-        purpose: what the plan is for, for messages.
+        purpose: what they are for, for messages.
 
     Raises:
-        ValueError: if only some of what it needs are given; and as :func:`plan`.
+        ValueError: if only some of what it needs are given; and as :func:`layers_of`.
     """
     if input_shape is None and activations is None:
         return None
@@ -144,7 +142,7 @@ def plan_if_asked(
             f"{purpose} a module, ", Option("input_shape", str(input_shape)), " and ",
             Option("activations", str(activations)), ": give all three, or neither shape nor formats for arrays alone",
         )  # fmt: skip
-    return plan(module_or_state, network, input_shape, activations)
+    return layers_of(module_or_state, network, input_shape, activations)
 
 
 def part_of(module: nn.Module, network: str) -> dict[str, Any]:

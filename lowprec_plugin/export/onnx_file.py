@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin.activations.emulation.settings import Formats
 from lowprec_plugin.export.integers import Words, split
-from lowprec_plugin.export.network import Layer, part_of, plan
+from lowprec_plugin.export.network import Layer, layers_of, part_of
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import float_state_dict
 from lowprec_plugin.text.files import whole_file
@@ -56,7 +56,7 @@ def to_onnx(
         input_shape: of one example, without a batch.
         network: the name of the submodule to export; ``""``: the module itself.
         activations: formats of what layers put out, for networks that
-            :func:`lowprec_plugin.export.network.plan` covers: up to QuantizeLinear's 16 bits. ``None``:
+            :func:`lowprec_plugin.export.network.layers_of` covers: up to QuantizeLinear's 16 bits. ``None``:
             float32, as without emulation.
 
     Raises:
@@ -64,7 +64,7 @@ def to_onnx(
             module or loses one of the weights, and for activations that QuantizeLinear cannot round.
     """
     onnx = _onnx()
-    layers = [] if activations is None else plan(module, network, input_shape, activations)
+    layers = [] if activations is None else layers_of(module, network, input_shape, activations)
     for layer in layers:
         for format in (layer.input, layer.output):
             if format.word_length > 16:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import stream_of
-from lowprec_plugin.export.integers import State, split, stored_part
+from lowprec_plugin.export.integers import State, exportable, split
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.integrity import check_numbers
@@ -53,7 +53,7 @@ def to_safetensors(module_or_state: nn.Module | State, path: str | Path) -> None
             raise ValueError(f"{name!r} is {type(value).__name__}, and safetensors holds tensors: take it out")
         entries.append((name, value))
     for name in words:
-        tensor = stored_part(name, state[name])
+        tensor = exportable(name, state[name])
         assert tensor is not None
         planes = zip((name, f"{name}.low", f"{name}.exponents"), tensor.blocks, strict=True)
         entries += [(entry, plane) for entry, plane in planes if plane is not None]

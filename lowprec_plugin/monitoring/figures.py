@@ -15,13 +15,12 @@ from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.memory import report
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
+from lowprec_plugin.telemetry.exponents import EXPONENTS
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 
 PREFIX = "lowprec/"
 GIB, MIB = 2**30, 2**20
 HELD = ("weights", "state", "gradients", "activations", "held", "float32", "bf16_mixed", "predicted")
-#: Exponents that a block may have.
-BINS = 256
 #: What is not logged: less than anything that is.
 NOTHING = -math.inf
 
@@ -40,7 +39,7 @@ class Captured(NamedTuple):
     peak: int | None
 
 
-class Figures(NamedTuple):
+class StepFigures(NamedTuple):
     """Of one step, the same on every process.
 
     Attributes:
@@ -55,7 +54,7 @@ class Figures(NamedTuple):
     exponents: Tensor
 
 
-def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
+def figures(run: Watched, captured: Captured, device: torch.device) -> StepFigures:
     """The figures of this step. Called by all processes alike.
 
     Bytes are those of the process that has most, and counts are summed over the processes.
@@ -72,11 +71,11 @@ def figures(run: Watched, captured: Captured, device: torch.device) -> Figures:
         [*_elements(run), *block_exponents(run.module).tolist(), *counted], dist.ReduceOp.SUM, device
     )  # fmt: skip
     elements, in_float = sums[:2]
-    exponents = torch.tensor(sums[2 : 2 + BINS], dtype=torch.int64)
-    rows = torch.tensor(sums[2 + BINS :], dtype=torch.float64).view(len(names), -1).tolist()
+    exponents = torch.tensor(sums[2 : 2 + EXPONENTS], dtype=torch.int64)
+    rows = torch.tensor(sums[2 + EXPONENTS :], dtype=torch.float64).view(len(names), -1).tolist()
     counts = {name: UpdateCounts(*map(int, row[:5]), *row[5:]) for name, row in zip(names, rows, strict=True) if row[0]}
     scalars = _scalars(largest, in_float / max(1.0, elements), total(list(counts.values())), exponents)
-    return Figures(scalars, counts, exponents)
+    return StepFigures(scalars, counts, exponents)
 
 
 def _most(run: Watched, captured: Captured) -> dict[str, float]:

@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lowprec_plugin.compat.lightning import name_in
 from lowprec_plugin.compat.lightnings import is_a
-from lowprec_plugin.monitoring.figures import PREFIX, Figures
+from lowprec_plugin.monitoring.figures import PREFIX, StepFigures
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.telemetry import LayerReport
@@ -72,7 +72,7 @@ def table(loggers: Sequence[Logger], rows: Sequence[LayerReport], step: int) -> 
             logger.experiment.add_text(f"{PREFIX}layers", markdown_table(text), step)
 
 
-def histograms(loggers: Sequence[Logger], found: Figures, step: int) -> None:
+def histograms(loggers: Sequence[Logger], found: StepFigures, step: int) -> None:
     """Log how exponents spread over blocks, and shares of lost and of saturated updates over layers."""
     some = found.exponents.nonzero().flatten().tolist()
     bins = {}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lowprec_plugin.compat.optimizers import check_scaling, count_calls, counts_calls, scale_before_the_step
 from lowprec_plugin.formats import check_kind
@@ -15,6 +13,7 @@ from lowprec_plugin.memory import with_held
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import described
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
 from lowprec_plugin.optim.step import REPLACED, FixedPointStep
@@ -80,7 +79,7 @@ def _adopt(optimizers: list[torch.optim.Optimizer], settings: StepSettings) -> N
             assert isinstance(each, FixedPointStep)
             adopted.append(each)
             each.fixed_point = settings
-            for param in _params(each):
+            for param in params_of(each):
                 place(param)
                 watch_gradient(param)
         store_states(*adopted)
@@ -103,7 +102,7 @@ def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool
         ValueError: if it has to be, and cannot.
     """
     float_class = type(optimizer)
-    fixed = next((param for param in _params(optimizer) if fixed_part(param) is not None), None)
+    fixed = next((param for param in params_of(optimizer) if fixed_part(param) is not None), None)
     for (module, name), reason in _UNFIT.items():
         unfit = getattr(sys.modules.get(module), name, None)
         if unfit is not None and isinstance(optimizer, unfit):
@@ -137,10 +136,6 @@ def _change_settings(optimizers: list[FixedPointStep], settings: StepSettings) -
             each.fixed_point = before
         raise
     settings.skipped_steps, settings.saturated = before.skipped_steps, before.saturated
-
-
-def _params(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    return (param for group in optimizer.param_groups for param in group["params"])
 
 
 def _check_radix_points(

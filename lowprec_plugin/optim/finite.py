@@ -10,6 +10,7 @@ from torch import Tensor
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.naming import described
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
 from lowprec_plugin.tensor.gradient import FixedPointGradient
@@ -26,7 +27,7 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
         NonFiniteGradientError: if one is not and ``nonfinite="raise"``.
         ValueError: for a sparse gradient of a fixed-point parameter.
     """
-    every: list[Any] = [param for group in optimizer.param_groups for param in group["params"]]
+    every: list[Any] = params_of(optimizer)
     params = [param for param in every if param.grad is not None]
     for param in params:
         if param.grad.is_sparse and fixed_part(param) is not None:

@@ -8,6 +8,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.optim.naming import described
+from lowprec_plugin.optim.params import params_of
+from lowprec_plugin.tensor.copying import memory_is_held
 from lowprec_plugin.tensor.dtensor import fixed_part
 
 
@@ -20,8 +22,10 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: naming the parameter.
     """
+    if not memory_is_held():  # soon after quantize_ that is so, and every step asks
+        return
     memory: dict[int, Tensor] = {}
-    for param in (param for group in optimizer.param_groups for param in group["params"]):
+    for param in params_of(optimizer):
         part = fixed_part(param)
         came_from = None if part is None else part._shared.memory
         if came_from is not None and not came_from.expired():  # type: ignore[no-untyped-call]
@@ -30,10 +34,10 @@ def check_holds_no_memory(optimizer: torch.optim.Optimizer) -> None:
         return
     for held in tree_leaves([value for name, value in vars(optimizer).items() if name != "state"]):
         if type(held) in (Tensor, torch.nn.Parameter) and held.layout == torch.strided:
-            param = memory.get(StorageWeakRef(held.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
-            if param is not None:
+            owner = memory.get(StorageWeakRef(held.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
+            if owner is not None:
                 raise ValueError(
-                    f"{type(optimizer).__name__} holds memory that {described(param)} had as floats (by .data, or in a "
+                    f"{type(optimizer).__name__} holds memory that {described(owner)} had as floats (by .data, or in a "
                     "flat tensor), and what it writes there does not reach fixed-point codes: make it after quantize_; "
                     "if it lays out parameters itself, use another, or keep_float for all that it updates"
                 )

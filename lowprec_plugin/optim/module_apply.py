@@ -1,11 +1,11 @@
-"""What a module with fixed-point parameters does otherwise: moving to another device or dtype, and TorchScript.
+"""What a module with fixed-point parameters does differently: moving to another device or dtype, and TorchScript.
 
 ``torch.nn.Module`` would exchange each parameter's tensor for a moved one, which it cannot while an autograd graph
 holds the parameter: a module could not be moved, even to where it is, after a forward pass whose outputs live on. So
 a module that holds fixed-point parameters gets an ``_apply`` of its own, which moves the codes inside each parameter.
 
-TorchScript would take the parameters for the memory that they have not, and end the process when it is saved: the hook
-that ``torch.jit.script`` asks a module by refuses it.
+TorchScript would look for memory that the parameters do not have, and crash the process when it is saved: the hook
+that ``torch.jit.script`` looks for on a module refuses it.
 """
 
 from __future__ import annotations

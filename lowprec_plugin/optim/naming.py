@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor.dtensor import local_part
 from lowprec_plugin.text.option_error import Option, OptionError
 
@@ -28,8 +29,7 @@ def names_in(optimizer: torch.optim.Optimizer) -> dict[int, str]:
     """The name of each parameter, by its id; its place in ``optimizer`` where it has none, or not alone."""
     names: dict[int, str] = {}
     taken: set[str] = set()
-    params = (param for group in optimizer.param_groups for param in group["params"])
-    for place, param in enumerate(params):
+    for place, param in enumerate(params_of(optimizer)):
         name = name_of(param)
         names[id(param)] = f"parameter {place}" if not name or name in taken else name
         taken.add(name)

@@ -25,8 +25,6 @@ from lowprec_plugin.tensor.dtensor import as_floats, each_on_any_rank, fixed_par
 from lowprec_plugin.text.option_error import Option, OptionError
 
 Place = tuple[Any, Any, str]
-#: Ends the label of state that is a copy of its parameter, and has the parameter's format whatever others have.
-_COPY = " (a copy)"
 
 
 def format_of_state(weights: FixedPointFormat, options: StepOptions, name: str) -> FixedPointFormat:
@@ -190,13 +188,13 @@ def name_copies(param: Tensor, state: Any) -> None:
     for holder, key, name in places(state):
         value, stream = fixed_part(holder[key]), substream(part.stream, name)
         if value is not None and value.stream != stream:
-            name_state(value, param, name, copied=is_unnamed(value, part) or is_copy(value))
+            name_state(value, param, name, copied=is_unnamed(value, part) or value.is_copy)
 
 
 def name_state(state: FixedPointTensor, param: Tensor, name: str, *, copied: bool) -> None:
     """Let ``state`` be the state ``name`` of ``param``; ``copied``: whether it is a copy of it."""
     state.stream = substream(stored_part(param).stream, name)
-    state.label = _label(param, name, copied)
+    state.label, state.is_copy = _label(param, name), copied
 
 
 def is_unnamed(state: FixedPointTensor, part: FixedPointTensor) -> bool:
@@ -204,14 +202,9 @@ def is_unnamed(state: FixedPointTensor, part: FixedPointTensor) -> bool:
     return state.stream == part.stream
 
 
-def _label(param: Tensor, name: str, copied: bool) -> str:
+def _label(param: Tensor, name: str) -> str:
     """What state ``name`` of ``param`` is called, after the parameter if that has a name."""
-    return f"{name_of(param)}.{name}".removeprefix(".") + (_COPY if copied else "")
-
-
-def is_copy(state: FixedPointTensor) -> bool:
-    """Whether ``state`` is a copy of its parameter."""
-    return state.label.endswith(_COPY)
+    return f"{name_of(param)}.{name}".removeprefix(".")
 
 
 def is_stored(optimizer: Adopted, param: Tensor, name: str, value: Any) -> bool:
@@ -246,7 +239,7 @@ def _wanted(optimizer: Adopted, param: Tensor, name: str, value: FixedPointTenso
     named, part = _by_name(optimizer, param, name), stored_part(param)
     if named is not None:
         return named
-    return part.format if is_copy(value) else _format(part.format, optimizer.fixed_point, value.format.squared)
+    return part.format if value.is_copy else _format(part.format, optimizer.fixed_point, value.format.squared)
 
 
 def _own(
@@ -261,10 +254,10 @@ def _own(
     part = stored_part(param)
     owned = tensor._like(
         tensor.blocks, dtype=dtype, rounding=optimizer.fixed_point.rounding, first_row=part.first_row,
-        stream=substream(part.stream, name), label=_label(param, name, copied or is_copy(tensor)),
+        stream=substream(part.stream, name), label=_label(param, name),
         geometry=part._geometry,
     )  # fmt: skip
-    owned.whole_rows = part.whole_rows
+    owned.whole_rows, owned.is_copy = part.whole_rows, copied or tensor.is_copy
     return in_place_of(owned, param)
 
 
@@ -276,31 +269,6 @@ def is_held_elsewhere(place: Place) -> bool:
     value = local_part(holder[key])
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
     return is_used_elsewhere(value) or not whole
-
-
-def float_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the float tensors that ``optimizer`` holds, in state of fixed-point parameters or elsewhere in it."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    in_float = [param for param in params if fixed_part(param) is None]
-    seen = {id(known): 0 for param in in_float for known in (param, optimizer.state.get(param), param.grad)}
-    seen |= {id(known): 0 for param in params for known in (param, param.grad)}
-    _float_bytes(optimizer, seen)
-    return sum(seen.values())
-
-
-def _float_bytes(value: Any, seen: dict[int, int]) -> None:
-    if id(value) in seen:
-        return
-    if isinstance(value, Tensor):
-        local = local_part(value)
-        counts = local.is_floating_point() and fixed_part(value) is None and local.numel() > 1
-        seen[id(value)] = local.nbytes if counts else 0
-    elif isinstance(value, torch.optim.Optimizer):
-        _float_bytes(value.__dict__, seen)
-    elif isinstance(value, (dict, list, tuple, set)):
-        seen[id(value)] = 0
-        for each in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-            _float_bytes(each, seen)
 
 
 def store_states(*optimizers: Adopted, exact: bool = False) -> None:

@@ -31,6 +31,7 @@ from lowprec_plugin.optim.fused import FusedUpdate, Group, fused_update
 from lowprec_plugin.optim.generic import step_alone
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import described, names_in
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, place, stored_part
@@ -71,8 +72,7 @@ class FixedPointStep(Adopted):
         if not hasattr(self, "fixed_point"):
             return
         added = [param for param in self.param_groups[-1]["params"] if fixed_part(param) is None]
-        params = (param for group in self.param_groups for param in group["params"])
-        if added and any(fixed_part(param) is not None for param in params):
+        if added and any(fixed_part(param) is not None for param in params_of(self)):
             more = f" and {len(added) - 1} more" if len(added) > 1 else ""
             warnings.warn(
                 f"add_param_group got {described(added[0])}{more} in float, to be updated so beside fixed-point ones. "

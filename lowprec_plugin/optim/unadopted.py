@@ -1,7 +1,7 @@
-"""Optimizers that nobody adopted: what they would silently do in fixed-point is said.
+"""Optimizers that have not been adopted: what they would do in fixed-point, in silence, is said.
 
 From the first fixed-point tensor on, a checkpoint's too, every optimizer's first step is looked at. Until then torch
-does not know of this: optimizers of a float32 run are nobody's business, and many a wrapper has less than torch's own.
+does not know of this: a float32 run is none of its business, and many wrappers have less than torch's own optimizers.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
 from lowprec_plugin.formats import check_kind
 from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.module_apply import move_plainly
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import exchange_all
 from lowprec_plugin.tensor.coded import Shared, rows_in
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, stored_part
@@ -33,8 +34,9 @@ def to_float_(
     gradient, the hooks registered on it and the user's attributes stay too. So do buffers, and tensors hung on modules
     (in lists and dicts too), that are fixed-point. Nothing of this package is left on the module: a pickle of it loads
     where the package is not installed. An adopted optimizer is of its own class again, one of
-    :mod:`lowprec_plugin.optim` of ``torch.optim``'s (``Lion``, which torch has not, of a float one of this package). It
-    holds plain state, second moments as squares, and so is what it holds beside its state; its schedulers stay bound.
+    :mod:`lowprec_plugin.optim` of ``torch.optim``'s (``Lion``, which torch does not have, of a float one of this
+    package). It holds plain state, second moments as squares; what it holds beside its state is plain too, and its
+    schedulers stay bound.
 
     Args:
         module: changed in place. It takes 4 bytes per parameter from here on, in float32.
@@ -121,7 +123,7 @@ def _once(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_updated(optimizers: list[Optimizer], held: set[int]) -> None:
     for optimizer in optimizers:
-        for param in (param for group in optimizer.param_groups for param in group["params"]):
+        for param in params_of(optimizer):
             part = fixed_part(param)
             if part is not None and id(param) not in held:
                 raise ValueError(

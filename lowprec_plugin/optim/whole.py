@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.optim.adopted import Adopted
@@ -16,7 +17,7 @@ from lowprec_plugin.optim.finite import NonFiniteGradientError, gradients_are_fi
 from lowprec_plugin.optim.generic import OwnStep
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import names_in
-from lowprec_plugin.optim.state import float_bytes
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 from lowprec_plugin.tensor.opening import Opening, suspended
 
@@ -101,10 +102,34 @@ def _say_once(optimizer: Adopted, opening: Opening) -> None:
             f"writes to {opening.together} parameters at once, and has {opening.most:,} bytes of floats open meanwhile"
             + (" (foreach=False may have one at a time)" if "foreach" in optimizer.defaults else "")
         )
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    held = float_bytes(optimizer)
-    fixed = sum(4 * local_part(param).numel() for param in params if fixed_part(param) is not None)
+    held = _bytes_in_float(optimizer)
+    fixed = sum(4 * local_part(param).numel() for param in params_of(optimizer) if fixed_part(param) is not None)
     if fixed and held > fixed // 8:
         said.append(f"holds {held:,} bytes of its own in floats, where the parameters would take {fixed:,}")
     if said:
         warnings.warn(f"{name} {', and '.join(said)}: these bytes are not saved", stacklevel=4)
+
+
+def _bytes_in_float(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the float tensors that ``optimizer`` holds, in state of fixed-point parameters or elsewhere in it."""
+    params = params_of(optimizer)
+    in_float = [param for param in params if fixed_part(param) is None]
+    seen = {id(known): 0 for param in in_float for known in (param, optimizer.state.get(param), param.grad)}
+    seen |= {id(known): 0 for param in params for known in (param, param.grad)}
+    _add_bytes(optimizer, seen)
+    return sum(seen.values())
+
+
+def _add_bytes(value: Any, seen: dict[int, int]) -> None:
+    if id(value) in seen:
+        return
+    if isinstance(value, Tensor):
+        local = local_part(value)
+        counts = local.is_floating_point() and fixed_part(value) is None and local.numel() > 1
+        seen[id(value)] = local.nbytes if counts else 0
+    elif isinstance(value, torch.optim.Optimizer):
+        _add_bytes(value.__dict__, seen)
+    elif isinstance(value, (dict, list, tuple, set)):
+        seen[id(value)] = 0
+        for each in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            _add_bytes(each, seen)

@@ -12,7 +12,7 @@ from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.formats import check_kind, check_word_length
 from lowprec_plugin.memory import optimizers_of, with_held
 from lowprec_plugin.optim.naming import described
-from lowprec_plugin.optim.state import is_copy, places
+from lowprec_plugin.optim.state import places
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, stored_part
@@ -57,7 +57,7 @@ def widen_(module: nn.Module, optimizers: Optimizer | Iterable[Optimizer], word_
         for state in optimizer.state.values():
             for holder, key, _ in places(state):
                 part = fixed_part(holder[key])
-                if part is not None and part._shared not in whole and (bits is None or is_copy(part)):
+                if part is not None and part._shared not in whole and (bits is None or part.is_copy):
                     tensors.append(holder[key])
     for tensor in tensors:
         if isinstance(tensor, DTensor):

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from lowprec_plugin.arithmetic.formulas import Algorithm
 from lowprec_plugin.compute_dtype import ComputeDtype
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.optim.fused import named_algorithms
 from lowprec_plugin.optim.options import PluginOptions
+from lowprec_plugin.plan import storages
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
-from lowprec_plugin.plan.inventory import of_count, of_module
-from lowprec_plugin.plan.storages import fixed_point, float32, others
+from lowprec_plugin.plan.inventory import Inventory, of_count, of_module
+from lowprec_plugin.plan.storages import fixed_point, float32
 from lowprec_plugin.plan.zero import LIVE, PERSISTENT, under_zero
 from lowprec_plugin.text.option_error import Option, OptionError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 else:  # the command line shows and checks them
     Optimizer = Literal[tuple(named_algorithms())]
 Sharding = Literal["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+#: ZeRO's stages, from 1 on.
 ZEROS = ("zero1", "zero2", "zero3")
 SHARDINGS = ("none", "ddp", "fsdp2", *ZEROS)
 
@@ -140,20 +143,12 @@ def plan(
     zero = sharding in ZEROS
     _check_sharded(options, sharding)
     itemsize = 2 if zero and options.computing.autocast else options.computing.dtype.itemsize  # as DeepSpeed has it
-    if isinstance(model, nn.Module):
-        inventory = of_module(model, options.keep_float, units)
-    elif not options.keep_float and units is None:
-        check_integer(model, "model")
-        inventory = of_count(model, layers)
-    else:
-        raise ValueError("keep_float and units name parts of a module: give the module in place of a number")
+    inventory = _inventory(model, options, units, layers)
     if zero and any(param.kept for param in inventory.parameters):
         raise ValueError("under ZeRO all master weights are in one flat partition: leave keep_float out")
     algorithm = algorithms[optimizer]
-    ours = fixed_point(options, algorithm, itemsize)
 
-    def amounts(storage: Storage, itemsize: int | None = None) -> Amounts:
-        itemsize = itemsize or storage.sent
+    def amounts(storage: Storage, itemsize: int) -> Amounts:
         held = inventory if itemsize == 4 else replace(inventory, buffers=inventory.narrow_buffers)
         if sharding == "none":
             return on_one(storage, held, activations)
@@ -161,27 +156,37 @@ def plan(
             return under_ddp(storage, held, activations, ranks, bucket_view)
         if sharding == "fsdp2":
             return under_fsdp2(storage, held, activations, ranks, rank)
-        stage = int(sharding[-1])
+        stage = 1 + ZEROS.index(sharding)
         return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
-    if zero:  # what differs is the engine's own dtype: masters and state are float32
-        masters = replace(float32(algorithm), source="float32 masters and state beside the engine's own parameters")
-        beside = [amounts(replace(masters, name=name), size) for name, size in (("float32", 4), ("bf16 mixed", 2))]
-    else:
-        beside = [amounts(storage) for storage in others(algorithm)]
-        if itemsize == 4:
-            beside.append(
-                amounts(
-                    replace(
-                        fixed_point(options, algorithm, 2), name=f"{ours.name}, bf16", source="compute_dtype=bfloat16"
-                    )
-                )
-            )
+    ours = amounts(fixed_point(options, algorithm, itemsize), itemsize)
+    others = tuple(amounts(*each) for each in _others(options, algorithm, itemsize, zero))
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
     said.append("the allocator's gaps and what CUDA and its libraries hold are not planned")
     said += inventory.assumptions if sharding == "fsdp2" or not isinstance(model, nn.Module) else ()
     said += _assumptions(sharding, bucket_view, itemsize, reduce_bucket_size)
-    return Plan(inventory.elements, optimizer, ranks, sharding, amounts(ours), tuple(beside), tuple(said))
+    return Plan(inventory.elements, optimizer, ranks, sharding, ours, others, tuple(said))
+
+
+def _inventory(model: nn.Module | int, options: PluginOptions, units: Iterable[str] | None, layers: int) -> Inventory:
+    if isinstance(model, nn.Module):
+        return of_module(model, options.keep_float, units)
+    if options.keep_float or units is not None:
+        raise ValueError("keep_float and units name parts of a module: give the module in place of a number")
+    check_integer(model, "model")
+    return of_count(model, layers)
+
+
+def _others(options: PluginOptions, algorithm: Algorithm, itemsize: int, zero: bool) -> list[tuple[Storage, int]]:
+    """What to compare with, each with the bytes of a number that operations see."""
+    if zero:  # what differs is the engine's own dtype: masters and state are float32
+        masters = replace(float32(algorithm), source="float32 masters and state beside the engine's own parameters")
+        return [(replace(masters, name="float32"), 4), (replace(masters, name="bf16 mixed"), 2)]
+    found = [(storage, storage.sent) for storage in storages.others(algorithm)]
+    if itemsize == 4:
+        narrow = fixed_point(options, algorithm, 2)
+        found.append((replace(narrow, name=f"{narrow.name}, bf16", source="compute_dtype=bfloat16"), 2))
+    return found
 
 
 def _check_ranks(sharding: str, ranks: int, rank: int) -> None:
@@ -220,7 +225,7 @@ def _assumptions(sharding: str, bucket_view: bool, itemsize: int, bucket: int) -
         said.append("DDP's buckets hold the gradients a second time (gradient_as_bucket_view=True avoids it)")
     if sharding == "fsdp2":
         said.append("gathered at once: what belongs to no unit, the largest unit, and one more that is fetched ahead")
-    if sharding.startswith("zero"):
+    if sharding in ZEROS:
         said.append(
             f"DeepSpeed's own parameters and gradients take {itemsize} bytes a number, and it allocates "
             f"reduce_bucket_size={bucket:,} of them; one parameter group"

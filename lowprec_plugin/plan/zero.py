@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowprec_plugin.arithmetic.reference.wire import (
-    blocks_of,
-    chunk_bytes,
-)
+from lowprec_plugin.arithmetic.reference.wire import blocks_of, chunk_bytes
 from lowprec_plugin.comm.exchange import message_bytes
 from lowprec_plugin.plan.amounts import Amounts, Storage
 from lowprec_plugin.plan.inventory import Inventory, Parameter

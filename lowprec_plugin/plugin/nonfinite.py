@@ -146,28 +146,9 @@ def _first(gradients: list[dict[str, Any]], again: dict[str, Any], *, everywhere
         everywhere: whether all gradients are NaN throughout.
         batches: whose gradients are added up; of these only the last was run again.
     """
-    ran = "When the step was run again"
-    if again.get("input"):
-        if again.get("before"):
-            return (
-                f"{ran}, what went into module {again['input']!r} was not finite, and the outputs before it, the last "
-                f"of module {again['before']!r}, were: look at what is computed in between, and at the data"
-            )
-        return f"{ran}, what went into module {again['input']!r} was not finite: look at the data"
-    if again.get("forward"):
-        return f"{ran}, the first output that was not finite was that of module {again['forward']!r}"
-    if again.get("loss") is not None and not math.isfinite(float(again["loss"])):
-        if again.get("minus_infinity"):
-            return (
-                f"{ran}, the loss was not finite, and of the modules' outputs the first with minus infinity in it, as "
-                f"a mask would put there, was that of module {again['minus_infinity']!r}"
-            )
-        return f"{ran}, every module's output was finite and the loss was not"
-    if again.get("backward"):
-        return (
-            f"{ran}, outputs and loss were finite, and in the backward pass the first gradient "
-            f"that was not was that of the output of module {again['backward']!r}"
-        )
+    seen = _seen(again)
+    if seen:
+        return f"When the step was run again, {seen}"
     others = again and dist.is_initialized() and dist.get_world_size() > 1
     if again and batches > 1:
         elsewhere = ", or at what the other processes wrote" if others else ""
@@ -185,6 +166,28 @@ def _first(gradients: list[dict[str, Any]], again: dict[str, Any], *, everywhere
     if gradients:  # the backward pass goes from the last to the first
         return f"The last parameter whose gradient is not finite is {gradients[-1]['parameter']!r}"
     return "Of the gradients that this process still holds all are finite"
+
+
+def _seen(again: dict[str, Any]) -> str:
+    """What was not finite first when the step was run again, in words; empty if all was finite."""
+    loss = again.get("loss")
+    if "input" in again:
+        said = f"what went into module {again['input']!r} was not finite"
+        if "before" not in again:
+            return f"{said}: look at the data"
+        said += f", and the outputs before it, the last of module {again['before']!r}, were"
+        return f"{said}: look at what is computed in between, and at the data"
+    if "forward" in again:
+        return f"the first output that was not finite was that of module {again['forward']!r}"
+    if loss is not None and not math.isfinite(float(loss)):
+        if "minus_infinity" not in again:
+            return "every module's output was finite and the loss was not"
+        said = "the loss was not finite, and of the modules' outputs the first with minus infinity in it"
+        return f"{said}, as a mask would put there, was that of module {again['minus_infinity']!r}"
+    if "backward" in again:
+        said = "outputs and loss were finite, and in the backward pass the first gradient that was not"
+        return f"{said} was that of the output of module {again['backward']!r}"
+    return ""
 
 
 def _run_again(module: LightningModule, model: Any, closure: Callable[[], Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lowprec_plugin.compat.lightning import BeforeUpdate, is_fitting
 from lowprec_plugin.compute_dtype import ComputeDtype
 from lowprec_plugin.optim import StepSettings, adopt, widen_
 from lowprec_plugin.optim.options import PluginOptions, of_options
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin.activations import Inside
@@ -144,6 +145,11 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         """Optimizer steps skipped for a NaN or infinite gradient (``nonfinite="skip"``)."""
         return sum(each.skipped_steps for each in self._stepping)
 
+    @property
+    def saturated(self) -> int:
+        """Numbers that were out of their format's range when updates were rounded, so far."""
+        return sum(each.saturated for each in self._stepping)
+
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Swap the parameters of ``module`` for fixed-point ones, in place. Under DeepSpeed a ``ValueError``."""
         check_strategy(module, deepspeed=False)
@@ -246,14 +252,8 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
                 self._optimizers, self._left = [], state
 
     def _params(self) -> list[FixedPointTensor]:
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        parts = (fixed_part(param) for group in groups for param in group["params"])
+        parts = (fixed_part(param) for optimizer in self._optimizers for param in params_of(optimizer))
         return [part for part in parts if part is not None]
-
-    @property
-    def saturated(self) -> int:
-        """Numbers that were out of their format's range when updates were rounded, so far."""
-        return sum(each.saturated for each in self._stepping)
 
     def __repr__(self) -> str:
         options, bits = self.options, self.options.state_word_length or self.format.word_length

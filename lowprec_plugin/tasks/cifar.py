@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowprec_plugin.tasks.gzipped import unpacked
 from lowprec_plugin.tasks.images import ImageDataModule, Images
-from lowprec_plugin.tasks.packed import (
-    unpacked,
-)
 
 #: The archive as it is distributed, from https://www.cs.toronto.edu/~kriz/cifar.html
 ARCHIVE = "cifar-10-binary.tar.gz"

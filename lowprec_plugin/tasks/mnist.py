@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowprec_plugin.tasks.gzipped import unpacked
 from lowprec_plugin.tasks.images import ImageDataModule, Images
-from lowprec_plugin.tasks.packed import unpacked
 from lowprec_plugin.text.files import whole_file
 
 #: Where the files are downloaded from, tried in order.

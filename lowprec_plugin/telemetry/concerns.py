@@ -9,9 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
-from lowprec_plugin.tensor import (
-    FixedPointTensor,
-)
+from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part
 
 #: Of a layer's numbers, out of range: clipping pulls them all one way, and no rounding mends that.

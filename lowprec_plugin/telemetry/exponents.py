@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.tensor.dtensor import fixed_part
 
-#: The place of exponent 0 in a count of blocks.
-ZERO = 128
+#: How many exponents int8 has, and the place of exponent 0 in a count of blocks.
+EXPONENTS, ZERO = 256, 128
 
 
 def block_exponents(module: nn.Module) -> Tensor:
@@ -28,9 +28,9 @@ def block_exponents(module: nn.Module) -> Tensor:
         exponents = part.exponents
         if exponents is None:
             exponents = torch.tensor([part.format.static_exponent], dtype=torch.int8, device=part.device)
-        count = torch.bincount(exponents.flatten().int() + ZERO, minlength=2 * ZERO)
+        count = torch.bincount(exponents.flatten().int() + ZERO, minlength=EXPONENTS)
         found[count.device] = found.get(count.device, 0) + count
-    counts = torch.zeros(2 * ZERO, dtype=torch.int64)
+    counts = torch.zeros(EXPONENTS, dtype=torch.int64)
     for count in found.values():
         counts += count.cpu()
     counts[MIN_EXPONENT + ZERO] = 0  # a block of zeros has the smallest exponent there is

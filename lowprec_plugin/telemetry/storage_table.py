@@ -15,9 +15,7 @@ from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.plain import why_left
 from lowprec_plugin.optim.state import state_format
 from lowprec_plugin.optim.step import FixedPointStep, steps_each_by_itself
-from lowprec_plugin.tensor import (
-    FixedPointTensor,
-)
+from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 from lowprec_plugin.text.tables import columns
 

@@ -85,6 +85,7 @@ class Coded(torch.Tensor):
     label: str
     whole_rows: int | None
     gradient_word_length: int | None
+    is_copy: bool
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
@@ -119,10 +120,11 @@ class Coded(torch.Tensor):
         self._codes, self._low, self._exponents = blocks
         self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
         if window_on is None:
-            self._shared, self._offset, self.whole_rows = Shared(first_row, rows_in(codes)), 0, None
-            self.gradient_word_length = None
+            self._shared, self._offset = Shared(first_row, rows_in(codes)), 0
+            self.whole_rows, self.is_copy, self.gradient_word_length = None, False, None
         else:
-            self._shared, self._offset, self.whole_rows = window_on._shared, window_on._offset, window_on.whole_rows
+            self._shared, self._offset = window_on._shared, window_on._offset
+            self.whole_rows, self.is_copy = window_on.whole_rows, window_on.is_copy
             self.gradient_word_length = window_on.gradient_word_length
         return self
 
@@ -238,7 +240,8 @@ class Coded(torch.Tensor):
         if "first_row" not in changes:
             options["first_row"] = self._shared.first_row + self._offset
         result = type(self)(blocks, self.format, **options)
-        result._shared.roundings, result.whole_rows = self._shared.roundings, self.whole_rows
+        result._shared.roundings = self._shared.roundings
+        result.whole_rows, result.is_copy = self.whole_rows, self.is_copy
         result.gradient_word_length = self.gradient_word_length
         return result
 

@@ -8,13 +8,15 @@ time (docs/decisions/0012-copies-round.md).
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.compat.exchanging import exchange, holder_of
-from lowprec_plugin.tensor.coded import Coded, check_not_left
+from lowprec_plugin.tensor.coded import Coded, Shared, check_not_left
 from lowprec_plugin.tensor.opening import current, renew
 
 
@@ -74,7 +76,7 @@ def _alike(target: Coded, source: Coded) -> bool:
 
 
 def assign_(target: Coded, value: Tensor) -> None:
-    """What ``target.data = value`` does: put other codes in the place of ``target``'s, rounded as it rounds.
+    """What ``target.data = value`` does: put other codes in place of ``target``'s, rounded as it rounds.
 
     A fixed-point ``value`` brings its own codes and format along, but not into an optimizer's step: a parameter keeps
     its format there.
@@ -130,6 +132,10 @@ def _assign_open(target: Coded, value: Tensor) -> None:
         opened.floats = value.detach().view(opened.floats.shape)
 
 
+#: Whose memory of before others may hold yet.
+_with_memory: WeakSet[Shared] = WeakSet()
+
+
 def note_memory(target: Coded, floats: Tensor) -> None:
     """``target`` came from ``floats``, and a float tensor would be their memory: who goes on writing there is refused.
 
@@ -137,6 +143,16 @@ def note_memory(target: Coded, floats: Tensor) -> None:
     """
     if type(floats) in (Tensor, torch.nn.Parameter) and floats.layout == torch.strided:
         target._shared.memory = StorageWeakRef(floats.untyped_storage())  # type: ignore[no-untyped-call]
+        _with_memory.add(target._shared)
+
+
+def memory_is_held() -> bool:
+    """Whether anybody holds memory that a fixed-point tensor had as floats. Where none is, that is known at once."""
+    for shared in list(_with_memory):
+        if shared.memory is not None and not shared.memory.expired():  # type: ignore[no-untyped-call]
+            return True
+        _with_memory.discard(shared)
+    return False
 
 
 def _stored(target: Coded, value: Tensor) -> Coded:

@@ -1,7 +1,7 @@
 """What waits for the first fixed-point tensor.
 
 Importing the package changes nothing for those who use none: what has an effect on all of torch is done when the first
-one comes into being, from floats or from a file.
+one is made, from floats or from a file.
 """
 
 from __future__ import annotations

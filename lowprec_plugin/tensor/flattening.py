@@ -24,17 +24,17 @@ class Flattened(Coded, CompiledByKey):
         names = [name for name in ("_codes", "_low", "_exponents") if getattr(self, name) is not None]
         context = (
             self.format, self.dtype, self.rounding, self.stream, self.label, self.first_row, self.whole_rows,
-            self.storage_offset(),
+            self.is_copy, self.storage_offset(),
         )  # fmt: skip
         return names, context
 
     @classmethod
     def __tensor_unflatten__(cls, inner: dict[str, Tensor], context: tuple[Any, ...], size: Any, stride: Any) -> Self:
-        format, dtype, rounding, stream, label, first_row, whole_rows, offset = context
+        format, dtype, rounding, stream, label, first_row, whole_rows, is_copy, offset = context
         blocks = Blocks(inner["_codes"], inner.get("_low"), inner.get("_exponents"))
         result = cls(
             blocks, format, dtype=dtype, rounding=rounding, stream=stream, label=label, first_row=first_row,
             geometry=(size, stride, offset),
         )  # fmt: skip
-        result.whole_rows = whole_rows
+        result.whole_rows, result.is_copy = whole_rows, is_copy
         return result

@@ -21,7 +21,7 @@ from lowprec_plugin.compat.autograd import version_of
 from lowprec_plugin.compat.operators import unscale
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor.coded import Coded, check_not_left
-from lowprec_plugin.tensor.integrity import check_read
+from lowprec_plugin.tensor.integrity import Pickled, check_read
 from lowprec_plugin.tensor.opening import current
 from lowprec_plugin.tensor.rules import dispatch
 from lowprec_plugin.tensor.tensor import FixedPointTensor
@@ -137,27 +137,21 @@ class FixedPointGradient(FixedPointTensor):
         return dispatch(func, args, kwargs or {}) if result is NotImplemented else result
 
 
-def rebuild_gradient(
-    factor: Tensor | None, codes: Tensor, low: Tensor | None, exponents: Tensor | None, format: str, dtype: torch.dtype,
-    rounding: str, stream: int, label: str, first_row: int, roundings: int, geometry: tuple[Any, Any, Any] | None,
-    *others: Any,
-) -> FixedPointGradient:  # fmt: skip
+def rebuild_gradient(factor: Tensor | None, *pickled: Any) -> FixedPointGradient:
     """Put a gradient together from what its pickle holds. Allowed under ``weights_only=True``.
 
     Raises:
         ValueError: as :func:`lowprec_plugin.tensor.rebuild`.
     """
-    given = Blocks(codes, low, exponents)
-    *more, written = others[:4]
-    facts = (format, dtype, rounding, stream, label, first_row, roundings, geometry, *more)
-    parsed = check_read(given, *facts, written=written, marked=True)
+    given = Pickled(*pickled)
+    format = check_read(given, marked=True)
     if factor is not None and (type(factor) is not Tensor or (factor.dtype, factor.dim()) != (torch.float32, 0)):
-        raise ValueError(f"gradient {label!r} in a file is damaged: its factor is {factor!r}")
+        raise ValueError(f"gradient {given.label!r} in a file is damaged: its factor is {factor!r}")
     result = FixedPointGradient(
-        given.map(torch.detach), parsed, dtype=dtype, rounding=rounding, stream=stream, label=label,
-        first_row=first_row, geometry=geometry,
+        given.blocks.map(torch.detach), format, dtype=given.dtype, rounding=given.rounding, stream=given.stream,
+        label=given.label, first_row=given.first_row, geometry=given.geometry,
     )  # fmt: skip
-    result.roundings, result._shared.factor = roundings, factor
+    result.roundings, result._shared.factor = given.roundings, factor
     return result
 
 

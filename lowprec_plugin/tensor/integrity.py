@@ -7,43 +7,62 @@ fixed-point tensor therefore holds a digest of itself, which is checked when it 
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks, check_blocks, check_window
-from lowprec_plugin.arithmetic.ops import (
-    check_rounding,
-)
+from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.formats import MIN_EXPONENT, NOT_FINITE, FixedPointFormat, check_integer, check_kind
 
 #: Rows of a whole tensor, beyond which places of elements would no longer fit 64 bits.
 MAX_ROWS = 1 << 48
 
 
-def check_read(
-    blocks: Blocks,
-    format: str,
-    dtype: torch.dtype,
-    rounding: str,
-    stream: int,
-    label: str,
-    first_row: int,
-    roundings: int,
-    geometry: tuple[Any, Any, Any] | None,
-    parameter: bool,
-    requires_grad: bool,
-    whole_rows: int | None,
-    *,
-    written: str | None,
-    marked: bool = False,
-) -> FixedPointFormat:
+class Pickled(NamedTuple):
+    """All that a pickle holds of a tensor, in its order. What has a default, earlier versions did not write.
+
+    Attributes:
+        codes, low, exponents: its planes.
+        geometry: shape, strides and offset, if it is a window on these.
+        parameter: whether it is a ``torch.nn.Parameter``.
+        written: the :func:`digest` of the planes and of what stands between them and this.
+        hung: the attributes that a user has hung on it.
+    """
+
+    codes: Tensor
+    low: Tensor | None
+    exponents: Tensor | None
+    format: str
+    dtype: torch.dtype
+    rounding: str
+    stream: int
+    label: str
+    first_row: int
+    roundings: int
+    geometry: tuple[Any, Any, Any] | None
+    parameter: bool
+    requires_grad: bool
+    whole_rows: int | None = None
+    written: str | None = None
+    hung: dict[str, Any] | None = None
+
+    @property
+    def blocks(self) -> Blocks:
+        """The planes."""
+        return Blocks(*self[:3])
+
+    def digest(self) -> str | None:
+        """What ``written`` has to be."""
+        return digest(self.blocks, *self[3:-2])
+
+
+def check_read(given: Pickled, *, marked: bool = False) -> FixedPointFormat:
     """Check all that a pickle holds of a tensor, of which nothing is trusted.
 
     The planes are held against the format, the window against the codes, every number against its range, and all of it
-    against ``written``: the :func:`digest` of when it was pickled, or ``None`` (earlier versions kept none). Blocks of
-    a gradient may be ``marked`` as not finite.
+    against the digest of when it was pickled, if there is one. Blocks of a gradient may be ``marked`` as not finite.
 
     Returns:
         the format.
@@ -51,26 +70,26 @@ def check_read(
     Raises:
         ValueError: for anything that is not as it was written, or cannot have been.
     """
-    facts = (
-        format, dtype, rounding, stream, label, first_row, roundings, geometry, parameter, requires_grad, whole_rows
-    )  # fmt: skip
     try:
-        parsed = FixedPointFormat.parse(format)
-        check_blocks(blocks, parsed)
-        check_facts(dtype, rounding, label, first_row, stream=stream, roundings=roundings, whole_rows=whole_rows or 0)
-        check_kind(parameter, bool, "parameter")
-        check_kind(requires_grad, bool, "requires_grad")
-        if geometry is not None:
-            check_window(*geometry, elements=blocks.codes.numel())
+        format, blocks = FixedPointFormat.parse(given.format), given.blocks
+        check_blocks(blocks, format)
+        check_facts(
+            given.dtype, given.rounding, given.label, given.first_row,
+            stream=given.stream, roundings=given.roundings, whole_rows=given.whole_rows or 0,
+        )  # fmt: skip
+        check_kind(given.parameter, bool, "parameter")
+        check_kind(given.requires_grad, bool, "requires_grad")
+        if given.geometry is not None:
+            check_window(*given.geometry, elements=blocks.codes.numel())
         exponents = blocks.exponents
         if marked and exponents is not None:
             exponents = exponents.masked_fill(exponents == NOT_FINITE, MIN_EXPONENT)
-        check_numbers(blocks._replace(exponents=exponents), parsed)
-        if written is not None and digest(blocks, *facts) not in (written, None):
-            raise ValueError(f"it is not what was written, whose digest is {written}")
+        check_numbers(blocks._replace(exponents=exponents), format)
+        if given.written is not None and given.digest() not in (given.written, None):
+            raise ValueError(f"it is not what was written, whose digest is {given.written}")
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # of planes that are odd classes too
-        raise ValueError(f"tensor {label!r} in a file is damaged, or not this package's own: {error}") from error
-    return parsed
+        raise ValueError(f"tensor {given.label!r} in a file is damaged, or not this package's own: {error}") from error
+    return format
 
 
 def check_facts(dtype: object, rounding: object, label: object, first_row: object, **integers: object) -> None:

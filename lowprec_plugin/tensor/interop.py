@@ -1,6 +1,6 @@
 """What torch and others do with a tensor's memory directly, where no operation of torch's dispatcher tells.
 
-There is no memory behind the floats of a fixed-point tensor, and whatever looked there would end the process.
+There is no memory behind the floats of a fixed-point tensor, and code that looked there would crash the process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_DATA_OF_FLOATS = (
 
 
 class _NoStorage:
-    """Stands for the floats in memory that a fixed-point tensor has not."""
+    """Stands for the floats in memory that a fixed-point tensor does not have."""
 
     def size(self) -> int:
         """0. torch 2.10 compares it with the number of elements when it writes a distributed checkpoint."""

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
 from lowprec_plugin.compat.modules import PARAMETER_MARK
 from lowprec_plugin.compat.shallow_copies import refuse_as_data
@@ -29,9 +28,12 @@ from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.copying import assign_
 from lowprec_plugin.tensor.flattening import Flattened
 from lowprec_plugin.tensor.fsdp import Gathered
-from lowprec_plugin.tensor.integrity import check_facts, check_read, digest
+from lowprec_plugin.tensor.integrity import Pickled, check_facts, check_read
 from lowprec_plugin.tensor.interop import NO_DATA_OF_FLOATS, Direct
 from lowprec_plugin.tensor.rules import dispatch
+
+#: What files have behind the label of a copy.
+_OF_COPIES = " (a copy)"
 
 
 class FixedPointTensor(Gathered, Direct, Flattened):
@@ -48,6 +50,8 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         label: its name, for messages.
         first_row: the row of the whole tensor at which this shard of it starts.
         whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
+        is_copy: whether it is an optimizer's copy of a parameter, such as slow weights, and so has the parameter's
+            format whatever other state has.
         gradient_word_length: bits of a parameter's gradient, once an optimizer has it; ``None``: floats.
     """
 
@@ -123,13 +127,14 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         return copied  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        facts = (
-            str(self.format), self.dtype, self.rounding, self.stream, self.label, self.first_row, self.roundings,
-            self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
+        label = self.label + (_OF_COPIES if self.is_copy else "")
+        pickled = Pickled(
+            *self.blocks, str(self.format), self.dtype, self.rounding, self.stream, label, self.first_row,
+            self.roundings, self._geometry, isinstance(self, torch.nn.Parameter), self.requires_grad, self.whole_rows,
+            hung={name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES},
         )  # fmt: skip
-        hung = {name: value for name, value in vars(self).items() if name not in OWN_ATTRIBUTES}
-        written = digest(self.blocks, *facts)
-        return rebuild, (*self.blocks, *facts, written, hung) if hung else (*self.blocks, *facts, written)
+        pickled = pickled._replace(written=pickled.digest())
+        return rebuild, pickled[:] if pickled.hung else pickled[:-1]  # plain tuples, which files hold
 
     __torch_function__ = no_torch_function
 
@@ -141,42 +146,27 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         return dispatch(func, args, kwargs or {})
 
 
-def rebuild(
-    codes: Tensor,
-    low: Tensor | None,
-    exponents: Tensor | None,
-    format: str,
-    dtype: torch.dtype,
-    rounding: str,
-    stream: int,
-    label: str,
-    first_row: int,
-    ticks: int,
-    geometry: tuple[Any, Any, Any] | None,
-    parameter: bool,
-    requires_grad: bool,
-    whole_rows: int | None = None,
-    written: str | None = None,
-    hung: dict[str, Any] | None = None,
-) -> Tensor:
+def rebuild(*pickled: Any) -> Tensor:
     """Put a :class:`FixedPointTensor` together from what its pickle holds. Allowed under ``weights_only=True``.
 
-    ``hung`` are the attributes that a user has hung on it.
+    Args:
+        pickled: see :class:`~lowprec_plugin.tensor.integrity.Pickled`.
 
     Raises:
         ValueError: for anything that is not as it was written, see :func:`lowprec_plugin.tensor.integrity.check_read`.
     """
-    given = Blocks(codes, low, exponents)
-    facts = (format, dtype, rounding, stream, label, first_row, ticks, geometry, parameter, requires_grad, whole_rows)
-    parsed = check_read(given, *facts, written=written)
+    given = Pickled(*pickled)
+    format, label = check_read(given), label_of_today(given.label)
     result = FixedPointTensor(
-        given.map(torch.detach), parsed,  # the tensors given may yet be changed by what follows in the pickle
-        dtype=dtype, rounding=rounding, stream=stream, label=label_of_today(label),
-        first_row=first_row, geometry=geometry,
+        given.blocks.map(torch.detach), format,  # the tensors given may yet be changed by what follows in the pickle
+        dtype=given.dtype, rounding=given.rounding, stream=given.stream, label=label.removesuffix(_OF_COPIES),
+        first_row=given.first_row, geometry=given.geometry,
     )  # fmt: skip
-    result.roundings, result.whole_rows = ticks, whole_rows
-    tensor = torch.nn.Parameter(result, requires_grad) if parameter else result.requires_grad_(requires_grad)
-    vars(tensor).update({name: value for name, value in (hung or {}).items() if name not in OWN_ATTRIBUTES})
+    result.roundings, result.whole_rows = given.roundings, given.whole_rows
+    result.is_copy = label.endswith(_OF_COPIES)
+    needed = given.requires_grad
+    tensor = torch.nn.Parameter(result, needed) if given.parameter else result.requires_grad_(needed)
+    vars(tensor).update({name: value for name, value in (given.hung or {}).items() if name not in OWN_ATTRIBUTES})
     return tensor
 
 

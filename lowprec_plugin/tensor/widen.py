@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.blocks import Blocks, pack, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, from_planes, to_planes
 from lowprec_plugin.formats import MIN_EXPONENT, FixedPointFormat
 from lowprec_plugin.tensor.opening import renew
 from lowprec_plugin.tensor.tensor import FixedPointTensor
@@ -85,4 +85,4 @@ def _shifted(blocks: Blocks, format: FixedPointFormat, wider: FixedPointFormat) 
     exponents = blocks.exponents
     if exponents is not None:
         exponents = (exponents.to(torch.int16) - more).clamp(min=MIN_EXPONENT).to(torch.int8)
-    return Blocks(*pack(unpack(blocks, format) << more, wider), exponents)
+    return Blocks(*to_planes(from_planes(blocks, format) << more, wider), exponents)

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and tables in Markdown. The standard library only."""
+"""What people read: numbers, tables, pictures, errors that name options, and files that appear whole. No torch here."""

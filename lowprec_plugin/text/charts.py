@@ -46,13 +46,13 @@ def dots(
     title: str,
     description: str,
     rows: Sequence[Dots],
-    ticks: Sequence[tuple[float, str]],
+    places: Sequence[tuple[float, str]],
     span: tuple[float, float],
 ) -> str:
     """A line for each variant: a dot for each seed, a diamond at their mean, the zone of equal quality behind.
 
     Args:
-        ticks: of the axis below, where and what.
+        places: of the axis below, where and what.
         span: what the axis shows; a mean outside is an arrow at its end.
     """
     line, top = 46, 4
@@ -62,7 +62,7 @@ def dots(
     def x(value: float) -> str:
         return f"{2 + 96 * (value - span[0]) / (span[1] - span[0]):.2f}%"
 
-    for at, label in ticks:
+    for at, label in places:
         add(svg, "line", x1=x(at), x2=x(at), y1=top, y2=height - 18, class_="grid")
         add(svg, "text", label, x=x(at), y=height - 4, class_="tick", text_anchor="middle")
     for index, row in enumerate(rows):

@@ -26,12 +26,7 @@ from lowprec_plugin.activations.emulation import Emulator
 from lowprec_plugin.formats import rows_of
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.text.option_error import Option, OptionError
-from lowprec_plugin.tune.space import (
-    Setting,
-    Space,
-    read_options,
-    word_length,
-)
+from lowprec_plugin.tune.space import Setting, Space, read_options, word_length
 
 #: The three figures, and which kinds each is of.
 PARTS = {

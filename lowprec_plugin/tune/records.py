@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowprec_plugin.text.option_error import Option, OptionError
-from lowprec_plugin.tune.space import (
-    Setting,
-)
+from lowprec_plugin.tune.space import Setting
 
 #: Called with the epoch (from 1) and the metric at its end; ``True`` stops the run.
 Judge = Callable[[int, float], bool]

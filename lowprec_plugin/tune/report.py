@@ -133,11 +133,13 @@ def _table(found: Found, costs: Costs) -> str:
 
 def outcome(trial: Trial) -> str:
     """How the run on the search's seed ended."""
+    return _outcome(trial) + ("" if trial.run.stopped is None else f" after epoch {trial.run.stopped}")
+
+
+def _outcome(trial: Trial) -> str:
     if trial.run.diverged is not None:
         return "diverged"
-    if trial.run.stopped is not None:
-        return f"stopped after epoch {trial.run.stopped}"
-    return "passed" if trial.passed else "too much worse"
+    return "stopped" if trial.run.stopped is not None else "passed" if trial.passed else "too much worse"
 
 
 def _comparison(trial: Trial, baseline: Baseline) -> str:
@@ -175,7 +177,7 @@ def _plot(found: Found) -> str:
     limit = max([2 * found.tolerance, *(abs(worse) for _, worse in line if worse < 10 * found.tolerance)])
 
     def of(*outcomes: str) -> list[tuple[float, float, float]]:
-        chosen = [trial for trial in found.trials if outcome(trial).startswith(outcomes)]
+        chosen = [trial for trial in found.trials if _outcome(trial) in outcomes]
         return [(100 * trial.bits.cost, min(trial.point[1], 1.4 * limit), 0.0) for trial in chosen]
 
     def tried(held: bool) -> list[tuple[float, float, float]]:
@@ -192,7 +194,7 @@ def _plot(found: Found) -> str:
         "Bits as a share of float32's, and how much worse the metric is; bars are two standard errors.",
         [
             Marks("passed", "M-4,0 a4,4 0 1,0 8,0 a4,4 0 1,0 -8,0", "good", of("passed")),
-            Marks("too much worse", "M-4,-4 L4,4 M-4,4 L4,-4", "bad", of("too much")),
+            Marks("too much worse", "M-4,-4 L4,4 M-4,4 L4,-4", "bad", of("too much worse")),
             Marks("stopped or diverged", "M-5,-4 h10 l-5,8 z", "lost", of("stopped", "diverged")),
             Marks("confirmed", "M0,-8 L7,0 L0,8 L-7,0 Z", "good", tried(True)),
             Marks("not confirmed", "M-6,-6 h12 v12 h-12 Z", "bad", tried(False)),

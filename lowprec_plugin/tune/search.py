@@ -23,14 +23,10 @@ from lowprec_plugin.tune.baseline import Baseline
 from lowprec_plugin.tune.cost import Bits, Costs
 from lowprec_plugin.tune.frontier import frontier
 from lowprec_plugin.tune.records import Judge, Run
-from lowprec_plugin.tune.space import (
-    Setting,
-    Space,
-    narrower,
-)
+from lowprec_plugin.tune.space import Setting, Space, narrower
 
 #: Runs a setting: which, with which seed, and who may stop it.
-Trainer = Callable[[Setting, int, "Judge | None"], Run]
+Train = Callable[[Setting, int, "Judge | None"], Run]
 
 #: After so many proposals in a row of what is known already, the open setting in the middle of the cost is run.
 _PATIENCE = 20
@@ -85,7 +81,7 @@ class Search:
         trials: what was run, in order.
     """
 
-    def __init__(self, space: Space, costs: Costs, baseline: Baseline, train: Trainer, *, runs: int, seed: int) -> None:
+    def __init__(self, space: Space, costs: Costs, baseline: Baseline, train: Train, *, runs: int, seed: int) -> None:
         import optuna
 
         self._space, self._costs, self._baseline, self._train = space, costs, baseline, train

@@ -59,7 +59,7 @@ class Space:
         return {**rungs, "rounding": rounding}
 
     def options(self, setting: Setting, base: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """What :class:`FixedPointPrecision` has to be told, as it stands in a YAML: ``base``, with ``setting``."""
+        """The options of ``FixedPointPrecision``, as a YAML has them: ``base``, with ``setting``."""
         options = {**base, "rounding": setting["rounding"], "seed": seed}
         if "weights" in setting:
             format = FixedPointFormat.parse(setting["weights"])

@@ -12,7 +12,7 @@ from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.formulas import ADAM, ALGORITHMS, MOMENTUM, SGD, Algorithm, Hyper
 from lowprec_plugin.arithmetic.native import library as native
-from lowprec_plugin.arithmetic.random_bits import key_of
+from lowprec_plugin.arithmetic.random_bits import Draw, key_of
 from lowprec_plugin.formats import rows_of
 from tests import cases
 from tests.algorithms import HYPERS, stored_as
@@ -244,7 +244,7 @@ def test_a_result_of_another_kind_gets_no_address(out: torch.Tensor) -> None:
     with pytest.raises(AssertionError, match=r"\(dtype, elements, contiguous\)"):
         native.dequantize(blocks, format, out)
     with pytest.raises(AssertionError, match=r"\(dtype, elements, contiguous\)"):
-        native.rounded(torch.ones(3, 100), format, out, stochastic=False, key=0, bits=None)
+        native.rounded(torch.ones(3, 100), format, out, Draw(stochastic=False))
 
 
 @pytest.mark.parametrize("first_row", [-1, 2**63, 2**70])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowprec_plugin import FixedPointFormat
-from lowprec_plugin.arithmetic.blocks import unpack
+from lowprec_plugin.arithmetic.blocks import from_planes
 from lowprec_plugin.arithmetic.random_bits import key_of, random_bits
 from lowprec_plugin.arithmetic.reference import rounding as reference
 from lowprec_plugin.formats import MIN_EXPONENT
@@ -82,7 +82,7 @@ def test_squares_other_than_zero_are_never_stored_as_zero() -> None:
     format = FixedPointFormat(8, squared=True)
     x = torch.tensor([[1.0, 1e-12, 0.0, 1e-30]])
     blocks, _ = reference.quantize(x, format, None)
-    assert unpack(blocks, format).tolist() == [[64, 1, 0, 1]]
+    assert from_planes(blocks, format).tolist() == [[64, 1, 0, 1]]
 
 
 def test_static_formats_saturate_at_both_ends() -> None:

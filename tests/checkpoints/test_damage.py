@@ -1,4 +1,4 @@
-"""A checkpoint with a flipped bit is told by the checksums in it, which torch does not look at."""
+"""A checkpoint with a flipped bit is recognised by the checksums in it, which torch does not look at."""
 
 from __future__ import annotations
 

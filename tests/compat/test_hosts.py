@@ -81,7 +81,7 @@ def test_a_renamed_part_of_lightning_is_named(ask: Callable[[Any], object], name
         (lambda it: modules.find_weights_again(it), "_init_flat_weights"),
         (lambda it: operators.schema_of(it), "_schema"),
         (lambda it: operators.is_composite(it), "_can_decompose"),
-        (lambda it: sparse.parts_of(it), "_indices"),
+        (lambda it: sparse.tensors_in(it), "_indices"),
         (lambda it: lightning.step_of_logs(SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=it))), "_batches_"),
         (lambda it: lightning.name_in(it, "x"), "_prefix"),
     ],
@@ -197,10 +197,10 @@ def test_a_gradient_scaler_is_not_taken_in_silently(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
 def test_the_parts_of_sparse_tensors_are_theirs(layout: torch.layout) -> None:
     tensor = torch.eye(5).to_sparse(layout=layout)
-    parts = sparse.parts_of(tensor)
+    parts = sparse.tensors_in(tensor)
     assert parts[-1].shape == (5,)
     assert sum(part.nbytes for part in parts) == 5 * 4 + 8 * (10 if layout is torch.sparse_coo else 6 + 5)
-    assert sparse.parts_of(torch.eye(5)) == []
+    assert sparse.tensors_in(torch.eye(5)) == []
 
 
 def test_a_ramp_is_refused_where_lightning_has_no_hook_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from lowprec_plugin import FixedPointPrecision
-from lowprec_plugin.experiments import Config, place, read_config
+from lowprec_plugin.experiments import Config, read_config, users_line
 from lowprec_plugin.experiments.making import instantiate, quietly
 
 FIXED = """
@@ -153,4 +153,4 @@ def test_installed_code_is_not_the_users_own(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(ValueError, match="no") as caught:
         importlib.import_module("installed_by_a_user").refuse()
-    assert place(caught.value).startswith(" (test_experiments.py, line ")
+    assert users_line(caught.value).startswith(" (test_experiments.py, line ")

@@ -21,7 +21,7 @@ from torch import nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.blocks import unpack
+from lowprec_plugin.arithmetic.blocks import from_planes
 from lowprec_plugin.export import to_hls
 from lowprec_plugin.export.hls import ap_fixed
 from tests.export import nets
@@ -64,7 +64,7 @@ def by_quantizers(x: np.ndarray, type: str) -> np.ndarray:
 
 def by_lowprec(x: np.ndarray, format: FixedPointFormat) -> np.ndarray:
     blocks, _ = ops.quantize(torch.tensor(x, dtype=torch.float32), format, rounding="nearest")
-    return unpack(blocks, format).numpy()
+    return from_planes(blocks, format).numpy()
 
 
 FORMATS = st.builds(lambda word, fraction: FixedPointFormat(word, fraction), st.integers(2, 24), st.integers(-30, 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointTensor, memory, optim
+from lowprec_plugin.optim import laid_out
+from lowprec_plugin.tensor.dtensor import fixed_part
 from tests.optim import habits
 from tests.optim.habits import HABITS
 
@@ -263,6 +266,24 @@ def test_data_that_an_optimizer_keeps_is_the_parameters_or_refused() -> None:
     with pytest.raises(ValueError, match=r"KeepsData holds memory that parameter '0' had as floats .* after quantize_"):
         optim.adopt(optimizer)
     assert type(optimizer) is habits.KeepsData
+
+
+def test_a_step_looks_at_memory_only_while_somebody_holds_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(laid_out, "fixed_part", lambda param: looked.append(param) or fixed_part(param))
+    gc.collect()
+    net = parameters("fixed16")
+    optimizer = optim.adopt(habits.StateInBfloat16(net.parameters()))
+    train(net, optimizer, 2)
+    assert not looked
+    floats = nn.ParameterList([nn.Parameter(torch.randn(8, 40))])
+    held = floats[0].data
+    optim.quantize_(floats)
+    train(net, optimizer, 2)
+    assert len(looked) == 2 * len(SHAPES)
+    del held
+    train(net, optimizer, 2)
+    assert len(looked) == 2 * len(SHAPES)
 
 
 SQUARES = ("v", "exp_avg_var", "grad_sum_sq", "second_moments", "s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import pickle
 from typing import Any
 
@@ -406,6 +407,23 @@ def test_state_made_of_a_copy_of_the_parameter_is_stored_as_what_it_has_become(e
         "m": (bits, False), "v": (bits, True), "slow": (16, False),
     }  # fmt: skip
     torch.testing.assert_close(fixed.dequantize(), floats.detach(), rtol=0, atol=0.1)
+
+
+def test_a_copy_of_a_parameter_is_one_by_its_name_and_in_a_file_too() -> None:
+    weight = nn.Parameter(FixedPointTensor.quantize(torch.randn(4, 64), "fixed16", label="w"))
+    optimizer = optim.adopt(ClonesState([weight], early=False), optim.StepSettings(8))
+    weight.grad = torch.randn(4, 64)
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    assert b"w.slow (a copy)" in file.getvalue()  # as earlier versions wrote it
+    file.seek(0)
+    read = torch.load(file, weights_only=True)
+    again = optim.adopt(ClonesState([weight], early=False), optim.StepSettings(8))
+    again.load_state_dict(read)
+    for state in (optimizer.state[weight], read["state"][0], again.state[weight]):
+        labels = {name: (value.label, value.is_copy, value.format.word_length) for name, value in state.items()}
+        assert labels == {"m": ("w.m", False, 8), "v": ("w.v", False, 8), "slow": ("w.slow", True, 16)}
 
 
 @pytest.fixture

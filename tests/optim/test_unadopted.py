@@ -1,4 +1,4 @@
-"""An optimizer that nobody adopted is told of, once; an adopted one is not, nor one in float."""
+"""An optimizer that was not adopted is warned of, once; not an adopted one, nor one in float."""
 
 from __future__ import annotations
 

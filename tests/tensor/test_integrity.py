@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
-from lowprec_plugin.arithmetic.blocks import Blocks, check_window, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, check_window, from_planes
 from lowprec_plugin.formats import MIN_EXPONENT
 from lowprec_plugin.tensor import rebuild
-from lowprec_plugin.tensor.integrity import check_numbers, digest
+from lowprec_plugin.tensor.integrity import Pickled, check_numbers, digest
 
 FORMATS = [
     "fixed2", "fixed8", "fixed9", "fixed16", "fixed16:32", "fixed17", "fixed20", "fixed24", "fixed8^2", "fixed24^2",
@@ -39,8 +39,7 @@ def pickled(tensor: Tensor) -> tuple[Any, ...]:
 
 def changed(arguments: tuple[Any, ...], **changes: Any) -> tuple[Any, ...]:
     """Arguments of ``rebuild`` with some others, and without a digest, as a forger would leave it out."""
-    names = rebuild.__code__.co_varnames[: rebuild.__code__.co_argcount]
-    return tuple({**dict(zip(names, arguments, strict=False)), "written": None, **changes}.values())
+    return Pickled(*arguments)._replace(**{"written": None, **changes})
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -114,7 +113,7 @@ PLANES: dict[str, Callable[[FixedPointTensor], dict[str, Any]]] = {
     "a row before the first": lambda x: {"first_row": -1},
     "a row beyond all": lambda x: {"first_row": 2**62},
     "a row of text": lambda x: {"first_row": "0"},
-    "roundings of a float": lambda x: {"ticks": 0.5},
+    "roundings of a float": lambda x: {"roundings": 0.5},
     "a parameter of 1": lambda x: {"parameter": 1},
     "a gradient of text": lambda x: {"requires_grad": "no"},
     "whole rows of text": lambda x: {"whole_rows": "3"},
@@ -212,7 +211,7 @@ def test_planes_fit_or_are_refused(data: st.DataObject) -> None:
     except ValueError:
         return
     assert codes is not None
-    integers = unpack(tensor.blocks, format).double()
+    integers = from_planes(tensor.blocks, format).double()
     if exponents is None:
         expected = integers * 2.0**format.static_exponent
     else:

@@ -1,4 +1,4 @@
-"""What can be chosen, and what the plugin is told."""
+"""What can be chosen, and the options that the plugin gets."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointFormat, FixedPointTensor, optim
-from lowprec_plugin.arithmetic.blocks import Blocks, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, from_planes
 from lowprec_plugin.tensor import rebuild
 from tools.faulty.processes import tried, write_table
 
@@ -211,7 +211,7 @@ def _used(tensor: Tensor) -> str:
     if tensor.is_meta:
         return ""
     format, blocks = tensor.format, tensor.blocks
-    integers = unpack(blocks, format).double()
+    integers = from_planes(blocks, format).double()
     if blocks.exponents is None:
         floats = integers * 2.0**format.static_exponent
     else:

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowprec_plugin.tensor.dtensor import (
-    fixed_part,
-    local_part,
-)
+from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 
 #: Bytes by name; the first part of a name, up to a slash, says of what: ``weights``, ``optimizer``, ``plugin``.
 State = dict[str, Tensor]

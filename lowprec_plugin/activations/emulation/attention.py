@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowprec_plugin.activations.emulation.sites import (
-    Site,
-    format_of,
-    mark,
-    rounded,
-    rounded_function,
-)
+from lowprec_plugin.activations.emulation.sites import Site, format_of, mark, rounded, rounded_function
 from lowprec_plugin.compat.overrides import outside_overrides
 
 #: What is added to a score and is no larger hides it, in float32 as in any format: it is no number of the network.

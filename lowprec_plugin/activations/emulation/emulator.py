@@ -45,7 +45,7 @@ class Emulator:
 
         def next_site(operation: str) -> Site:
             place = running.next_place(entering=operation == "input")
-            return Site(operation, place, step, *self._kinds_of(running.module, training))
+            return Site(operation, running.module, place, step, *self._kinds_of(running.module, training))
 
         # Attention's and the encoder layer's one-piece kernels round nothing in between.
         inside.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())

@@ -55,8 +55,8 @@ def in_float64(x: Tensor, site: Site, operand: int) -> Tensor:
     inside = isinstance(x, FixedPointTensor) or torch.equal(ops.rounded(x, format), x)
     if not inside:
         raise ValueError(
-            f"an operand of {site.operation!r} in module {site.place.split('/')[0]!r} holds numbers that are not "
-            f"{format}'s: something set them aside from the network's arithmetic; use accumulate='float32'"
+            f"an operand of {site} holds numbers that are not {format}'s: something set them aside from the network's "
+            "arithmetic; use accumulate='float32'"
         )
     value: Tensor = _InFloat64.apply(x, site, operand, is_weight)  # type: ignore[no-untyped-call]
     return value
@@ -71,9 +71,9 @@ def exact_format(x: Tensor, site: Site) -> FixedPointFormat:
     format = x.format if isinstance(x, FixedPointTensor) else format_of(x)
     if format is None or format.dynamic:
         raise ValueError(
-            f"accumulate='exact' needs operands in static formats, and one of {site.operation!r} in module "
-            f"{site.place.split('/')[0]!r} is {'float32' if format is None else str(format)}: give weights and "
-            "activations a fraction_length, keep none in float, or use accumulate='float32'"
+            f"accumulate='exact' needs operands in static formats, and one of {site} is "
+            f"{'float32' if format is None else str(format)}: give weights and activations a fraction_length, keep "
+            "none in float, or use accumulate='float32'"
         )
     return format
 
@@ -99,6 +99,6 @@ def check_bits(operands: list[FixedPointFormat], terms: int, site: Site) -> None
     bits = math.log2(largest)
     if bits > _BITS:
         raise ValueError(
-            f"{site.operation!r} in module {site.place.split('/')[0]!r} sums {terms} products of {words - 2} bits: "
-            f"{bits:.1f} bits, and float64 adds exactly up to {_BITS}. Use narrower words or accumulate='float32'"
+            f"{site} sums {terms} products of {words - 2} bits: {bits:.1f} bits, and float64 adds exactly up to "
+            f"{_BITS}. Use narrower words or accumulate='float32'"
         )

@@ -10,11 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowprec_plugin.arithmetic import ops
-from lowprec_plugin.arithmetic.random_bits import (
-    key_of,
-    stream_of,
-    substream,
-)
+from lowprec_plugin.arithmetic.random_bits import key_of, stream_of, substream
 from lowprec_plugin.formats import FixedPointFormat
 
 #: The attribute of a tensor that says which format its numbers are in, as text: it is saved with the tensor.
@@ -63,15 +59,21 @@ class Site:
 
     Attributes:
         operation: the name of the function.
+        module: the name of the module it is in.
         place: which call of which module it is in, and where; the same in every step.
         step: keys its random bits together with the place.
     """
 
     operation: str
+    module: str
     place: str
     step: int
     activations: Kind
     errors: Kind
+
+    def __str__(self) -> str:
+        """As messages have it."""
+        return f"{self.operation!r} in module {self.module!r}"
 
     @property
     def rounds(self) -> bool:
@@ -91,8 +93,7 @@ class Site:
             return x
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"emulation works on float32, and {self.operation!r} in module {self.place.split('/')[0]!r} gave "
-                f"{x.dtype}: leave autocast and half precision out"
+                f"emulation works on float32, and {self} gave {x.dtype}: leave autocast and half precision out"
             )
         if x.dtype == torch.float64 and kind.format.dynamic:
             x = x.float()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.formulas import ALGORITHMS, HYPERS, STATES, Algorithm
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 from lowprec_plugin.arithmetic.updates import StoredGradient, Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of
@@ -165,6 +166,13 @@ def _place(item: Item, shape: torch.Size, first_row: int) -> None:
     item.first_row = first_row
 
 
+def _give(item: Item, x: Tensor, draw: Draw) -> None:
+    """What is to be rounded, and with which random bits."""
+    item.grad, item.grad_type = x.data_ptr(), _FLOAT64 if x.dtype == torch.float64 else FLOAT_TYPES[x.dtype]
+    item.bits, item.key = _pointer(draw.bits), draw.key
+    _place(item, x.shape, draw.first_row)
+
+
 def _fill(store: Store, blocks: Blocks, format: FixedPointFormat) -> None:
     store.codes = blocks.codes.data_ptr()
     store.low = _pointer(blocks.low)
@@ -175,17 +183,13 @@ def _fill(store: Store, blocks: Blocks, format: FixedPointFormat) -> None:
     store.squared = format.squared
 
 
-def quantize(
-    x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
-) -> int:
+def quantize(x: Tensor, format: FixedPointFormat, out: Blocks, draw: Draw) -> int:
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.arithmetic.ops.quantize`. Returns the saturated elements."""
     items = (Item * 1)()
     item = items[0]
-    item.grad, item.grad_type, item.bits = x.data_ptr(), FLOAT_TYPES[x.dtype], _pointer(bits)
-    _place(item, x.shape, first_row)
-    item.key = key
+    _give(item, x, draw)
     _fill(item.stores[0], out, format)
-    library().lowprec_quantize(items, 1, stochastic, torch.get_num_threads())
+    library().lowprec_quantize(items, 1, draw.stochastic, torch.get_num_threads())
     return int(item.saturated)
 
 
@@ -200,25 +204,20 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
     library().lowprec_dequantize(items, 1, torch.get_num_threads())
 
 
-def rounded(
-    x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
-) -> int:
+def rounded(x: Tensor, format: FixedPointFormat, out: Tensor, draw: Draw) -> int:
     """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones.
 
     ``x`` is float32, or float64 if the format is static.
     """
     items = (Item * 1)()
     item = items[0]
-    item.grad, item.bits = x.data_ptr(), _pointer(bits)
-    item.grad_type = _FLOAT64 if x.dtype == torch.float64 else FLOAT_TYPES[x.dtype]
+    _give(item, x, draw)
     item.out, item.out_type = address(out, torch.float32, x.numel()), FLOAT_TYPES[out.dtype]
-    item.rows, item.row_length = rows_of(x.shape)
-    item.key = key
     store = item.stores[0]
     store.exponents = out.data_ptr() if format.dynamic else None  # which of the two it is; nothing is written there
     store.word_length, store.block_size = format.word_length, format.block_size
     store.exponent = 0 if format.dynamic else format.static_exponent
-    library().lowprec_round(items, 1, stochastic, torch.get_num_threads())
+    library().lowprec_round(items, 1, draw.stochastic, torch.get_num_threads())
     return int(item.saturated)
 
 
@@ -255,18 +254,14 @@ def update(step: Update) -> Updated:
     return Updated(sum(item.saturated for item in items), refused, done)
 
 
-def gather(
-    grad: Tensor, blocks: Blocks, format: FixedPointFormat, *, factor: Tensor | None, stochastic: bool, key: int,
-    first_row: int,
-) -> None:  # fmt: skip
+def gather(grad: Tensor, blocks: Blocks, format: FixedPointFormat, factor: Tensor | None, draw: Draw) -> None:
     """Add ``grad`` to a gradient in codes; see :func:`lowprec_plugin.arithmetic.ops.gather_`."""
     items = (Item * 1)()
     item = items[0]
-    item.grad, item.grad_type, item.key = grad.data_ptr(), FLOAT_TYPES[grad.dtype], key
+    _give(item, grad, draw)
     item.fresh, item.factor = factor is None, factor_of(factor)
-    _place(item, blocks.codes.shape, first_row)
     _fill(item.stores[0], blocks, format)
-    library().lowprec_gather(items, 1, stochastic, torch.get_num_threads())
+    library().lowprec_gather(items, 1, draw.stochastic, torch.get_num_threads())
 
 
 def squares(blocks: Blocks, format: FixedPointFormat) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
-from lowprec_plugin.arithmetic.random_bits import random_bits
+from lowprec_plugin.arithmetic.random_bits import Draw, random_bits
 from lowprec_plugin.arithmetic.reference import finite, gradients, rounding, wire
 from lowprec_plugin.arithmetic.reference import update as update_reference
 from lowprec_plugin.formats import FixedPointFormat, rows_of
@@ -35,19 +35,9 @@ class Reference:
             return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         return ""
 
-    def quantize(
-        self,
-        x: Tensor,
-        format: FixedPointFormat,
-        out: Blocks,
-        *,
-        stochastic: bool,
-        key: int,
-        bits: Tensor | None,
-        first_row: int,
-    ) -> int:
+    def quantize(self, x: Tensor, format: FixedPointFormat, out: Blocks, draw: Draw) -> int:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.quantize`."""
-        blocks, saturated = rounding.quantize(x, format, _bits(x, stochastic, key, bits, first_row))
+        blocks, saturated = rounding.quantize(x, format, _bits(x, draw))
         out.copy_(blocks)
         return saturated
 
@@ -55,17 +45,15 @@ class Reference:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.dequantize`."""
         out.copy_(rounding.dequantize(blocks, format))
 
-    def rounded(
-        self, x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
-    ) -> int:
+    def rounded(self, x: Tensor, format: FixedPointFormat, out: Tensor, draw: Draw) -> int:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.rounded`."""
-        found, saturated = rounding.rounded(x, format, _bits(x, stochastic, key, bits))
+        found, saturated = rounding.rounded(x, format, _bits(x, draw))
         out.copy_(found)
         return saturated
 
 
-def _bits(x: Tensor, stochastic: bool, key: int, bits: Tensor | None, first_row: int = 0) -> Tensor | None:
+def _bits(x: Tensor, draw: Draw) -> Tensor | None:
     """The random bits to round ``x`` with: those given, or else the key's."""
-    if stochastic and bits is None:
-        return random_bits(key, *rows_of(x.shape), first_row, x.device)
-    return bits
+    if draw.stochastic and draw.bits is None:
+        return random_bits(draw.key, *rows_of(x.shape), draw.first_row, x.device)
+    return draw.bits

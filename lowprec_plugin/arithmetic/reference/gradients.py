@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowprec_plugin.arithmetic.blocks import Blocks, unpack
-from lowprec_plugin.arithmetic.random_bits import random_bits
+from lowprec_plugin.arithmetic.blocks import Blocks, from_planes
+from lowprec_plugin.arithmetic.random_bits import Draw, random_bits
 from lowprec_plugin.arithmetic.reference import rounding
 from lowprec_plugin.arithmetic.updates import StoredGradient
 from lowprec_plugin.formats import NOT_FINITE, FixedPointFormat, rows_of
 
 
-def gather(
-    grad: Tensor, blocks: Blocks, format: FixedPointFormat, *, factor: Tensor | None, stochastic: bool, key: int,
-    first_row: int,
-) -> None:  # fmt: skip
+def gather(grad: Tensor, blocks: Blocks, format: FixedPointFormat, factor: Tensor | None, draw: Draw) -> None:
     """Add ``grad`` to what is stored, in float32, and round once::
 
     stored = round(stored * factor + grad)        or, if factor is None, round(grad)
@@ -34,7 +31,7 @@ def gather(
     blocked = pad(x.reshape(rows, row_length), (0, count * format.block_size - row_length))
     finite = blocked.isfinite().reshape(rows, count, format.block_size).all(-1)
     kept = finite.repeat_interleave(format.block_size, 1)[:, :row_length].reshape(x.shape)
-    bits = random_bits(key, rows, row_length, first_row, x.device) if stochastic else None
+    bits = random_bits(draw.key, rows, row_length, draw.first_row, x.device) if draw.stochastic else None
     rounded, _ = rounding.quantize(torch.where(kept, x, 0.0), format, bits)
     blocks.copy_(rounded)
     blocks.exponents.masked_fill_(~finite, NOT_FINITE)
@@ -45,7 +42,7 @@ def squares(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     assert blocks.exponents is not None
     rows, row_length = rows_of(blocks.codes.shape)
     count = format.blocks_per_row(row_length)
-    code = unpack(blocks, format).long().square().reshape(rows, row_length)
+    code = from_planes(blocks, format).long().square().reshape(rows, row_length)
     sums = pad(code, (0, count * format.block_size - row_length)).reshape(rows, count, format.block_size).sum(-1)
     return (sums.double() * rounding.exponent_size(blocks.exponents).square()).sum()
 

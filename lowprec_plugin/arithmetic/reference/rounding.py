@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lowprec_plugin.arithmetic.blocks import Blocks, pack, unpack
+from lowprec_plugin.arithmetic.blocks import Blocks, from_planes, to_planes
 from lowprec_plugin.arithmetic.formulas import square_root
 from lowprec_plugin.formats import MIN_EXPONENT, NOT_FINITE, FixedPointFormat, rows_of
 
@@ -72,7 +72,7 @@ def quantize_roots(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> 
     flat = x.reshape(rows, row_length).clamp(-FLOAT32_MAX, FLOAT32_MAX)
     if not format.dynamic:
         code, saturated = _round_saturating(flat, torch.tensor(format.static_exponent), format, bits)
-        return Blocks(*pack(code.reshape(shape), format), None), saturated
+        return Blocks(*to_planes(code.reshape(shape), format), None), saturated
 
     count = format.blocks_per_row(row_length)
     widen = (0, count * format.block_size - row_length)
@@ -87,7 +87,7 @@ def quantize_roots(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> 
     code = torch.where(spare, code * 2, code)
     exponent = torch.where(largest > 0, exponent - spare.to(torch.int32), MIN_EXPONENT)
     code = code.reshape(rows, count * format.block_size)[:, :row_length]
-    return Blocks(*pack(code.reshape(shape), format), exponent.reshape(rows, count).to(torch.int8)), saturated
+    return Blocks(*to_planes(code.reshape(shape), format), exponent.reshape(rows, count).to(torch.int8)), saturated
 
 
 def rounded(x: Tensor, format: FixedPointFormat, bits: Tensor | None) -> tuple[Tensor, int]:
@@ -125,7 +125,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def dequantize(blocks: Blocks, format: FixedPointFormat) -> Tensor:
     """The stored numbers as float32: exact, or for a squared format the square, rounded once and finite."""
-    value = unpack(blocks, format).double() * code_size(blocks, format)
+    value = from_planes(blocks, format).double() * code_size(blocks, format)
     return (value.square().clamp_max(FLOAT32_MAX) if format.squared else value).float()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.reference import finite
 from lowprec_plugin.arithmetic.reference.wire import Chunk, Piece
 from lowprec_plugin.arithmetic.updates import Update, Updated
@@ -42,21 +43,11 @@ class Triton:
         """Whether Triton is installed, new enough, and has a GPU or interprets; and if not, which it lacks."""
         return _available()
 
-    def quantize(
-        self,
-        x: Tensor,
-        format: FixedPointFormat,
-        out: Blocks,
-        *,
-        stochastic: bool,
-        key: int,
-        bits: Tensor | None,
-        first_row: int,
-    ) -> int:
+    def quantize(self, x: Tensor, format: FixedPointFormat, out: Blocks, draw: Draw) -> int:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.quantize`."""
         from lowprec_plugin.arithmetic.triton import convert
 
-        return convert.quantize(x, format, out, stochastic=stochastic, key=key, bits=bits, first_row=first_row)
+        return convert.quantize(x, format, out, draw)
 
     def dequantize(self, blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.dequantize`."""
@@ -64,13 +55,11 @@ class Triton:
 
         convert.dequantize(blocks, format, out)
 
-    def rounded(
-        self, x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
-    ) -> Tensor:
+    def rounded(self, x: Tensor, format: FixedPointFormat, out: Tensor, draw: Draw) -> Tensor:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.rounded`. The count stays on the device."""
         from lowprec_plugin.arithmetic.triton import convert
 
-        return convert.rounded(x, format, out, stochastic=stochastic, key=key, bits=bits)
+        return convert.rounded(x, format, out, draw)
 
     def update(self, step: Update) -> Updated:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.update`."""
@@ -78,21 +67,11 @@ class Triton:
 
         return update(step)
 
-    def gather(
-        self,
-        grad: Tensor,
-        blocks: Blocks,
-        format: FixedPointFormat,
-        *,
-        factor: Tensor | None,
-        stochastic: bool,
-        key: int,
-        first_row: int,
-    ) -> None:
+    def gather(self, grad: Tensor, blocks: Blocks, format: FixedPointFormat, factor: Tensor | None, draw: Draw) -> None:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.gather`."""
         from lowprec_plugin.arithmetic.triton import gradients
 
-        gradients.gather(grad, blocks, format, factor=factor, stochastic=stochastic, key=key, first_row=first_row)
+        gradients.gather(grad, blocks, format, factor, draw)
 
     def squares(self, blocks: Blocks, format: FixedPointFormat) -> Tensor:
         """See :meth:`~lowprec_plugin.arithmetic.backend.Backend.squares`."""

@@ -3,12 +3,16 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.triton.random import ALONE, random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
     FLOAT32_MAX,
@@ -25,16 +29,24 @@ from lowprec_plugin.arithmetic.triton.rounding import (
     round_double,
     store_codes,
 )
-from lowprec_plugin.arithmetic.triton.tiles import (
-    locate,
-    signed,
-    tiling_of,
-)
+from lowprec_plugin.arithmetic.triton.tiles import locate, signed, tiling_of
 from lowprec_plugin.formats import FixedPointFormat, rows_of
 
 #: A program has enough to do that starting programs does not cost more than running them.
 _WARPS = 4
 _RUNTIME = ["rows", "row_length", "first_row", "key", "exponent"]  # numbers that no kernel is recompiled for
+
+
+@triton.jit
+def drawn_bits(bits, at, mask, counter, key, TILING: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Random bits for every element of a tile: those at ``bits``, or the key's where that is ``None``."""
+    drawn = 0
+    if STOCHASTIC:
+        if bits is None:
+            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
+        else:
+            drawn = tl.load(bits + at, mask=mask, other=0)
+    return drawn
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -54,19 +66,14 @@ def quantize_kernel(
     TILING: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Round float32 ``x``; planes that the format does not have, and ``bits`` to hash them, are ``None``."""
+    """Round float32 ``x``; planes that the format does not have, and ``bits`` that the key makes, are ``None``."""
     # The interpreter does not heed the types that arguments are declared with: hence the casts.
     place = locate(tl.program_id(0), rows.to(tl.int64), row_length.to(tl.int64), first_row.to(tl.int64), TILING)
     at, mask, block, inside, counter = place
     value = tl.load(x + at, mask=mask, other=0.0)
     if FORMAT.squared:
         value = tl.sqrt_rn(value)
-    drawn = 0
-    if STOCHASTIC:
-        if bits is None:
-            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
-        else:
-            drawn = tl.load(bits + at, mask=mask, other=0)
+    drawn = drawn_bits(bits, at, mask, counter, key, TILING, STOCHASTIC)
     largest = largest_bits(value)
     code, chosen = encode(value, largest, drawn, exponent, FORMAT, STOCHASTIC)
     store_codes(codes, low, at, mask, code, FORMAT)
@@ -125,12 +132,7 @@ def round_kernel(
     given = tl.load(x + at, mask=mask, other=0.0)
     finite = tl.abs(given) < float("inf")
     value = tl.where(finite, given, 0.0)
-    drawn = 0
-    if STOCHASTIC:
-        if bits is None:
-            drawn = random_bits(counter, key.to(tl.int64), ALONE, TILING.width, TILING.wide)
-        else:
-            drawn = tl.load(bits + at, mask=mask, other=0)
+    drawn = drawn_bits(bits, at, mask, counter, key, TILING, STOCHASTIC)
     if x.dtype.element_ty == tl.float64:
         result, outside = round_double(value, drawn, exponent, FORMAT, STOCHASTIC)
         count = count_of(outside)
@@ -143,28 +145,9 @@ def round_kernel(
     tl.atomic_add(saturated + tl.zeros_like(count), count.to(tl.int64), mask=count > 0, sem="relaxed")
 
 
-def quantize(
-    x: Tensor, format: FixedPointFormat, out: Blocks, *, stochastic: bool, key: int, bits: Tensor | None, first_row: int
-) -> int:
+def quantize(x: Tensor, format: FixedPointFormat, out: Blocks, draw: Draw) -> int:
     """Round ``x`` into ``out``; see :func:`lowprec_plugin.arithmetic.ops.quantize`. Returns the saturated elements."""
-    tiling, programs = tiling_of(x.shape, format.block_size, first_row, _WARPS)
-    saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
-    with torch.accelerator.device_index(x.device.index):
-        quantize_kernel[(programs,)](
-            x,
-            *out,
-            bits,
-            saturated,
-            *rows_of(x.shape),
-            first_row,
-            signed(key),
-            radix(format),
-            FORMAT=compiled(format),
-            TILING=tiling,
-            STOCHASTIC=stochastic,
-            **tiling.options(),
-        )
-    return int(saturated)
+    return int(_launch(quantize_kernel, x, format, out, draw))
 
 
 def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
@@ -182,25 +165,28 @@ def dequantize(blocks: Blocks, format: FixedPointFormat, out: Tensor) -> None:
         )
 
 
-def rounded(
-    x: Tensor, format: FixedPointFormat, out: Tensor, *, stochastic: bool, key: int, bits: Tensor | None
-) -> Tensor:
+def rounded(x: Tensor, format: FixedPointFormat, out: Tensor, draw: Draw) -> Tensor:
     """Write to float32 ``out`` the numbers of ``format`` that ``x`` is rounded to. Returns the saturated ones."""
-    tiling, programs = tiling_of(x.shape, format.block_size, 0, _WARPS)
+    return _launch(round_kernel, x, format, [out], draw)
+
+
+def _launch(kernel: Any, x: Tensor, format: FixedPointFormat, to: Iterable[Tensor | None], draw: Draw) -> Tensor:
+    """Round ``x`` by ``kernel``, which writes ``to`` these. Returns how many elements saturated, on the device."""
+    tiling, programs = tiling_of(x.shape, format.block_size, draw.first_row, _WARPS)
     saturated = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.accelerator.device_index(x.device.index):
-        round_kernel[(programs,)](
+        kernel[(programs,)](
             x,
-            out,
-            bits,
+            *to,
+            draw.bits,
             saturated,
             *rows_of(x.shape),
-            0,
-            signed(key),
+            draw.first_row,
+            signed(draw.key),
             radix(format),
             FORMAT=compiled(format),
             TILING=tiling,
-            STOCHASTIC=stochastic,
+            STOCHASTIC=draw.stochastic,
             **tiling.options(),
         )
     return saturated

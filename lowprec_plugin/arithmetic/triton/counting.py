@@ -8,11 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowprec_plugin.arithmetic.triton.rounding import (
-    FLOAT32_MAX,
-    count_of,
-    power_of_two,
-)
+from lowprec_plugin.arithmetic.triton.rounding import FLOAT32_MAX, count_of, power_of_two
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts
 
 # A row's columns are the fields of UpdateCounts, the last two the bits of float64.

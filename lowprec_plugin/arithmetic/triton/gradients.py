@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowprec_plugin import formats
 from lowprec_plugin.arithmetic.blocks import Blocks
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.triton.random import ALONE, random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
     INFINITE,
@@ -86,23 +87,20 @@ def squares_kernel(
     tl.store(out + block, sums * (size * size), mask=inside)
 
 
-def gather(
-    grad: Tensor, blocks: Blocks, format: FixedPointFormat, *, factor: Tensor | None, stochastic: bool, key: int,
-    first_row: int,
-) -> None:  # fmt: skip
+def gather(grad: Tensor, blocks: Blocks, format: FixedPointFormat, factor: Tensor | None, draw: Draw) -> None:
     """Add ``grad`` to a gradient in codes; see :func:`lowprec_plugin.arithmetic.ops.gather_`."""
-    tiling, programs = tiling_of(grad.shape, format.block_size, first_row, _WARPS)
+    tiling, programs = tiling_of(grad.shape, format.block_size, draw.first_row, _WARPS)
     with torch.accelerator.device_index(grad.device.index):
         gather_kernel[(programs,)](
             grad.view(torch.int16) if grad.dtype == torch.bfloat16 else grad,
             *blocks,
             factor,
             *rows_of(grad.shape),
-            first_row,
-            signed(key),
+            draw.first_row,
+            signed(draw.key),
             FORMAT=compiled(format),
             TILING=tiling,
-            STOCHASTIC=stochastic,
+            STOCHASTIC=draw.stochastic,
             **tiling.options(),
         )
 

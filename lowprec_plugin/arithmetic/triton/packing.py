@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lowprec_plugin.arithmetic.triton.tables import pointer
+from lowprec_plugin.arithmetic.triton.launches import pointer
 
 
 @triton.jit

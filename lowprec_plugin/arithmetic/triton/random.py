@@ -10,9 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lowprec_plugin.arithmetic.random_bits import (
-    ROLES,
-)
+from lowprec_plugin.arithmetic.random_bits import ROLES
 
 #: The roles, each a shift and a multiplier: a parameter or a tensor alone, its first state, its second.
 ALONE, FIRST_STATE, SECOND_STATE = (tl.constexpr(role) for role in ROLES)

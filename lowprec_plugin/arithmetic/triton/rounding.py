@@ -53,7 +53,7 @@ def compiled(format: FixedPointFormat) -> CompiledFormat:
 
 
 def radix(format: FixedPointFormat) -> int:
-    """What kernels are told of ``format`` at run time: the exponent of a static one."""
+    """What kernels get of ``format`` at run time: the exponent of a static one."""
     return 0 if format.dynamic else format.static_exponent
 
 

@@ -27,6 +27,7 @@ from lowprec_plugin.arithmetic.formulas import HYPERS, Algorithm
 from lowprec_plugin.arithmetic.random_bits import ROLES
 from lowprec_plugin.arithmetic.triton import formulas
 from lowprec_plugin.arithmetic.triton.counting import count_update, counts_of
+from lowprec_plugin.arithmetic.triton.launches import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.arithmetic.triton.random import random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
     HUGE,
@@ -41,7 +42,6 @@ from lowprec_plugin.arithmetic.triton.rounding import (
     radix,
     store_codes,
 )
-from lowprec_plugin.arithmetic.triton.tables import FLOAT_TYPES, load_floats, pointer, row_of
 from lowprec_plugin.arithmetic.triton.tiles import Tiling, locate, on_boundaries, signed, tiling_of
 from lowprec_plugin.arithmetic.updates import Update, Updated
 from lowprec_plugin.formats import FixedPointFormat, rows_of

@@ -2,7 +2,7 @@
 
 A row of a tensor that is longer than the block size is cut into blocks, the last one shorter where it does not
 divide; a shorter row is one block, and the tile is as narrow as the next power of two allows. So every program works
-on a like number of elements, be they 8 blocks of 256 or 2,048 elements of a vector.
+on about as many elements, whether 8 blocks of 256 or 2,048 elements of a vector.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -17,10 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowprec_plugin.arithmetic.random_bits import (
-    GROUP,
-    padded_row,
-)
+from lowprec_plugin.arithmetic.random_bits import GROUP, padded_row
 from lowprec_plugin.formats import rows_of
 
 #: Threads that run in step, of the GPUs that torch is built for.

@@ -22,6 +22,7 @@ from lowprec_plugin.arithmetic.blocks import Blocks
 from lowprec_plugin.arithmetic.reference import wire as wire_reference
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, Chunk, Piece
 from lowprec_plugin.arithmetic.triton.gradients import NOT_FINITE
+from lowprec_plugin.arithmetic.triton.launches import FLOAT32, FLOAT_TYPES, load_floats, pointer, row_of, store_floats
 from lowprec_plugin.arithmetic.triton.packing import load_packed, store_packed
 from lowprec_plugin.arithmetic.triton.random import ALONE, FIRST_STATE, SECOND_STATE, random_bits
 from lowprec_plugin.arithmetic.triton.rounding import (
@@ -32,7 +33,6 @@ from lowprec_plugin.arithmetic.triton.rounding import (
     largest_bits,
     power_of_two,
 )
-from lowprec_plugin.arithmetic.triton.tables import FLOAT32, FLOAT_TYPES, load_floats, pointer, row_of, store_floats
 from lowprec_plugin.arithmetic.triton.tiles import Tiling, on_boundaries, signed
 from lowprec_plugin.formats import FixedPointFormat
 
@@ -49,7 +49,7 @@ COLUMNS = tl.constexpr(8)
 
 
 @triton.jit
-def locate(table, count, TILING: tl.constexpr):
+def locate_piece(table, count, TILING: tl.constexpr):
     """Where one program works.
 
     Returns:
@@ -127,7 +127,7 @@ def round_kernel(
     STOCHASTIC: tl.constexpr,
 ):
     """Round the ``count`` pieces of ``table``, each plus its residual in the format ``RESIDUAL``, into a chunk."""
-    item, block, inside, elements, whole = locate(table, count, TILING)
+    item, block, inside, elements, whole = locate_piece(table, count, TILING)
     at = tl.load(item + PLACE) + block
     x = load_values(tl.load(item + VALUES), block, inside, elements, whole, TYPE, ALIGNED, TILING.width)
     if RESIDUAL is not None:
@@ -165,7 +165,7 @@ def sum_kernel(
     STOCHASTIC: tl.constexpr,
 ):
     """Sum the ranks' chunks, ``stride`` bytes apart, at the scale ``2**-headroom``; divide, and round into a chunk."""
-    item, block, inside, _, _ = locate(table, count, TILING)
+    item, block, inside, _, _ = locate_piece(table, count, TILING)
     at = tl.load(item + PLACE) + block
     COUNT: tl.constexpr = TILING.count  # Triton up to 3.7 does not compile an attribute within a tuple
     WIDTH: tl.constexpr = TILING.width
@@ -196,7 +196,7 @@ def read_kernel(
     TILING: tl.constexpr,
 ):
     """Write the numbers of a chunk to the ``count`` pieces of ``table``."""
-    item, block, inside, elements, whole = locate(table, count, TILING)
+    item, block, inside, elements, whole = locate_piece(table, count, TILING)
     at = tl.load(item + PLACE) + block
     exponent = tl.load(exponents + at, mask=inside, other=0).to(tl.int32)
     code = load_packed(codes, at, inside, FORMAT.word_length, TILING.width)

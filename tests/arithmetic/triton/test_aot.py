@@ -13,6 +13,7 @@ import torch
 from lowprec_plugin import FixedPointFormat
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.arithmetic.formulas import LION
+from lowprec_plugin.arithmetic.random_bits import Draw
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, Chunk, Piece, blocks_of, chunk_bytes, chunk_of
 from lowprec_plugin.arithmetic.updates import Stored, Update
 from tests.arithmetic.triton.conftest import INTERPRETED
@@ -146,7 +147,7 @@ def test_conversions_compile_once_per_kind(launched: list[tuple[str, str]]) -> N
         for shape in ((3, 256), (16, 1, 256), (1, 256)):
             x, blocks = torch.rand(shape), empty_blocks(shape, format, None)
             for key in (0, 1, 16, 2**64 - 1):
-                convert.quantize(x, format, blocks, stochastic=True, key=key, bits=None, first_row=key % 2)
+                convert.quantize(x, format, blocks, Draw(True, key, first_row=key % 2))
             convert.dequantize(blocks, format, x)
     assert len(launched) == 2 * 3 * (4 + 1)
     assert len(set(launched)) == 2 * 2

@@ -20,7 +20,7 @@ from tests.algorithms import HYPERS, stored_as
 from tests.arithmetic.triton.conftest import DEVICE, INTERPRETED
 
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
-# A process of its own interprets these, see test_interpreter.py.
+# A process of its own interprets these, see test_modes.py.
 
 HARD_FORMATS = ["fixed3", "fixed8^2", "fixed16", "fixed24:64", "<4,12>"]
 

@@ -1,4 +1,4 @@
-// What an update does, counted block by block: update_reference.counted. Included in kernels.inl, before the updates.
+// What an update does, counted block by block: the law is in ../../reference/update.py. Included in kernels.inl.
 
 #if defined(__AVX512F__)
 enum { WIDE = 8 };

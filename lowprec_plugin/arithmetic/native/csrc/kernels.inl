@@ -3,7 +3,7 @@
 // A tensor is worked through in chunks that fit the first-level cache: one block of a row, or as many whole rows as
 // fill a block where rows are narrow. Per chunk: decode to floats, update, encode. Everything is `static` and free of
 // library templates, so that no function compiled for a newer machine can be linked into the path of an older one.
-// Compiled without contraction or reassociation: the results are those of reference.py, bit for bit.
+// Compiled without contraction or reassociation: the results are those of ../../reference, bit for bit.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -671,7 +671,7 @@ static inline f8 load_codes(const int8_t *code) {
 }
 
 // One half of a formula on decoded numbers, in place, in whole vectors: what lies behind n is worked on too, and is
-// nobody's. The second half needs no gradient.
+// of no use. The second half needs no gradient.
 template <typename RULE, int HALF>
 static void apply_to(const float *hyper, const float *__restrict grad, int64_t n, values &value) {
     enum { N = 1 + RULE::STATES };

@@ -1,4 +1,4 @@
-// The C interface of the native CPU kernels: pointers and sizes, no torch. Mirrored by lowprec_plugin/arithmetic/native/library.py.
+// The C interface of the native CPU kernels: pointers and sizes, no torch. Mirrored by library.py and wire.py of native/
 #pragma once
 #include <cstdint>
 

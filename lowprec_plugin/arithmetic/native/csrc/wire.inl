@@ -1,5 +1,5 @@
 // What crosses the network, included behind kernels.inl: blocks of WIRE_BLOCK consecutive elements of a gradient, each an
-// exponent and packed codes. Laws: ../wire_reference.py.
+// exponent and packed codes. Laws: ../../reference/wire.py.
 
 namespace LOWPREC_NAMESPACE {
 

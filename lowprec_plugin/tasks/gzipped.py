@@ -12,7 +12,7 @@ def unpacked(path: Path, packed: bytes, remedy: str) -> bytearray:
     """The content of ``packed``, which is what ``path`` holds: one gzip member to its end.
 
     The trailer's checksum and length are held against the content, so whatever changes a byte of it is noticed; of the
-    header, the date and the name are nobody's content.
+    header, the date and the name are not content.
 
     Raises:
         ValueError: if the file is no gzip, damaged, cut off, or goes on behind the member.

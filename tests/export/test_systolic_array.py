@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin import optim
 from lowprec_plugin.export import SystolicArray, estimate
-from lowprec_plugin.export.cost import Product
+from lowprec_plugin.export.systolic_array import Product
 from lowprec_plugin.tasks import CNN, MLP
 
 
