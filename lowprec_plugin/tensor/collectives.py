@@ -5,17 +5,24 @@ They return before the bytes have travelled, so floats made for the time of the 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from lowprec_plugin.compat.nested_lists import look_first
 from lowprec_plugin.compat.operators import schema_of
 from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
+from lowprec_plugin.tensor import first_tensor
 from lowprec_plugin.tensor.coded import Coded
 from lowprec_plugin.tensor.opening import current
 
 #: Those that only read their tensors, or write to others.
 _READING = ("c10d::allgather_", "c10d::_allgather_base_", "c10d::allgather_into_tensor_coalesced_", "c10d::gather_")
+#: Those that read the memory of tensors in lists of lists, which torch does not dispatch on. (What gathers into such
+#: lists gathers elsewhere and copies, and a copy is dispatched.)
+_READING_NESTED = ("scatter_", "reduce_scatter_")
 
 
 def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -33,16 +40,29 @@ def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*floats[0], **floats[1])
         _work(result).wait()  # the floats live until here
         return result
+    raise _refusal(name)
+
+
+def _refusal(name: str) -> ValueError:
     if (opening := current()) is not None:
-        raise ValueError(
+        return ValueError(
             f"{opening.name} sends fixed-point parameters between processes in its own step "
             f"({name.removeprefix('c10d::').strip('_')}): use an optimizer that leaves that to DDP, FSDP2 or "
             "DeepSpeed, or keep_float for all that it updates"
         )
-    raise ValueError(
+    return ValueError(
         f"{name.removeprefix('c10d::').strip('_')} of a fixed-point tensor: reduce floats (lowprec_plugin.comm, or "
         "dequantize()); shard a module (fully_shard, parallelize_module) before optim.quantize_"
     )
+
+
+def _refuse_nested(func: Any, args: tuple[Any, ...]) -> None:
+    if any(isinstance(leaf, Coded) for leaf in tree_leaves(args[1])):
+        raise _refusal(schema_of(func).name)
+
+
+if dist.is_available():
+    first_tensor.waiting.append(partial(look_first, _READING_NESTED, _refuse_nested))
 
 
 def _broadcast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
