@@ -161,7 +161,11 @@ def test_every_command_has_a_function() -> None:
         ("tune --tolerance=none", "lowprec tune: --tolerance='none' is not a positive number"),
         ("tune --weights=[float32]", "lowprec tune: --weights='float32': only activations, errors, kept may be left in "
          "float32; weights of single layers may with --layers=[...]"),
-        ("tune --weights=[40]", "lowprec tune: word_length=40 is not supported"),
+        ("tune --weights=[40]", "lowprec tune: --weights=40: word_length=40 is not supported"),
+        ("tune --weights=[null]", "lowprec tune: --weights=None: only activations, errors, kept may be left in"),
+        ("tune --kept=[8,1]", "lowprec tune: --kept=1: word_length=1 is not supported: choose 2 to 24"),
+        ("tune --errors=[x]", "lowprec tune: --errors='x': 'x' is not a fixed-point format"),
+        ("tune --wire=[5]", "lowprec tune: --wire=5 is not one of (4, 8, 12, 16), the bits"),
         ("cost --input_shape=[4] --module=torch.nn.ReLU --batch_size=0", "lowprec cost: --batch_size=0 must be at"),
         ("cost --input_shape=[4] --module=torch.nn.ReLU --clock_mhz=0", "lowprec cost: --clock_mhz=0.0 must be "),
         ("export --to=c --checkpoint=a --out=b.h --network=x", "lowprec export: network, input_shape and activations "

@@ -36,7 +36,7 @@ def tune(
     metric: str = "val_accuracy",
     mode: Literal["max", "min"] = "max",
     tolerance: float | str = "0.5%",
-    weights: Sequence[int | str] = (4, 6, 8, 10, 12, 16),
+    weights: Sequence[int | str | None] = (4, 6, 8, 10, 12, 16),
     state: Sequence[int] = (4, 6, 8, 12, 16),
     activations: Sequence[int | str | None] = (),
     errors: Sequence[int | str | None] = (),
@@ -186,7 +186,9 @@ def _check_layers(layers: Sequence[str], module: nn.Module) -> None:
     modules = [name for name, each in module.named_modules() if name and any(True for _ in each.parameters())]
     for layer in layers:
         if not any(fnmatchcase(name, layer) for name in modules):
-            raise ValueError(f"layers: {layer!r} is no module with parameters; there are {', '.join(modules)}")
+            raise OptionError(
+                Option.given("layers", layer), f" is no module with parameters; there are {', '.join(modules)}"
+            )
 
 
 def _widest_format(ladder: Sequence[str]) -> str:
