@@ -146,9 +146,14 @@ def plan(
         check_integer(model, "model")
         inventory = of_count(model, layers)
     else:
-        raise ValueError("keep_float and units name parts of a module: give the module in place of a number")
+        raise OptionError(
+            Option("keep_float"),
+            " and ",
+            Option("units"),
+            " name parts of a module: give a module in place of a number",
+        )
     if zero and any(param.kept for param in inventory.parameters):
-        raise ValueError("under ZeRO all master weights are in one flat partition: leave keep_float out")
+        raise OptionError("under ZeRO all master weights are in one flat partition: leave out ", Option("keep_float"))
     algorithm = algorithms[optimizer]
     ours = fixed_point(options, algorithm, itemsize)
 

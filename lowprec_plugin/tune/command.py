@@ -159,9 +159,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
     if arguments["seeds"] < MIN_SEEDS:
         raise OptionError(Option.given("seeds", arguments["seeds"]), f": a confirmation needs at least {MIN_SEEDS}")
     if arguments["epochs"] is not None:
-        check_integer(arguments["epochs"], "epochs")
-        if arguments["epochs"] < 1:
-            raise OptionError(Option.given("epochs", arguments["epochs"]), " must be at least 1")
+        check_integer(arguments["epochs"], "epochs", 1)
     for name, words in (("mode", ("max", "min")), ("count", ("codes", "bytes"))):
         if arguments[name] not in words:
             raise OptionError(Option.given(name, arguments[name]), f" is not one of {words}")
