@@ -24,6 +24,9 @@ _READING = ("c10d::allgather_", "c10d::_allgather_base_", "c10d::allgather_into_
 #: lists gathers elsewhere and copies, and a copy is dispatched.)
 _READING_NESTED = ("scatter_", "reduce_scatter_")
 
+#: As many as the text of a format has at most, and some more.
+_FORMAT_BYTES = 32
+
 
 def collective(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Broadcast codes; let others gather the floats; refuse what would round or lose the codes.
@@ -73,10 +76,24 @@ def _broadcast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             continue
         if not tensor.is_whole:
             raise ValueError("a window on a fixed-point tensor cannot be broadcast: broadcast the tensor")
+        _check_format(func, tensor, args, kwargs)
         for plane in tensor.blocks.planes:
             result = func([plane.view(torch.uint8)], *args[1:], **kwargs)
             _work(result).wait()
     return args[0], _work(result)
+
+
+def _check_format(func: Any, tensor: Coded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse the codes of another format, which a process would take for its own: each sees what the sender's is."""
+    mine = str(tensor.format)
+    told = torch.tensor(list(mine.ljust(_FORMAT_BYTES).encode()), dtype=torch.uint8, device=tensor.device)
+    _work(func([told], *args[1:], **kwargs)).wait()
+    theirs = bytes(told.tolist()).decode(errors="replace").strip()
+    if theirs != mine:
+        raise ValueError(
+            f"broadcast to fixed-point tensor {tensor.label!r} in {mine} of one in {theirs}, whose codes are other "
+            "numbers: quantize_ the module alike on every process"
+        )
 
 
 def _work(result: Any) -> Any:

@@ -127,6 +127,27 @@ def test_what_would_be_lost_is_refused_by_name(name: str, found: list[dict[str, 
     assert said[1] in (said[0], 1)  # 1: the process that sends nothing
 
 
+def test_codes_of_another_format_are_not_taken_for_ones_own() -> None:
+    said = ranks.run(2, _broadcast_to_another_format)
+    assert said[0] == ""
+    assert (
+        said[1] == "broadcast to fixed-point tensor 'weight' in <6,10> of one in <4,12>, whose codes are other numbers"
+    )
+
+
+def _broadcast_to_another_format(rank: int) -> str:
+    tensor = FixedPointTensor.quantize(_floats(rank), ("<4,12>", "<6,10>")[rank], label="weight")
+    before = tensor.codes.clone()
+    try:
+        dist.broadcast(tensor, 0)
+    except ValueError as error:
+        assert torch.equal(tensor.codes, before)
+        for _ in tensor.blocks.planes:  # what the sender sends all the same
+            dist.broadcast(torch.empty(tensor.nbytes, dtype=torch.uint8), 0)
+        return str(error).partition(":")[0]
+    return ""
+
+
 def test_under_inference_mode_too() -> None:
     assert ranks.run(2, _inferred) == ["scatter", 1]
 
