@@ -59,7 +59,7 @@ def quantize(
 
     Raises:
         ValueError: for a NaN or an infinity, for a negative number in a squared format, for ``bits`` of another kind,
-            and for ``out`` that does not fit ``format``. Nothing is written.
+            on the meta device, and for ``out`` that does not fit ``format``. Nothing is written.
     """
     check_rounding(rounding)
     if not x.is_floating_point():
@@ -205,5 +205,14 @@ def update_(
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
-    """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite."""
+    """The index of the first tensor that holds a NaN or an infinity; ``None`` if all are finite.
+
+    Raises:
+        ValueError: on the meta device, where tensors hold no numbers.
+    """
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError(
+            "a tensor on the meta device holds no numbers that could be rounded: make it on another device first "
+            "(a module by to_empty(device=...), and initialise it)"
+        )
     return serving(tensors[0].device).first_nonfinite(tensors) if tensors else None
