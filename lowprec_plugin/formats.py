@@ -165,10 +165,15 @@ class FixedPointFormat:
         return replace(self, squared=True)
 
 
-def check_integer(value: object, name: str) -> None:
-    """Raise ``ValueError`` unless ``value`` is an ``int``; ``True`` is none, nor is ``16.0`` or ``"16"``."""
+def check_integer(value: object, name: str, least: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``value`` is an ``int``; ``True`` is none, nor is ``16.0`` or ``"16"``.
+
+    Or if it is below ``least``.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(Option.given(name, value), " is not an integer")
+    if least is not None and value < least:
+        raise OptionError(Option.given(name, value), f" must be at least {least}")
 
 
 def check_number(value: object, name: str, low: float, high: float) -> None:

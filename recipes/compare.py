@@ -8,17 +8,21 @@ Runs that do not match what follows the metric are left out. Only seeds that hav
 variant's run count.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from lowprec_plugin.quality import compare
 
 
 def main():
-    runs = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    metric = sys.argv[2] if len(sys.argv) > 2 else "val_loss"
-    for key, value in (given.split("=") for given in sys.argv[3:]):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("metric", nargs="?", default="val_loss")
+    parser.add_argument("which", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_args()
+    runs, metric = [json.loads(line) for line in given.runs.read_text().splitlines()], given.metric
+    for key, value in (each.split("=") for each in given.which):
         runs = [run for run in runs if str(run[key]) == value]
     loss = {(run["variant"], run["seed"]): run[metric] for run in runs}
     variants = list(dict.fromkeys(run["variant"] for run in runs))

@@ -7,6 +7,7 @@ each rounding, as the paper's figures 1 to 3 are arranged), next to the first fi
 have a float32 run, its twin and the row's run count, and of runs of several lengths the longest.
 """
 
+import argparse
 import csv
 import json
 import statistics
@@ -119,4 +120,6 @@ def write(paths):
 
 
 if __name__ == "__main__":
-    write([Path(each) for each in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    write(parser.parse_args().runs)

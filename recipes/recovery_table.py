@@ -6,9 +6,9 @@ Prints Markdown and writes a .png next to the runs. Needs matplotlib. "Of the ga
 float32 to 12 bits a variant keeps, each under its own schedule of the learning rate: 0 % is float32, 100 % is 12 bits.
 """
 
+import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -77,7 +77,9 @@ def plot(runs, path):
 
 
 def main():
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    path = parser.parse_args().runs
     runs = [json.loads(line) for line in path.read_text().splitlines()]
     print("\n".join(table(runs)))
     plot(runs, path.with_suffix(".png"))

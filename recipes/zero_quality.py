@@ -8,9 +8,9 @@ start one last bit away, adopted in 16 bits, and a control. After the file: the 
 the verdict of the package's rule for equal quality.
 """
 
+import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -64,11 +64,11 @@ def run(rank, stage, variant, seed, lr):
     return {"accuracy": right, "loss": nn.functional.cross_entropy(out, test_y).item()}
 
 
-def work(rank, path, lr, variants):
+def work(rank, path, store, lr, variants):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "DS_ACCELERATOR": "cpu"}
     os.environ |= {"DEEPSPEED_LOG_LEVEL": "error"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}.store", rank=rank, world_size=RANKS)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     for stage in STAGES:
         for seed in range(SEEDS):
             for variant in variants:
@@ -79,7 +79,7 @@ def work(rank, path, lr, variants):
 
 
 def table(path):
-    runs = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
     print(
         "| ZeRO | variant | metric | float32 | variant's | difference | twins' error | its own | equal? "
         "| by the twins alone? |"
@@ -101,9 +101,14 @@ def table(path):
 
 
 if __name__ == "__main__":
-    if not Path(sys.argv[1]).exists():
-        Path(f"{sys.argv[1]}.store").unlink(missing_ok=True)
-        rate = float(sys.argv[2]) if len(sys.argv) > 2 else 1e-3
-        torch.multiprocessing.spawn(work, (sys.argv[1], rate, sys.argv[3:] or VARIANTS), RANKS)
-        Path(f"{sys.argv[1]}.store").unlink(missing_ok=True)
-    table(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="runs that are there are not made again")
+    parser.add_argument("lr", type=float, nargs="?", default=1e-3)
+    parser.add_argument("variants", nargs="*", default=VARIANTS)
+    given = parser.parse_args()
+    if not given.out.exists():
+        store = Path(f"{given.out.absolute()}.store")
+        store.unlink(missing_ok=True)
+        torch.multiprocessing.spawn(work, (given.out, store, given.lr, given.variants), RANKS)
+        store.unlink(missing_ok=True)
+    table(given.out)

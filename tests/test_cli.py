@@ -161,12 +161,27 @@ def test_every_command_has_a_function() -> None:
         ("tune --tolerance=none", "lowprec tune: --tolerance='none' is not a positive number"),
         ("tune --weights=[float32]", "lowprec tune: --weights='float32': only activations, errors, kept may be left in "
          "float32; weights of single layers may with --layers=[...]"),
-        ("tune --weights=[40]", "lowprec tune: word_length=40 is not supported"),
+        ("tune --weights=[40]", "lowprec tune: --weights=40: word_length=40 is not supported"),
+        ("tune --weights=[null]", "lowprec tune: --weights=None: only activations, errors, kept may be left in"),
+        ("tune --kept=[8,1]", "lowprec tune: --kept=1: word_length=1 is not supported: choose 2 to 24"),
+        ("tune --errors=[x]", "lowprec tune: --errors='x': 'x' is not a fixed-point format"),
+        ("tune --wire=[5]", "lowprec tune: --wire=5 is not one of (4, 8, 12, 16), the bits"),
         ("cost --input_shape=[4] --module=torch.nn.ReLU --batch_size=0", "lowprec cost: --batch_size=0 must be at"),
         ("cost --input_shape=[4] --module=torch.nn.ReLU --clock_mhz=0", "lowprec cost: --clock_mhz=0.0 must be "),
-        ("export --to=c --checkpoint=a --out=b.h --network=x", "lowprec export: network, input_shape and activations "
-         "are of a network: give --module or --config too"),
+        ("export --to=c --checkpoint=a --out=b.h --network=x", "lowprec export: --network, --input_shape and "
+         "--activations are of a network: give --module or --config too"),
         ("export --to=float --checkpoint=a --out=b --network=c", "lowprec export: --network='c' is of no use"),
+        ("poc --variants=[99]", "lowprec poc: --variants='99' is not one of 'float32', "),
+        ("plan --parameters=7e9 --units+=x", "lowprec plan: --keep_float and --units name parts of a module"),
+        ("plan --parameters=7e9 --state_fraction_length=3", "lowprec plan: --state_fraction_length=3 needs "
+         "--state_word_length, which"),
+        ("bench --rounds=0", "lowprec bench: --rounds=0 must be at least 1"),
+        ("bench --elements=0", "lowprec bench: --elements=0 must be at least 1"),
+        ("bench emulation --batch_size=0", "lowprec bench emulation: --batch_size=0 must be at least 1"),
+        ("bench emulation --threads=-1", "lowprec bench emulation: --threads=-1 must be at least 1"),
+        ("bench allreduce --rounds=0", "lowprec bench allreduce: --rounds=0 must be at least 1"),
+        ("bench allreduce --processes=0", "lowprec bench allreduce: --processes=0 must be at least 1"),
+        ("bench allreduce --megabytes=0", "lowprec bench allreduce: --megabytes=0.0 is not in [0.0009765625, inf)"),
         ("inspect nothing", "lowprec inspect: there is no checkpoint nothing"),
     ],
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -21,6 +23,19 @@ from tests.comm import ranks
 
 ROOT = Path(__file__).parent.parent
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_help_says_what_a_recipe_is_for_and_runs_nothing(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(recipe.parent))
+    monkeypatch.setattr(sys, "argv", [str(recipe), "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(recipe), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "usage:" in said
+    assert (ast.get_docstring(ast.parse(recipe.read_text())) or "nothing") in said
 
 
 def _recipe(name: str, rank: int) -> Any:

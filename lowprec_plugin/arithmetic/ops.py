@@ -60,7 +60,7 @@ def quantize(
 
     Raises:
         ValueError: for a NaN or an infinity, for a negative number in a squared format, for ``bits`` of another kind,
-            and for ``out`` that does not fit ``format``. Nothing is written.
+            on the meta device, and for ``out`` that does not fit ``format``. Nothing is written.
     """
     check_rounding(rounding)
     if not x.is_floating_point():
@@ -264,7 +264,11 @@ def squares(blocks: Blocks, format: FixedPointFormat) -> Tensor:
 
 
 def first_nonfinite(gradients: Sequence[Tensor | StoredGradient]) -> int | None:
-    """The index of the first of ``gradients`` that holds a NaN or an infinity; ``None`` if all are finite."""
+    """The index of the first of ``gradients`` that holds a NaN or an infinity; ``None`` if all are finite.
+
+    Raises:
+        ValueError: on the meta device, where tensors hold no numbers.
+    """
     read: list[Tensor] = []
     owners: list[int] = []
     factors: dict[int, Tensor] = {}
@@ -279,5 +283,10 @@ def first_nonfinite(gradients: Sequence[Tensor | StoredGradient]) -> int | None:
                 read.append(each.factor.reshape(1))
                 owners.append(index)
         owners.append(index)
+    if any(tensor.is_meta for tensor in read):
+        raise ValueError(
+            "a tensor on the meta device holds no numbers that could be rounded: make it on another device first "
+            "(a module by to_empty(device=...), and initialise it)"
+        )
     found = serving(read[0].device).first_nonfinite(read) if read else None
     return None if found is None else owners[found]

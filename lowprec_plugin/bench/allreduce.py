@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.arithmetic.reference.wire import WORD_LENGTHS
 from lowprec_plugin.bench.models import Transformer
 from lowprec_plugin.bench.timing import FLOAT32, in_turns, seconds
+from lowprec_plugin.formats import check_integer, check_number
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
@@ -52,7 +54,13 @@ def run_allreduce(
 
     Returns:
         the record, on rank 0 where torchrun started this; ``None`` elsewhere.
+
+    Raises:
+        OptionError: for a number below 1, or less than a KiB.
     """
+    check_number(megabytes, "megabytes", 2**-10, math.inf)
+    check_integer(rounds, "rounds", 1)
+    check_integer(processes, "processes", 1)
     if "RANK" in os.environ:
         return _measure(megabytes, rounds, step, output)
     with TemporaryDirectory() as folder:  # a TCPStore would listen on every network of this machine

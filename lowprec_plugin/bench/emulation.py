@@ -23,7 +23,7 @@ from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.arithmetic.native import library as native
 from lowprec_plugin.bench.run import report
 from lowprec_plugin.bench.timing import FLOAT32
-from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.formats import FixedPointFormat, check_integer
 from lowprec_plugin.tasks import CNN
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
@@ -42,7 +42,12 @@ def run_emulation(rounds: int = 50, batch_size: int = 100, threads: int = 2, out
         batch_size: images in a step.
         threads: of torch and of the kernels.
         output: a JSON file to write as well.
+
+    Raises:
+        OptionError: for a number below 1.
     """
+    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("threads", threads)):
+        check_integer(value, name, 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

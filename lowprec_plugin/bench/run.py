@@ -17,6 +17,7 @@ from lowprec_plugin.arithmetic.backends import fastest_device
 from lowprec_plugin.arithmetic.devices import device_name
 from lowprec_plugin.bench.models import Transformer, matrices
 from lowprec_plugin.bench.timing import FLOAT32, in_turns, seconds
+from lowprec_plugin.formats import check_integer
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.text.files import whole_text
@@ -38,7 +39,12 @@ def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None
         rounds: turns of each side; medians are reported.
         device: ``"cpu"`` or ``"cuda"``, say; by default the accelerator, if a backend has kernels for it.
         output: a JSON file to write as well.
+
+    Raises:
+        OptionError: for a number below 1.
     """
+    check_integer(elements, "elements", 1)
+    check_integer(rounds, "rounds", 1)
     where = torch.device(device or fastest_device())
     record: dict[str, Any] = {
         "version": __version__,

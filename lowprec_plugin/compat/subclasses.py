@@ -12,10 +12,24 @@ from lowprec_plugin.compat.lookup import TORCH, look_up
 
 _FEATURE = "to make a tensor over codes"
 
-#: ``make_wrapper(cls, size, strides=, storage_offset=, dtype=, device=)``: an instance without memory of its own.
-make_wrapper: Callable[..., Any] = look_up(Tensor, "_make_wrapper_subclass", host=TORCH, feature=_FEATURE)
+_make: Callable[..., Any] = look_up(Tensor, "_make_wrapper_subclass", host=TORCH, feature=_FEATURE)
+_refuse_writing: Callable[[Tensor], None] = look_up(
+    torch._C, "_set_throw_on_mutable_data_ptr", host=TORCH, feature=_FEATURE
+)
 #: The ``__torch_function__`` of a class that leaves everything to its ``__torch_dispatch__``.
 no_torch_function: Any = look_up(torch._C, "_disabled_torch_function_impl", host=TORCH, feature=_FEATURE)
+
+
+def make_wrapper(cls: type[Any], size: Any, **facts: Any) -> Any:
+    """An instance of ``cls`` without memory of its own: whoever takes its address to write there, gets an error.
+
+    Args:
+        size: the shape.
+        facts: ``strides``, ``storage_offset``, ``dtype``, ``device``.
+    """
+    made = _make(cls, size, storage_size=0, **facts)
+    _refuse_writing(made)
+    return made
 
 
 class CompiledByKey:

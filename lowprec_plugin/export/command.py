@@ -59,8 +59,8 @@ def run_export(
             )
     if (network or input_shape or activations) and not structure:
         raise OptionError(
-            "network, input_shape and activations are of a network: give ", Option("module"), " or ", Option("config"),
-            " too",
+            Option("network"), ", ", Option("input_shape"), " and ", Option("activations"), " are of a network: give ",
+            Option("module"), " or ", Option("config"), " too",
         )  # fmt: skip
     state = read_state(checkpoint)
     if to == "safetensors":

@@ -225,13 +225,11 @@ def estimate(
         check_integer(size, "input_shape: a size")
     if min(input_shape, default=1) < 1:
         raise OptionError(Option.given("input_shape", tuple(input_shape)), " of one example has a size below 1")
-    check_integer(batch_size, "batch_size")
-    if batch_size < 1:
-        raise OptionError(Option.given("batch_size", batch_size), " must be at least 1")
+    check_integer(batch_size, "batch_size", 1)
     array = array or SystolicArray()
     stored = [param.format.word_length for param in module.parameters() if isinstance(param, FixedPointTensor)]
     if word_length is None and not stored:
-        raise ValueError("the module is in float, and has no word_length of its own: give one")
+        raise OptionError("the module is in float, and has no word length of its own: give ", Option("word_length"))
     word_length = max(stored) if word_length is None else word_length
     activation_word_length = word_length if activation_word_length is None else activation_word_length
     check_word_length(word_length)

@@ -64,7 +64,9 @@ class StepOptions:
             if self.state_word_length is None:
                 raise OptionError(
                     Option.given("state_fraction_length", self.state_fraction_length),
-                    " needs a state_word_length, which ramps leave alone",
+                    " needs ",
+                    Option("state_word_length"),
+                    ", which ramps leave alone",
                 )
             FixedPointFormat(self.state_word_length, self.state_fraction_length)  # refuses bad values
         if self.nonfinite not in NONFINITE:

@@ -145,7 +145,7 @@ def plan(
     itemsize = 2 if zero and options.computing.autocast else options.computing.dtype.itemsize  # as DeepSpeed has it
     inventory = _inventory(model, options, units, layers)
     if zero and any(param.kept for param in inventory.parameters):
-        raise ValueError("under ZeRO all master weights are in one flat partition: leave keep_float out")
+        raise OptionError("under ZeRO all master weights are in one flat partition: leave out ", Option("keep_float"))
     algorithm = algorithms[optimizer]
 
     def amounts(storage: Storage, itemsize: int) -> Amounts:
@@ -172,7 +172,10 @@ def _inventory(model: nn.Module | int, options: PluginOptions, units: Iterable[s
     if isinstance(model, nn.Module):
         return of_module(model, options.keep_float, units)
     if options.keep_float or units is not None:
-        raise ValueError("keep_float and units name parts of a module: give the module in place of a number")
+        raise OptionError(
+            Option("keep_float"), " and ", Option("units"),
+            " name parts of a module: give a module in place of a number",
+        )  # fmt: skip
     check_integer(model, "model")
     return of_count(model, layers)
 

@@ -207,19 +207,17 @@ def _tasks(root: str) -> dict[str, Config]:
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
-    for what, names, known in (
-        ("variant", arguments["variants"], list(VARIANTS)),
+    for option, names, known in (
+        ("variants", arguments["variants"], list(VARIANTS)),
         ("task", [arguments["task"]], list(TITLES)),
         ("mode", [arguments["mode"] or "max"], ["max", "min"]),
     ):
         for name in names:
             if name not in known:
-                raise ValueError(f"no {what} {name!r}; there are {', '.join(map(repr, known))}")
+                raise OptionError(Option.given(option, name), f" is not one of {', '.join(map(repr, known))}")
     for name in ("seeds", "epochs", "steps", "devices"):
         if arguments[name] is not None:
-            check_integer(arguments[name], name)
-            if arguments[name] < 1:
-                raise OptionError(Option.given(name, arguments[name]), " must be at least 1")
+            check_integer(arguments[name], name, 1)
     output = Path(arguments["output"])
     if output.exists() and not output.is_dir():
         raise OptionError(

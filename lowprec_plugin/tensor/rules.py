@@ -116,11 +116,13 @@ def _new_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 def _new_empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """An ordinary tensor; of its own shape on a device that is named, one like it.
 
-    Asynchronous checkpoints make one so, and fill in its attributes then.
+    Asynchronous checkpoints make one so, and fill in its attributes then. In an optimizer's step, whose state would be
+    held in the weights' format, it is an ordinary one.
     """
     source: Coded = args[0]
     size = tuple(args[1])
-    if size == tuple(source.shape) and kwargs.get("device") is not None and kwargs.get("dtype") is None:
+    of_a_copy = size == tuple(source.shape) and kwargs.get("device") is not None and kwargs.get("dtype") is None
+    if of_a_copy and current() is None:
         device = torch.device(kwargs["device"])
         return source._like(empty_blocks(source._codes.shape, source.format, device))
     return torch.empty((), dtype=source.dtype, device=source.device).new_empty(size, **kwargs)

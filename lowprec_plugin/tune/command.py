@@ -36,7 +36,7 @@ def tune(
     metric: str = "val_accuracy",
     mode: Literal["max", "min"] = "max",
     tolerance: float | str = "0.5%",
-    weights: Sequence[int | str] = (4, 6, 8, 10, 12, 16),
+    weights: Sequence[int | str | None] = (4, 6, 8, 10, 12, 16),
     state: Sequence[int] = (4, 6, 8, 12, 16),
     activations: Sequence[int | str | None] = (),
     errors: Sequence[int | str | None] = (),
@@ -159,9 +159,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
     if arguments["seeds"] < MIN_SEEDS:
         raise OptionError(Option.given("seeds", arguments["seeds"]), f": a confirmation needs at least {MIN_SEEDS}")
     if arguments["epochs"] is not None:
-        check_integer(arguments["epochs"], "epochs")
-        if arguments["epochs"] < 1:
-            raise OptionError(Option.given("epochs", arguments["epochs"]), " must be at least 1")
+        check_integer(arguments["epochs"], "epochs", 1)
     for name, words in (("mode", ("max", "min")), ("count", ("codes", "bytes"))):
         if arguments[name] not in words:
             raise OptionError(Option.given(name, arguments[name]), f" is not one of {words}")
@@ -186,7 +184,9 @@ def _check_layers(layers: Sequence[str], module: nn.Module) -> None:
     modules = [name for name, each in module.named_modules() if name and any(True for _ in each.parameters())]
     for layer in layers:
         if not any(fnmatchcase(name, layer) for name in modules):
-            raise ValueError(f"layers: {layer!r} is no module with parameters; there are {', '.join(modules)}")
+            raise OptionError(
+                Option.given("layers", layer), f" is no module with parameters; there are {', '.join(modules)}"
+            )
 
 
 def _widest_format(ladder: Sequence[str]) -> str:

@@ -14,10 +14,11 @@ from functools import cache
 from typing import Any
 
 from lowprec_plugin.activations.emulation import Emulation
+from lowprec_plugin.arithmetic import wire_ops
 from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.options import PluginOptions
-from lowprec_plugin.text.option_error import Option, OptionError
+from lowprec_plugin.text.option_error import Option, OptionError, parts_of
 
 Setting = dict[str, str]
 
@@ -181,9 +182,14 @@ def _text(kind: str, rung: int | str | None) -> str:
                 Option("layers", "[...]"),
             )
         return FLOAT32
-    format = FixedPointFormat(rung) if isinstance(rung, int) else FixedPointFormat.parse(rung)
+    try:
+        format = FixedPointFormat(rung) if isinstance(rung, int) else FixedPointFormat.parse(rung)
+    except ValueError as error:
+        raise OptionError(Option.given(kind, rung), ": ", *parts_of(error)) from None
     if format.squared or (not KINDS[kind] and str(format) != f"fixed{format.word_length}"):
         raise OptionError(Option.given(kind, rung), f": give a word length here, such as {format.word_length}")
+    if kind == "wire":
+        wire_ops.check_word_length(format.word_length, kind)
     return str(format)
 
 

@@ -120,7 +120,7 @@ def test_formats_of_the_module_and_what_is_not_counted() -> None:
 
     net = Network().train()
     net.embedding.eval()
-    with pytest.raises(ValueError, match="the module is in float, and has no word_length of its own"):
+    with pytest.raises(ValueError, match="the module is in float, and has no word length of its own"):
         estimate(net, (5,), batch_size=2)
     optim.quantize_(net, "fixed20")
     result = estimate(net, (5,), batch_size=2)

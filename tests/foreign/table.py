@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -82,12 +82,15 @@ def _version(package: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    file = parser.parse_args().file
     torch.set_num_threads(1)
     found = []
     for row in rows():
         found.append((row, judge(row)))
         print(row, *cells(*found[-1])[1:], flush=True)
-    whole_text(Path(sys.argv[1]), document(found))
+    whole_text(file, document(found))
 
 
 if __name__ == "__main__":

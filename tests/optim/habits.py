@@ -58,6 +58,15 @@ class OwnBuffers(Habit):
         param.sub_(self.lr * self.buffers[param].mul_(0.7).add_(param.grad))
 
 
+class RoomOnADevice(Habit):
+    """Momenta in room that it makes on the parameter's device, by name."""
+
+    def update(self, param: Any, state: dict[str, Any]) -> None:
+        if not state:
+            state["momentum"] = param.new_empty(param.shape, device=param.device).zero_()
+        param.sub_(self.lr * state["momentum"].mul_(0.7).add_(param.grad))
+
+
 class WeakBuffers(OwnBuffers):
     """That map does not keep its parameters alive."""
 
@@ -629,7 +638,17 @@ class Around(torch.optim.Optimizer):
 
 
 HABITS: list[Any] = [
-    *(OwnBuffers, WeakBuffers, BuffersTwice, BuffersById, BuffersByAddress, OwnList, ListsInGroups, OneFlatBuffer),
+    *(
+        OwnBuffers,
+        RoomOnADevice,
+        WeakBuffers,
+        BuffersTwice,
+        BuffersById,
+        BuffersByAddress,
+        OwnList,
+        ListsInGroups,
+        OneFlatBuffer,
+    ),
     *(CountsInState, CountsUnderAName, CountsInATensor, RatesOnParameters, BuffersOnParameters),
     *(OneNorm, OneNormOfWeights, LooksBack),
     *(WritesData, KeepsData, WritesArrays, SetsData, SwapsData, SharesData, LaysOut, LaysOutLate),

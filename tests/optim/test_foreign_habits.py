@@ -128,6 +128,18 @@ def test_at_16_bits_the_loss_falls_as_far(kind: Any) -> None:
     assert share(values(fixed), values(floats), start) < 0.05
 
 
+def test_state_is_not_held_in_the_weights_own_format() -> None:
+    """Momenta of small gradients, which ``<4,12>`` holds next to nothing of."""
+    net = parameters("<4,12>")
+    optimizer = optim.adopt(habits.RoomOnADevice(list(net)))
+    for param in net:
+        param.grad = torch.full_like(param, 1e-5)
+    optimizer.step()
+    for param in net:
+        momentum = optimizer.state[param]["momentum"]
+        assert torch.allclose(momentum, torch.full_like(momentum, 1e-5), rtol=1e-3)
+
+
 def float_bytes() -> int:
     return sum(size for size, (dtype, _) in memory.live_storages().values() if dtype.is_floating_point)
 

@@ -310,7 +310,7 @@ def adopted(optimizer: torch.optim.Optimizer, **given: Any) -> torch.optim.Optim
         ({"rounding": "up"}, "rounding='up' is not one of"),
         ({"nonfinite": "ignore"}, "nonfinite='ignore' is not one of"),
         ({"state_word_length": 32}, "state_word_length=32 is not supported"),
-        ({"state_fraction_length": 10}, "state_fraction_length=10 needs a state_word_length"),
+        ({"state_fraction_length": 10}, "state_fraction_length=10 needs state_word_length"),
         ({"state_word_length": 8, "state_fraction_length": 999}, "fraction_length=999"),
     ],
 )

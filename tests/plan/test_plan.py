@@ -166,10 +166,10 @@ def test_activations_are_those_that_were_given() -> None:
         ({"activations": -5}, "activations=-5 bytes are less than 0"),
         ({"keep_float": ["nothing"]}, "keep_float='nothing' matches no parameter"),
         ({"units": ["nothing"]}, "units='nothing' matches no module"),
-        ({"keep_float": ["norm.*"], "sharding": "zero1", "ranks": 2}, "leave keep_float out"),
+        ({"keep_float": ["norm.*"], "sharding": "zero1", "ranks": 2}, "leave out keep_float"),
         ({"reduce_bucket_size": 0, "sharding": "zero1", "ranks": 2}, "reduce_bucket_size=0 is less than 1"),
         ({"persistent": -1, "sharding": "zero3", "ranks": 2}, "persistent=-1 is less than 0"),
-        ({"state_fraction_length": 8}, "state_fraction_length=8 needs a state_word_length"),
+        ({"state_fraction_length": 8}, "state_fraction_length=8 needs state_word_length"),
         (
             {"state_fraction_length": 8, "state_word_length": 12},
             "is a mean of squares, which has to have a radix point",
@@ -190,7 +190,7 @@ def test_models_refused() -> None:
         plan(nn.ReLU())
     with pytest.raises(ValueError, match=r"'weight' is lazy"):
         plan(nn.LazyLinear(3))
-    with pytest.raises(ValueError, match="keep_float and units name parts of a module"):
+    with pytest.raises(ValueError, match="keep_float= and units= name parts of a module"):
         plan(100, keep_float=["a"])
     with pytest.raises(ValueError, match="parameters=0 in layers=32"):
         plan(0)

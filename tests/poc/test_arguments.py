@@ -31,8 +31,8 @@ def staged(order: worker.Order, *_: Any) -> RunRecord:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variants=[32]"], "no variant '32'"),
-        (["--variants=16,<2,11>"], "no variant '<2,11>'"),
+        (["--variants=[32]"], "variants='32' is not one of"),
+        (["--variants=16,<2,11>"], "variants='<2,11>' is not one of"),
         (["--seeds=0"], "seeds=0"),
         (["--epochs=0"], "epochs=0"),
         (["--steps=-1"], "steps=-1"),

@@ -52,3 +52,17 @@ def test_a_storage_of_floats_is_refused() -> None:
         with pytest.raises(ValueError, match=r"no memory of floats.*float_state_dict.*to_safetensors"):
             tensor.storage().data_ptr()
         assert tensor.storage().size() == 0
+
+
+def test_memory_that_is_not_there_is_not_looked_for() -> None:
+    """What takes its address gets an error, and the process goes on; a storage by itself is empty."""
+    tensor = stored()
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+        torch.utils.dlpack.to_dlpack(tensor)
+    storage = tensor.untyped_storage()
+    assert storage.nbytes() == storage.share_memory_().nbytes() == storage.clone().nbytes() == 0
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+        storage.byteswap(torch.float32)  # type: ignore[no-untyped-call]
+    assert tensor.data_ptr() == 0
+    assert tensor.share_memory_().is_shared()
+    assert torch.equal(tensor.dequantize(), torch.arange(6.0).view(2, 3))

@@ -399,6 +399,19 @@ class TestModules:
         assert module.weight.codes.device.type == "meta"
         assert module(torch.randn(2, 12, device="meta")).shape == (2, 8)
 
+    def test_on_meta_there_is_nothing_to_round(self) -> None:
+        stored = FixedPointTensor.quantize(torch.ones(2, 3), "fixed16").to("meta")
+        optimizer = optim.SGD([nn.Parameter(stored)], lr=0.1)
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(2, 3, device="meta")
+        for call in (
+            lambda: FixedPointTensor.quantize(torch.ones(2, 3, device="meta"), "fixed16"),
+            lambda: stored.add_(1),
+            lambda: stored.copy_(torch.ones(2, 3)),
+            optimizer.step,
+        ):
+            with pytest.raises(ValueError, match=r"meta device holds no numbers.*make it on another device first"):
+                call()
+
 
 def test_casts_copy_unless_told_to_share() -> None:
     x = stored(4, 8)

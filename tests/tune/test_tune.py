@@ -260,7 +260,7 @@ def test_by_import_path_with_formats_by_layer(tmp_path: Path, capsys: pytest.Cap
         (["--weights=[1]"], "word_length=1"),
         (["--wire=[8]"], "one process sends nothing"),
         (["--importance.weights=2"], "importance"),
-        (["--layers=[laye]"], "layers: 'laye' is no module with parameters; there are layer"),
+        (["--layers=[laye]"], "--layers='laye' is no module with parameters; there are layer"),
         (["--model=tests.tune.users.Nobody"], "Nobody"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
     ],

@@ -6,6 +6,7 @@ record: ``python -m tests.arithmetic.triton.tritons docs/results/triton_versions
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -107,4 +108,6 @@ def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    main(parser.parse_args().file)
