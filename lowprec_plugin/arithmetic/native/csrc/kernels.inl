@@ -880,6 +880,15 @@ static void gather_chunks(lowprec_item &item, int64_t begin, int64_t end, bool s
     const chunks all_chunks(item);
     for (int64_t index = begin; index < end; index++) {
         const chunk c = all_chunks.at(index);
+        if (item.fresh && item.grad_type == LOWPREC_FLOAT32 && c.n == c.block_length && c.n % GROUP == 0) {
+            float *grad = (float *)item.grad + c.at;  // read where it is; it is not written to
+            for (int64_t j = 0; j < c.n; j += 16) __builtin_prefetch(beyond(grad + j, AHEAD * 4));
+            const uint32_t largest = largest_bits(grad, c.n);
+            if (largest < INFINITE) {
+                encode(item, 0, c, grad, largest, stochastic);
+                continue;
+            }
+        }
         load_floats(item.grad, item.grad_type, c.at, c.n, x);
         if (!item.fresh) {
             decode(s, c, before);
