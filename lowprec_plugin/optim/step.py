@@ -40,7 +40,6 @@ from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, place, stored_p
 class FixedPointStep(Adopted):
     """Replaces methods of an optimizer's class, ``float_class``, and calls them."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its kernels are there, and Dynamo cannot follow
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Update every parameter that has a gradient, in place; each stored number is rounded once.
 
@@ -51,11 +50,7 @@ class FixedPointStep(Adopted):
             NonFiniteGradientError: if a gradient is NaN or infinite and ``nonfinite="raise"``.
             ValueError: for a sparse gradient.
         """
-        if self.fixed_point.counting:
-            self.fixed_point.counts = {}
-        if steps_each_by_itself(self.float_class):
-            return _step_each(self, *args, **kwargs)
-        return step_whole(self, args, kwargs)
+        return _step(self, args, kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; also warns of a float parameter that joins fixed-point ones, for that is easily meant otherwise.
@@ -131,6 +126,16 @@ def steps_each_by_itself(float_class: type[torch.optim.Optimizer]) -> bool:
         modules.append(getattr(step, "__globals__", {}).get("__name__", ""))
     within = all(name.startswith(("torch.", "lowprec_plugin.optim.")) for name in modules)
     return within and modules[-1].startswith(("torch.optim.", "lowprec_plugin.optim."))
+
+
+# Its kernels are there, and Dynamo cannot follow. Of a method that is disabled itself, torch 2.10 loses the ``self``.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if optimizer.fixed_point.counting:
+        optimizer.fixed_point.counts = {}
+    if steps_each_by_itself(optimizer.float_class):
+        return _step_each(optimizer, *args, **kwargs)
+    return step_whole(optimizer, args, kwargs)
 
 
 def _step_each(optimizer: FixedPointStep, closure: Callable[[], Any] | None = None) -> Any:
