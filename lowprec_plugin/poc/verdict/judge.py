@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.verdict.advice import advice
 from lowprec_plugin.poc.verdict.groups import Groups
-from lowprec_plugin.poc.verdict.outcomes import Baseline, Finding, baseline, findings
-from lowprec_plugin.poc.verdict.sentences import Overview, caution, cost, headline, sentence
+from lowprec_plugin.poc.verdict.outcomes import Baseline, Finding, Overview, baseline, findings
+from lowprec_plugin.poc.verdict.sentences import caution, cost, headline, sentence
 
 
 @dataclass(frozen=True)
