@@ -93,7 +93,7 @@ def read(folder: Path) -> Contents:
         name: {run.seed: str(run_file(folder, name, run.seed).relative_to(folder)) for run in groups.of[name].runs}
         for name in study.variants
     }
-    layers = {group.variant: layers for group in groups.settings if (layers := _layers(group))}
+    layers = {name: layers for name, group in groups.of.items() if (layers := _layers(group))}
     return Contents(study, groups, judge(groups), quantities(groups, study), curves, layers, files)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 import time
@@ -133,7 +132,7 @@ def fit(order: Order, told: Told) -> RunRecord:
             if validated and measures.validated != record.steps:  # the last step was not the end of an epoch
                 cli.trainer.validate(cli.model, **given)
             tests = cli.trainer.test(cli.model, **given) if order.rehearsed.has_test else []
-    curves = _curves(order.folder / "metrics.csv")
+    curves = cli.trainer.logger.curves  # type: ignore[union-attr]
     metrics = record.metrics | {name: float(value) for each in tests for name, value in each.items()}
     metrics |= {name: value for name, value in measures.at_validation.items() if name in validated}
     reason = refused or _not_finite(metrics, study.metric, measures.loss)
@@ -182,26 +181,6 @@ def _record(order: Order, cli: LightningCLI, measures: Measures) -> RunRecord:
         precision=repr(ours) if ours is not None else str(plugin.precision),
         environment=order.study.versions | {"device": device_name(trainer.strategy.root_device)},
     )
-
-
-def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every finite scalar of the logger's file, as (step, value)."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, text in row.items():
-                    if name not in ("step", "epoch") and math.isfinite(value := _number(text)):
-                        curves.setdefault(name, []).append((int(row["step"]), value))
-    return {name: sorted(curve, key=lambda point: point[0]) for name, curve in curves.items()}
-
-
-def _number(text: str) -> float:
-    """NaN for anything else: a module may log words."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from lowprec_plugin.poc.run.metrics import Scale
+from lowprec_plugin.poc.run.variants import FLOAT32, TWIN
 from lowprec_plugin.poc.verdict.curves import are_one, learned
 from lowprec_plugin.poc.verdict.groups import Group, Groups
-from lowprec_plugin.poc.verdict.noise import allowed
 from lowprec_plugin.quality import LIMIT, Comparison
 
 #: More seeds than anybody runs.
@@ -105,8 +105,8 @@ class Overview:
 
     def predicate(self, outcome: Outcome, count: int = 1) -> str:
         """What is said of ``count`` variants that came out so."""
-        are = "is" if count == 1 else "are"
-        return SPOKEN[outcome].predicate.format(are=are, allowed=allowed(self.groups.tolerance))
+        allowed = str(self.groups.tolerance).replace(" ", "").replace("%", " %")
+        return SPOKEN[outcome].predicate.format(are="is" if count == 1 else "are", allowed=allowed)
 
     def is_stuck(self, finding: Finding) -> bool:
         """Whether it is not settled because every run ended at one value."""
@@ -136,15 +136,11 @@ def baseline(groups: Groups) -> Baseline:
 def findings(groups: Groups) -> list[Finding]:
     """One for each variant that is compared with float32, in order."""
     state, found = baseline(groups), {}
-    for group in groups.settings:
-        comparison = groups.compare(group.variant)
-        found[group.variant] = Finding(
-            group.variant,
-            _outcome(groups, group, state, comparison),
-            tuple(groups.paired(group.variant)),
-            comparison,
-            tuple(run.seed for run in group.ended("diverged")),
-        )
+    for variant, group in groups.of.items():
+        if variant not in (FLOAT32.name, TWIN.name):
+            comparison, diverged = groups.compare(variant), tuple(run.seed for run in group.ended("diverged"))
+            outcome = _outcome(groups, group, state, comparison)
+            found[variant] = Finding(variant, outcome, tuple(groups.paired(variant)), comparison, diverged)
     return [_with_ramp(each, found, groups.of[each.variant]) for each in found.values()]
 
 
