@@ -12,7 +12,6 @@ from lowprec_plugin.poc.report.contents import Contents
 from lowprec_plugin.poc.report.quantities import CARDS
 from lowprec_plugin.poc.run.variants import FLOAT32, TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
-from lowprec_plugin.poc.verdict.noise import pace
 from lowprec_plugin.poc.verdict.outcomes import SPOKEN
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 from lowprec_plugin.text import charts
@@ -53,10 +52,8 @@ def _cards(contents: Contents) -> list[dict[str, Any]]:
     """What the page says of each variant first."""
     cards = []
     for finding in contents.verdict.findings:
-        variant, time = finding.variant, pace(contents.groups, finding.variant)
-        word = ", slower" if time and time.word == "slower" else ""
-        word += ", very uncertain" if time and time.noisy else ""
-        names = {"of float32's bytes": "held/share", f"of its step time{word}": "step/ratio ± step/error"}
+        variant = finding.variant
+        names = {"of float32's bytes": "held/share", "of its step time": "step/ratio ± step/error"}
         figures = [(label, tables.cell(contents, variant, name)) for label, name in names.items()]
         cards.append({
             "name": spoken(variant), "outcome": finding.outcome, "spoken": SPOKEN[finding.outcome],

@@ -10,6 +10,7 @@ from lowprec_plugin.poc.report.quantities import CARDS, known_of
 from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.run.variants import BF16_MIXED, TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
+from lowprec_plugin.poc.verdict.noise import pace
 from lowprec_plugin.poc.verdict.outcomes import SPOKEN
 from lowprec_plugin.text.numbers import share, significant
 from lowprec_plugin.text.tables import markdown_table
@@ -19,11 +20,12 @@ MOST = 12
 #: In a cell without a quantity.
 NONE = "–"
 _DIFFERENCE = "metric/difference ± metric/standard_error"
+_RATIO = "step/ratio ± step/error"
 #: Tables with a row for each variant: caption and quantities.
 VARIANTS_BY = {
     "summary": (
         "In short",
-        ("metric/mean", _DIFFERENCE, "verdict", "held/total", "held/share", "step/median", "step/ratio"),
+        ("metric/mean", _DIFFERENCE, "verdict", "held/total", "held/share", "step/median", _RATIO),
     ),
     "quality": (
         "{metric} at the end, by variant",
@@ -36,7 +38,7 @@ VARIANTS_BY = {
     "wire": ("Gradients sent per step by one process", ("wire/sent", "wire/float32", "wire/share")),
     "time": (
         "Time of a training step, and the most memory in use",
-        ("step/median", "step/ratio", "step/error", "step/fast", "step/slow", "peak/bytes"),
+        ("step/median", _RATIO, "step/fast", "step/slow", "peak/bytes"),
     ),
     "model": (
         "Largest network of this kind, in parameters, by the memory of one GPU",
@@ -119,7 +121,8 @@ def cell(contents: Contents, variant: str, name: str, scale: Scale | None = None
     if error is None:
         return [Part(contents.text(found, scale), variant, first, found.value)]
     if found.unit == "times":
-        left, right, unit = f"{found.value:.2f}", f"{error.value:.2f}", " ×"
+        paced = pace(contents.groups, variant)
+        left, right, unit = f"{found.value:.2f}", f"{error.value:.2f}", f" ×{paced.said if paced else ''}"
     else:
         scale = scale or contents.verdict.scale
         (left, right), unit = scale.difference(found.value, error.value), scale.difference_unit

@@ -19,7 +19,7 @@ VERSION = 1
 def summary(contents: Contents) -> str:
     """Verdict and table, for the terminal."""
     verdict = contents.verdict
-    said = [f"- {verdict.sentences[name]} {verdict.costs[name]}".rstrip() for name in verdict.sentences]
+    said = [f"- {sentence}" for sentence in verdict.sentences.values()]
     steps = [f"{number}. {step}" for number, step in enumerate(verdict.next, 1)]
     head = [verdict.headline, *([verdict.caution] if verdict.caution else [])]
     return "\n".join([*head, "", tables.table(contents, "summary").markdown(), "", *said, "", *steps])
@@ -68,8 +68,7 @@ def as_json(contents: Contents) -> str:
     findings: list[dict[str, Any]] = []
     for each in verdict.findings:
         files = [contents.files[side][seed] for side in (FLOAT32.name, TWIN.name, each.variant) for seed in each.seeds]
-        said = {"sentence": verdict.sentences[each.variant], "cost": verdict.costs[each.variant]}
-        findings.append({**asdict(each), **said, "files": files})
+        findings.append({**asdict(each), "sentence": verdict.sentences[each.variant], "files": files})
     names = sorted({name for quantities in contents.quantities.values() for name in quantities})
     said_of_all = {name: getattr(verdict, name) for name in ("headline", "baseline", "caution", "next")}
     content = {

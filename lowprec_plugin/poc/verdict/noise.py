@@ -45,15 +45,10 @@ class Pace:
     seeds: int
 
     @property
-    def noisy(self) -> bool:
-        """Whether a number and its error would mislead."""
-        return self.error > self.ratio / 2
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Two standard errors of the logarithm about ``ratio``."""
-        far = math.exp(2 * self.error / self.ratio)
-        return self.ratio / far, self.ratio * far
+    def said(self) -> str:
+        """What is written behind the ratio, such as ``, slower``: a figure that is all noise would mislead."""
+        uncertain = "very uncertain" if self.error > self.ratio / 2 else ""
+        return "".join(f", {each}" for each in (self.word, uncertain) if each)
 
 
 def pace(groups: Groups, variant: str) -> Pace | None:

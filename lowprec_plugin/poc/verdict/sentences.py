@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from lowprec_plugin.poc.run.study import RunRecord
 from lowprec_plugin.poc.run.variants import spoken
 from lowprec_plugin.poc.verdict.curves import learned, training_loss
-from lowprec_plugin.poc.verdict.groups import Group, Groups
-from lowprec_plugin.poc.verdict.noise import pace
+from lowprec_plugin.poc.verdict.groups import Group
 from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, SPOKEN, Finding, Overview
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
-from lowprec_plugin.text.numbers import counted, listed, rough, share, significant, times
+from lowprec_plugin.text.numbers import counted, listed, rough, share
 
 #: Words of a headline, at most.
 WORDS = 25
@@ -146,22 +145,6 @@ def _of_runs(view: Overview, finding: Finding, group: Group) -> Iterator[str]:
             yield f"{share(lost)} of its updates were smaller than half a code{dropped}."
         if (saturated := group.average("saturated") or 0) >= SATURATED:
             yield f"{share(saturated)} of its numbers were out of range."
-
-
-def cost(groups: Groups, variant: str) -> str:
-    """Bytes and time beside float32's."""
-    held, whole, found = groups.of[variant].held, groups.float32.held, pace(groups, variant)
-    said = [f"It held {100 * held / whole:.0f} % of float32's bytes."] if held and whole else []
-    if found:
-        took = f"{found.ratio:.2f} ± {times(found.error)}"
-        if found.noisy:
-            took = "somewhere between {} and {} ×".format(*map(significant, found.span))
-        step = f"step took {took} float32's time"
-        unclear = "this shows no difference" if found.seeds > 1 else "one seed is too few to tell"
-        said.append(f"{found.word.capitalize()}: a {step}." if found.word else f"A {step}: {unclear}.")
-    elif all(group.step_ms() for group in (groups.of[variant], groups.float32, groups.twin)):
-        said.append("Its step time is not compared: no command timed it with float32 and its twin on one seed.")
-    return " ".join(said)
 
 
 def names(findings: Sequence[Finding]) -> str:
