@@ -116,7 +116,7 @@ def cell(contents: Contents, variant: str, name: str, scale: Scale | None = None
         return [Part(said if compared == finished else f"{said}, {compared} compared")]
     first, _, second = name.partition(" ± ")
     found, error = contents.quantity(variant, first), contents.quantity(variant, second)
-    if found is None or (second and error is None and found.unit != "times"):
+    if found is None or (second and error is None):  # float32 beside itself
         return [Part(NONE)]
     if error is None:
         return [Part(contents.text(found, scale), variant, first, found.value)]

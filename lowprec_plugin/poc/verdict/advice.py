@@ -108,7 +108,8 @@ def _instead(finding: Finding, view: Overview) -> str:
 def _seeds(view: Overview) -> Iterator[str]:
     if few := view.found("few seeds"):
         more = counted(MIN_SEEDS - min(len(each.seeds) for each in few), "more seed")
-        yield f"Run {more} for a verdict on {names(few)}: existing runs are kept."
+        need = f"it takes {MIN_SEEDS} on which float32, its twin and the variant finish"
+        yield f"Run {more} for a verdict on {names(few)}: {need}. Existing runs are kept."
     if stuck := [each for each in view.findings if view.is_stuck(each)]:
         yield f"Compare something else (--metric, --mode) for {names(stuck)}, or make validation harder."
     if unsettled := [each for each in view.found("unsettled") if not each.diverged and each not in stuck]:
@@ -117,6 +118,6 @@ def _seeds(view: Overview) -> Iterator[str]:
             yield f"Run about {most} seeds to settle {names(unsettled)}."
         else:
             yield (
-                f"To settle {names(unsettled)}, let the learning rate fall towards zero, train longer, or compare a "
-                "metric with less noise; or ask with --tolerance=2% whether it is within that."
+                f"No practical number of seeds settles {names(unsettled)}: let the learning rate fall towards zero, "
+                "train longer, or compare a metric with less noise; or allow a difference, as by --tolerance=2%."
             )

@@ -8,8 +8,8 @@ from lowprec_plugin.poc.run.study import RunRecord
 from lowprec_plugin.poc.run.variants import spoken
 from lowprec_plugin.poc.verdict.curves import learned, training_loss
 from lowprec_plugin.poc.verdict.groups import Group
-from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, SPOKEN, Finding, Overview
-from lowprec_plugin.quality import LIMIT, MIN_SEEDS, Comparison
+from lowprec_plugin.poc.verdict.outcomes import SPOKEN, Finding, Overview
+from lowprec_plugin.quality import LIMIT, Comparison
 from lowprec_plugin.text.numbers import counted, listed, rough, share
 
 #: Words of a headline, at most.
@@ -93,11 +93,6 @@ def _evidence(view: Overview, finding: Finding, found: Comparison) -> str:
 def _of_comparison(view: Overview, finding: Finding) -> Iterator[str]:
     """What else the comparison shows, and what it does not."""
     outcome, found, limit = finding.outcome, finding.comparison, f"{100 * LIMIT:.1f} %"
-    if outcome == "few seeds":
-        yield (
-            f"A verdict takes {MIN_SEEDS} seeds on which float32, its twin and the variant finish, "
-            f"{MIN_SEEDS - len(finding.seeds)} more."
-        )
     if found is None or (outcome == "unsettled" and finding.diverged):
         return
     error, size = 2 * found.standard_error, abs(found.baseline)
@@ -109,20 +104,17 @@ def _of_comparison(view: Overview, finding: Finding) -> Iterator[str]:
         yield "That is a difference, not a promise."
     if view.is_stuck(finding):
         yield f"{view.groups.metric} cannot tell them apart: every run ended at {view.scale.value(found.baseline)}."
-    elif outcome == "unsettled":
-        seeds = finding.seeds_to_settle
-        enough = f"about {seeds} seeds" if seeds <= PRACTICAL else "no practical number of seeds"
-        yield f"That is within two standard errors, but above {limit}, the limit of equal; {enough} would settle it."
-    if outcome in ("tolerated", "unsettled") and not view.is_stuck(finding):
+    elif outcome in ("tolerated", "unsettled"):
+        if outcome == "unsettled":
+            yield f"That is within two standard errors, but above the {limit} that count as equal."
         bound = found.worse(higher_is_better=view.groups.higher_is_better) + error
-        part = (
-            f" ({rough(100 * bound / size)} % of float32's)" if 0 < bound <= size else ""
-        )  # near zero it says nothing
+        known = 0 < bound <= size  # near zero a share of it says nothing
+        part = f" ({rough(100 * bound / size)} % of float32's)" if known else ""
         worse = f"{view.scale.distance(bound)} worse{part}" if bound > 0 else "not worse"
         yield f"With two standard errors added it is {worse}."
     if view.may_be_chance(finding):
         comparisons = sum(each.comparison is not None for each in view.findings)
-        yield f"It is one of {comparisons} comparisons, of which one in twenty comes out so by chance: repeat it."
+        yield f"It is one of {comparisons} comparisons, of which one in twenty comes out so by chance."
 
 
 def _of_runs(view: Overview, finding: Finding, group: Group) -> Iterator[str]:
