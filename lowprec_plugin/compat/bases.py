@@ -20,14 +20,13 @@ from lowprec_plugin.compat.lightnings import LIGHTNINGS, Lightning, imported, in
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
-    from lightning.pytorch.loggers.csv_logs import ExperimentWriter
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 
 __all__ = [
-    "Callback", "DeepSpeedPrecision", "DummyLogger", "ExperimentWriter", "LightningDataModule", "LightningModule",
-    "Precision", "TorchCheckpointIO", "serve",
+    "Callback", "DeepSpeedPrecision", "DummyLogger", "LightningDataModule", "LightningModule", "Precision",
+    "TorchCheckpointIO", "serve",
 ]  # fmt: skip
 
 
@@ -58,7 +57,6 @@ _KINDS = {
     "Callback": _Kind("Callback", _Plain),
     "DeepSpeedPrecision": _Kind("plugins.precision.DeepSpeedPrecision", _Plain, own=True),
     "DummyLogger": _Kind("loggers.logger.DummyLogger", _Abstract),
-    "ExperimentWriter": _Kind("loggers.csv_logs.ExperimentWriter", _Plain),
     "LightningDataModule": _Kind("LightningDataModule", _Plain),
     "Precision": _Kind("plugins.precision.Precision", _Plain, own=True),
     "TorchCheckpointIO": _Kind("plugins.io.TorchCheckpointIO", _Abstract),

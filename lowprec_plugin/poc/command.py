@@ -26,7 +26,7 @@ from lowprec_plugin.poc.report.command import write
 from lowprec_plugin.poc.run.processes import Processes
 from lowprec_plugin.poc.run.rehearsal import Rehearsed, chosen_metric, rehearsed
 from lowprec_plugin.poc.run.study import Mode, RunRecord, Study, claim, load, run_file
-from lowprec_plugin.poc.run.variants import DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
+from lowprec_plugin.poc.run.variants import BF16, BF16_MIXED, DEFAULT, FLOAT32, TWIN, VARIANTS, WIRE
 from lowprec_plugin.poc.run.worker import Order, diverged_by_another, fit, train
 from lowprec_plugin.poc.verdict.noise import ahead, blind
 from lowprec_plugin.quality import allowance
@@ -106,8 +106,11 @@ def run_poc(
     unused += found.left_out
     metric, mode, chosen = chosen_metric(found, metric, mode)
     names = dict.fromkeys([FLOAT32.name, TWIN.name, *arguments["variants"]])
-    alone = devices == 1 and WIRE.name in names
-    left_out = {WIRE.name: "one process sends nothing; use --devices 2 or more"} if alone else {}
+    left_out = {}
+    if devices == 1 and WIRE.name in names:
+        left_out[WIRE.name] = "one process sends nothing; use --devices 2 or more"
+    if found.no_bf16 and BF16.name not in names:  # else its own runs say so
+        left_out[BF16_MIXED] = found.no_bf16
     study = Study(
         title=_title(complete, None if config or model else task, found.steps),
         metric=metric,
@@ -180,19 +183,18 @@ def _runs(study: Study, folder: Path, found: Rehearsed, progress: bool) -> list[
                 if bar.disable:
                     so_far = there + len(seconds)
                     left = f", {about((of - so_far) * statistics.mean(seconds))} left" if so_far < of else ""
-                    print(f"{so_far} of {of}: {_line(record, study.metric)}{left}", flush=True)
+                    print(f"{so_far} of {of}: {_ending(record, study.metric)}{left}", flush=True)
             runs.append(record)
             if name == TWIN.name and (said := blind(study, runs)):
                 bar.write(said)
     return runs
 
 
-def _line(run: RunRecord, metric: str) -> str:
-    """The end of a run, for those who see no progress bar."""
-    said = f"{run.status}: {run.reason}" if run.reason else run.status
-    if run.status == "finished" and metric in run.metrics:
-        said = f"{metric} {run.metrics[metric]:.4g}"
-    return f"{run.variant}, seed {run.seed}: {said}, {run.seconds:.1f} s"
+def _ending(run: RunRecord, metric: str) -> str:
+    """How a run ended, for those who see no progress bar."""
+    said = f"{metric} {run.metrics.get(metric, math.nan):.4g}" if run.status == "finished" else run.status
+    reason = f": {run.reason}" if run.reason else ""
+    return f"{run.variant}, seed {run.seed}: {said}{reason}, {run.seconds:.1f} s"
 
 
 def _tasks(root: str) -> dict[str, Config]:
@@ -218,11 +220,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("seeds", "epochs", "steps", "devices"):
         if arguments[name] is not None:
             check_integer(arguments[name], name, 1)
-    output = Path(arguments["output"])
-    if output.exists() and not output.is_dir():
-        raise OptionError(
-            Option.given("output", str(output)), " is a file: give a folder, which is made if it is not there"
-        )
+    output = Option.given("output", arguments["output"])
+    if Path(arguments["output"]).is_file():
+        raise OptionError(output, " is a file: give a folder, which is made if it is not there")
     if arguments["tolerance"] is not None:
         allowance(arguments["tolerance"], 1.0)
     price = arguments["price"]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.text.option_error import Option, OptionError
+from lowprec_plugin.experiments.continuing import check_same
 from lowprec_plugin.tune.space import Setting
 
 #: Called with the epoch (from 1) and the metric at its end; ``True`` stops the run.
@@ -71,14 +71,7 @@ class Records:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(trained) + "\n")
             return
-        other = [name for name in {**trained, **lines[0]} if trained.get(name) != lines[0].get(name)]
-        if other:
-            name = other[0]
-            raise OptionError(
-                f"{path} holds runs with ",
-                Option.given(name, lines[0].get(name)),
-                f", not {trained.get(name)!r}: choose another output folder, or delete that one",
-            )
+        check_same(path, lines[0], trained)
         os.truncate(path, len(complete) + 1)
         for line in lines[1:]:
             run = Run(**line)

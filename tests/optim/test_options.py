@@ -57,8 +57,8 @@ def test_the_plugin_takes_all_by_name_and_documents_each() -> None:
     assert parameters.keys() == by_name(PluginOptions).keys()
     assert list(parameters)[:2] == ["word_length", "fraction_length"]
     assert [each.kind.name for each in parameters.values()] == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 14
-    arguments = (FixedPointPrecision.__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
-    documented = re.findall(r"^        (\w+): ", arguments, re.M)
+    arguments = (inspect.getdoc(FixedPointPrecision) or "").partition("Args:")[2].partition("Raises:")[0]
+    documented = re.findall(r"^    (\w+): ", arguments, re.M)
     assert documented == list(parameters)
 
 

@@ -20,7 +20,7 @@ from lowprec_plugin.cli.main import main
 from lowprec_plugin.experiments.making import perturb_last_bit_
 from lowprec_plugin.poc import VARIANTS
 from lowprec_plugin.poc.command import run_poc
-from lowprec_plugin.poc.run import worker
+from lowprec_plugin.poc.run.processes import in_one_line
 from lowprec_plugin.poc.run.study import RunRecord, load, load_runs, load_study, run_file
 from lowprec_plugin.poc.run.variants import DEFAULT
 from lowprec_plugin.tasks import MLP
@@ -273,7 +273,7 @@ def test_all_runs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_reason_has_an_end() -> None:
-    assert worker._reason(KeyError("x" * 5000)) == f"KeyError: '{'x' * 289} …"
+    assert in_one_line(KeyError("x" * 5000)) == f"KeyError: '{'x' * 289} …"
 
 
 def test_killed_in_the_middle(runs: dict[tuple[str, int], RunRecord], tmp_path: Path) -> None:

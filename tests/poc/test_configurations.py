@@ -222,3 +222,27 @@ def test_strategies_that_shard_are_refused(strategy: Any, tmp_path: Path) -> Non
     (tmp_path / "user.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="runs are compared on one process, or on several with DDP"):
         run_poc("user.yaml")
+
+
+@pytest.mark.parametrize("variants", ["16", "16,bf16"])
+def test_a_module_that_does_not_run_in_bf16_says_so(
+    variants: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What bf16 would hold is not computed then, and the command and the report say why; or its own run does."""
+
+    class Narrow(Sorter):
+        def training_step(self, *args: Any) -> Any:
+            if self.trainer.precision == "bf16-mixed":
+                raise RuntimeError("not in bf16")
+            return super().training_step(*args)
+
+    monkeypatch.setattr("tests.poc.users.Narrow", Narrow, raising=False)
+    arguments = ["--model=tests.poc.users.Narrow", "--data=tests.poc.users.Clouds", f"--variants={variants}"]
+    assert main(["poc", *arguments, "--steps=2", "--seeds=1", "--output=poc", "--progress=false"]) == 0
+    why = "RuntimeError: not in bf16"
+    page, named = Path("poc/report.html").read_text(), "bf16" in variants
+    assert (f"bf16 mixed, computed is left out: {why}" in capsys.readouterr().out) is not named
+    assert (f"bf16 mixed, computed: {why}" in page) is not named
+    assert (f"bf16 gave no result: {why}" in page) is named
+    assert not any(load(path).bf16 for path in Path("poc").glob("runs/*/run.json"))
+    assert "bf16 mixed, computed" not in json.loads(Path("poc/report.json").read_text())["variants"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowprec_plugin.poc.report.quantities import Figure, figures
+from lowprec_plugin.poc.report.quantities import Quantity, quantities
+from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.run.study import FILE, Study, load_runs, load_study, run_file
 from lowprec_plugin.poc.verdict.curves import curve, training_loss
 from lowprec_plugin.poc.verdict.groups import Group, Groups
@@ -21,7 +23,7 @@ from lowprec_plugin.text.numbers import bytes_text, large, share, significant, t
 FILES = ("report.html", "report.md", "report.json")
 #: What is counted of a layer.
 COUNTED = ("saturated", "lost", "unchanged", "noise_to_update")
-#: How figures are written, by unit; those of the metric have a scale of their own.
+#: How quantities are written, by unit; those of the metric have a scale of their own.
 WRITTEN: dict[str, Callable[[float], str]] = {
     "bytes": bytes_text,
     "share": share,
@@ -42,21 +44,19 @@ class Contents:
     study: Study
     groups: Groups
     verdict: Verdict
-    figures: dict[str, dict[str, Figure]]  # by variant and name
+    quantities: dict[str, dict[str, Quantity]]  # by variant and name
     curves: dict[str, dict[str, list[Point]]]  # by name of the curve and variant
     layers: dict[str, list[LayerReport]]  # by variant, of those that count; the shares are means over the runs
     files: dict[str, dict[int, str]]  # the run files of a variant by seed, relative to the report's folder
 
-    def figure(self, variant: str, name: str) -> Figure | None:
-        """A figure, if the runs gave it."""
-        return self.figures.get(variant, {}).get(name)
+    def quantity(self, variant: str, name: str) -> Quantity | None:
+        """A quantity, if the runs gave it."""
+        return self.quantities.get(variant, {}).get(name)
 
-    def text(self, variant: str, name: str) -> str:
-        """A figure with its unit, rounded; ``–`` if the runs did not give it."""
-        figure, scale = self.figure(variant, name), self.verdict.scale
-        if figure is None:
-            return "–"
-        return (WRITTEN | {"metric": scale.value, "difference": scale.distance})[figure.unit](figure.value)
+    def text(self, quantity: Quantity, scale: Scale | None = None) -> str:
+        """With its unit, rounded; ``scale``: of another metric than the one that is compared."""
+        value, unit = quantity
+        return (scale or self.verdict.scale).value(value) if unit == "metric" else WRITTEN[unit](value)
 
     def kept_in_float(self, variant: str) -> dict[str, str]:
         """Parameters that any run of a variant left in float, and why."""
@@ -65,11 +65,12 @@ class Contents:
     @property
     def kept(self) -> list[tuple[list[str], dict[str, str]]]:
         """The variants that leave the same parameters in float, and these."""
-        found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        found: list[tuple[list[str], dict[str, str]]] = []
         for variant in self.groups.of:
             if reasons := self.kept_in_float(variant):
-                found.setdefault(tuple(sorted(reasons.items())), []).append(variant)
-        return [(variants, self.kept_in_float(variants[0])) for variants in found.values()]
+                alike = next((variants for variants, theirs in found if theirs == reasons), None)
+                found.append(([variant], reasons)) if alike is None else alike.append(variant)
+        return found
 
 
 def read(folder: Path) -> Contents:
@@ -92,19 +93,22 @@ def read(folder: Path) -> Contents:
         name: {run.seed: str(run_file(folder, name, run.seed).relative_to(folder)) for run in groups.of[name].runs}
         for name in study.variants
     }
-    layers = {group.variant: layers for group in groups.settings if (layers := _layers(group))}
-    return Contents(study, groups, judge(groups), figures(groups, study), curves, layers, files)
+    layers = {name: layers for name, group in groups.of.items() if (layers := _layers(group))}
+    return Contents(study, groups, judge(groups), quantities(groups, study), curves, layers, files)
 
 
 def _layers(group: Group) -> list[LayerReport]:
     """Every layer with its shares averaged over the runs; empty if nothing was counted."""
-    found: dict[str, list[LayerReport]] = {}
+    found: dict[str, list[LayerReport]] = defaultdict(list)
     for run in group.runs:
         for layer in run.layers:
-            found.setdefault(layer.name, []).append(layer)
-    made = []
-    for layers in found.values():
-        values = {what: [value for each in layers if (value := getattr(each, what)) is not None] for what in COUNTED}
-        means: dict[str, Any] = {what: math.fsum(each) / len(each) if each else None for what, each in values.items()}
-        made.append(replace(layers[-1], **means))
-    return made if any(getattr(layer, what) is not None for layer in made for what in COUNTED) else []
+            found[layer.name].append(layer)
+    if all(getattr(layer, what) is None for layers in found.values() for layer in layers for what in COUNTED):
+        return []
+    means = {name: {what: _mean(layers, what) for what in COUNTED} for name, layers in found.items()}
+    return [replace(layers[-1], **means[name]) for name, layers in found.items()]
+
+
+def _mean(layers: list[LayerReport], what: str) -> Any:
+    values = [value for layer in layers if (value := getattr(layer, what)) is not None]
+    return statistics.fmean(values) if values else None

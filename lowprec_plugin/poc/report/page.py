@@ -9,10 +9,9 @@ from markupsafe import Markup
 
 from lowprec_plugin.poc.report import tables
 from lowprec_plugin.poc.report.contents import Contents
-from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS
+from lowprec_plugin.poc.report.quantities import CARDS
 from lowprec_plugin.poc.run.variants import FLOAT32, TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
-from lowprec_plugin.poc.verdict.noise import pace
 from lowprec_plugin.poc.verdict.outcomes import SPOKEN
 from lowprec_plugin.quality import LIMIT, MIN_SEEDS
 from lowprec_plugin.text import charts
@@ -39,12 +38,7 @@ def html(contents: Contents) -> str:
         curves=_curves(contents),
         memory=_bars(contents, "Bytes held by kind and variant", "held/total", "held/share"),
         time=_bars(contents, "Time of a training step by variant", "step/median", "step/ratio"),
-        models=_bars(
-            contents,
-            f"Largest network of this kind in {PICTURED} GB, in parameters",
-            f"model/{PICTURED}",
-            "model/ratio",
-        ),
+        models=_bars(contents, f"Largest network in {PICTURED} GB, in parameters", f"model/{PICTURED}", "model/ratio"),
         kinds=KINDS,
         gpus=CARDS,
         pictured=PICTURED,
@@ -58,18 +52,13 @@ def _cards(contents: Contents) -> list[dict[str, Any]]:
     """What the page says of each variant first."""
     cards = []
     for finding in contents.verdict.findings:
-        variant, outcome = finding.variant, finding.outcome
-        time = pace(contents.groups, variant)
-        word = ", slower" if time and time.word == "slower" else ""
-        word += ", very uncertain" if time and time.noisy else ""
-        figures = {
-            "of float32's bytes": tables.cell(contents, variant, "held/share"),
-            f"of its step time{word}": tables.cell(contents, variant, "step/ratio ± step/error"),
-        }
-        known = [(label, cell) for label, cell in figures.items() if cell[0].name]
-        sentence = contents.verdict.sentences[variant]
-        said = {"outcome": outcome, "sign": SPOKEN[outcome].sign, "word": SPOKEN[outcome].word}  # never a colour alone
-        cards.append({"name": spoken(variant), "sentence": sentence, "figures": known, **said})
+        variant = finding.variant
+        names = {"of float32's bytes": "held/share", "of its step time": "step/ratio ± step/error"}
+        figures = [(label, tables.cell(contents, variant, name)) for label, name in names.items()]
+        cards.append({
+            "name": spoken(variant), "outcome": finding.outcome, "spoken": SPOKEN[finding.outcome],
+            "sentence": contents.verdict.sentences[variant], "figures": [each for each in figures if each[1][0].name],
+        })  # fmt: skip
     return cards
 
 
@@ -77,10 +66,11 @@ def _quality(contents: Contents) -> Markup | None:
     scale, metric, rows = contents.verdict.scale, contents.study.metric, []
     for variant, group in contents.groups.of.items():
         if group.values:
-            centre, zone = (contents.figure(variant, f"metric/{name}") for name in ("baseline", "zone"))
+            centre, zone = (contents.quantity(variant, f"metric/{name}") for name in ("baseline", "zone"))
             ends = (centre.value - zone.value, centre.value + zone.value) if centre and zone else None
-            text, mean = contents.text(variant, "metric/mean"), contents.figures[variant]["metric/mean"].value
-            rows.append(charts.Dots(spoken(variant), text, list(group.values.values()), mean, ends))
+            mean = contents.quantities[variant]["metric/mean"]
+            values = list(group.values.values())
+            rows.append(charts.Dots(spoken(variant), contents.text(mean), values, mean.value, ends))
     if not rows:
         return None
     low, high = charts.axis_of(rows, (FLOAT32.name, TWIN.name))
@@ -120,23 +110,20 @@ def _bars(contents: Contents, title: str, name: str, ratio: str) -> Markup | Non
     """A bar for each variant, with its share or multiple of float32's; bytes by kind, networks with the verdict."""
     words = {each.variant: SPOKEN[each.outcome].word for each in contents.verdict.findings if each.outcome != "equal"}
     rows = []
-    for variant, figures in contents.figures.items():
-        begin, _, what = name.partition("/")
-        own = f"computed/{what}" if begin == "held" and variant == BF16_MIXED else name
-        if variant == TWIN.name or own not in figures:
+    for variant, quantities in contents.quantities.items():
+        if variant == TWIN.name or name not in quantities:
             continue
-        said = [contents.text(variant, own)]
+        said = [contents.text(quantities[name])]
         if variant != FLOAT32.name:
-            beside = tables.cell(contents, variant, ratio)[0]
-            said += [beside.text] if beside.name else []
-            said += [words[variant]] if begin == "model" and variant in words else []
-        parts = [("plain", figures[own].value, said[0])]
-        if begin == "held":
-            sizes = {kind: figures[own.replace("total", kind)].value for kind in KINDS}
+            said += [contents.text(quantities[ratio])] if ratio in quantities else []
+            said += [words[variant]] if name.startswith("model") and variant in words else []
+        parts = [("plain", quantities[name].value, said[0])]
+        if name == "held/total":
+            sizes = {kind: quantities[f"held/{kind}"].value for kind in KINDS}
             parts = [(kind, size, f"{kind}: {bytes_text(size)}") for kind, size in sizes.items() if size]
         rows.append(charts.Bar(spoken(variant), ", ".join(said), parts))
     if not rows:
         return None
-    whole = contents.figure(FLOAT32.name, name)
+    whole = contents.quantity(FLOAT32.name, name)
     described = "; ".join(f"{row.label} {row.text}" for row in rows) + ". Parts and multiples are of float32's."
     return Markup(charts.bars(title, described, rows, whole.value if whole else None))

@@ -1,26 +1,25 @@
-"""Every figure of the report, from the records: name, value, unit and how it was computed."""
+"""Every quantity of the report, from the records: name, value, unit and how it was computed."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from typing import NamedTuple
 
 from lowprec_plugin.plan.table import SIZES
 from lowprec_plugin.poc.run.study import Study
-from lowprec_plugin.poc.run.variants import BF16, FLOAT32, TWIN
-from lowprec_plugin.poc.verdict.groups import KINDS, Group, Groups
+from lowprec_plugin.poc.run.variants import BF16, BF16_MIXED, FLOAT32, TWIN
+from lowprec_plugin.poc.verdict.groups import Group, Groups
 from lowprec_plugin.poc.verdict.noise import pace
 from lowprec_plugin.quality import LIMIT
 
 #: Cards that are known by their memory, in GiB.
 CARDS = {size: cards for size, cards in SIZES.items() if cards}
-#: Computed, not run, unless the study has it run.
-BF16_MIXED = "bf16 mixed, computed"
 
 
 class Known(NamedTuple):
-    """What is known of a figure by its name: its unit, how it comes from the runs of its variant, and its heading."""
+    """What is known of a quantity by its name: its unit, how it comes from the runs of its variant, and its heading."""
 
     unit: str
     how: str
@@ -28,7 +27,7 @@ class Known(NamedTuple):
 
 
 _DEVIATION = "the median deviation of its logarithm: the twins' from 0 or its own, the larger"
-#: By the longest of these that a figure's name begins with.
+#: By the longest of these that a quantity's name begins with.
 KNOWN = {
     "metric/mean": Known("metric", "mean over the runs that finished", "{metric}"),
     "metric/low": Known("metric", "least of the runs that finished", "lowest seed"),
@@ -40,11 +39,9 @@ KNOWN = {
     "metric/zone": Known("difference", "the lesser of two standard errors and of the limit, a share of the baseline"),
     "test_mean": Known("metric", "of a metric that the test logged: as metric/mean"),
     "test_": Known("difference", "of a metric that the test logged: as metric/difference and metric/standard_error"),
-    "held/": Known("bytes", "median over the runs of held"),
+    "held/": Known("bytes", f"median over the runs of held; of {BF16_MIXED!r}, over float32's runs of bf16"),
     "held/total": Known("bytes", "sum over the kinds", "bytes held"),
     "held/share": Known("share", "of float32's held/total", "of float32's bytes"),
-    "computed/": Known("bytes", "median over float32's runs of bf16: what bf16 mixed precision would hold"),
-    "computed/share": Known("share", "of float32's held/total"),
     "peak/": Known("bytes", "median over the runs of peak", "peak memory"),
     "wire/sent": Known("bytes", "median over the runs of sent, per step and process", "sent"),
     "wire/float32": Known("bytes", "median over the runs of float32_sent", "float32 would send"),
@@ -65,7 +62,7 @@ KNOWN = {
 }
 
 
-class Figure(NamedTuple):
+class Quantity(NamedTuple):
     """One number of the report, in ``unit``; ``batches`` are as they were run, where examples are not known."""
 
     value: float
@@ -76,38 +73,56 @@ _Values = dict[str, float | None]
 
 
 def known_of(name: str) -> Known:
-    """What is known of a figure of this name."""
+    """What is known of a quantity of this name."""
     return KNOWN[max((begin for begin in KNOWN if name.startswith(begin)), key=len)]
 
 
-def figures(groups: Groups, study: Study) -> dict[str, dict[str, Figure]]:
-    """By variant and name; a variant lacks the figures that its runs do not give."""
-    found = {name: _of_variant(groups, group, study) for name, group in groups.of.items()}
-    computed = [run.bf16 for run in groups.float32.runs if run.bf16]
-    if computed and found.get(BF16.name, {}).get("held/total") is None:
-        kinds = {kind: statistics.median(held.get(kind, 0) for held in computed) for kind in KINDS}
-        found[BF16_MIXED] = _held("computed", kinds, groups) | _fits(groups.float32, kinds)
-    examples = {name: group.median(lambda run: run.examples) for name, group in groups.of.items()}
-    examples[BF16_MIXED] = examples[FLOAT32.name]
+def quantities(groups: Groups, study: Study) -> dict[str, dict[str, Quantity]]:
+    """By variant and name; a variant lacks what its runs do not give."""
+    found = {name: _bytes(group, groups) | _of_runs(group, groups, study) for name, group in groups.of.items()}
+    every = dict(groups.of)
+    mixed = Group(BF16_MIXED, groups.metric, [replace(run, held=run.bf16) for run in groups.float32.runs])
+    if mixed.held and not (BF16.name in every and every[BF16.name].held):
+        found[BF16_MIXED], every[BF16_MIXED] = _bytes(mixed, groups), mixed
 
     def unit(variant: str, name: str) -> str:
-        return "batches" if name.startswith("batch/") and not examples[variant] else known_of(name).unit
+        unknown = name.startswith("batch/") and not every[variant].median(lambda run: run.examples)
+        return "batches" if unknown else known_of(name).unit
 
     return {
-        variant: {name: Figure(value, unit(variant, name)) for name, value in values.items() if value is not None}
+        variant: {name: Quantity(value, unit(variant, name)) for name, value in values.items() if value is not None}
         for variant, values in found.items()
     }
 
 
-def _of_variant(groups: Groups, group: Group, study: Study) -> _Values:
+def _bytes(group: Group, groups: Groups) -> _Values:
+    """What is held, the largest network of this kind, and the largest batch of this very network, by memory."""
+    kinds, total, whole = group.kinds, group.held, groups.float32.held
+    parameters, examples = group.median(lambda run: run.parameters), group.median(lambda run: run.examples)
+    if not total:
+        return {}
+    activations = kinds["activations"]
+    found: _Values = {"held/total": total, **{f"held/{kind}": nbytes for kind, nbytes in kinds.items()}}
+    if whole:
+        found |= {"held/share": total / whole, "model/ratio": whole / total}
+    for size in CARDS:
+        memory = size * 2**30
+        if parameters:
+            found[f"model/{size}"] = parameters * memory / total
+        if activations:
+            batch = math.floor((examples or 1) * (memory - (total - activations)) / activations)
+            found[f"batch/{size}"] = max(0, batch)
+    return found
+
+
+def _of_runs(group: Group, groups: Groups, study: Study) -> _Values:
     sent, whole = group.median(lambda run: run.sent), group.median(lambda run: run.float32_sent)
     steps, step_ms = [run.steps for run in group.ended("finished")], group.step_ms()
-    found = _metric(groups, group) | _held("held", group.kinds, groups) | _fits(group, group.kinds)
+    found = {f"metric/{what}": value for what, value in _metric(groups, group).items()}
     for name in groups.tested:
         by = groups.by(name)
-        shown = ("mean", "difference", "standard_error")
         tested = _metric(by, by.of[group.variant])
-        found |= {f"test_{what}/{name}": tested.get(f"metric/{what}") for what in shown}
+        found |= {f"test_{what}/{name}": tested.get(what) for what in ("mean", "difference", "standard_error")}
     found |= {
         "peak/bytes": group.median(lambda run: run.peak),
         "wire/sent": sent,
@@ -129,44 +144,16 @@ def _metric(groups: Groups, group: Group) -> _Values:
     values = list(group.values.values())
     if not values:
         return {}
-    found: _Values = {
-        "metric/mean": math.fsum(values) / len(values),
-        "metric/low": min(values),
-        "metric/high": max(values),
-    }
+    found: _Values = {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
     comparison = groups.compare(group.variant)
     if comparison is None or group.variant == FLOAT32.name:
         return found
     # The twin is the yardstick: beside it stands what the others are held against.
     error = comparison.twins_error if group.variant == TWIN.name else comparison.standard_error
     return found | {
-        "metric/baseline": comparison.baseline,
-        "metric/difference": comparison.difference,
-        "metric/standard_error": error,
-        "metric/noise": comparison.noise,
-        "metric/zone": min(2 * error, LIMIT * abs(comparison.baseline)),
+        "baseline": comparison.baseline,
+        "difference": comparison.difference,
+        "standard_error": error,
+        "noise": comparison.noise,
+        "zone": min(2 * error, LIMIT * abs(comparison.baseline)),
     }
-
-
-def _held(name: str, kinds: dict[str, float], groups: Groups) -> _Values:
-    if not kinds:
-        return {}
-    total, whole = sum(kinds.values()), groups.float32.held
-    found: _Values = {f"{name}/{kind}": nbytes for kind, nbytes in kinds.items()}
-    ratio = whole / total if whole and total else None
-    return found | {f"{name}/total": total, f"{name}/share": total / whole if whole else None, "model/ratio": ratio}
-
-
-def _fits(group: Group, kinds: dict[str, float]) -> _Values:
-    """The largest network of this kind, and the largest batch of this very network, by memory."""
-    parameters, examples = group.median(lambda run: run.parameters), group.median(lambda run: run.examples)
-    total, activations = sum(kinds.values()), kinds.get("activations", 0)
-    found: _Values = {}
-    for size in CARDS:
-        memory = size * 2**30
-        if parameters and total:
-            found[f"model/{size}"] = parameters * memory / total
-        if activations:
-            batch = math.floor((examples or 1) * (memory - (total - activations)) / activations)
-            found[f"batch/{size}"] = max(0, batch)
-    return found

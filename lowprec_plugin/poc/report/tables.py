@@ -1,4 +1,4 @@
-"""The report's tables, once for HTML and Markdown: every number in a cell is a named figure."""
+"""The report's tables, once for HTML and Markdown: every number in a cell is a named quantity."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lowprec_plugin.poc.report.contents import COUNTED, Contents
-from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, known_of
+from lowprec_plugin.poc.report.quantities import CARDS, known_of
 from lowprec_plugin.poc.run.metrics import Scale
-from lowprec_plugin.poc.run.variants import TWIN, spoken
+from lowprec_plugin.poc.run.variants import BF16_MIXED, TWIN, spoken
 from lowprec_plugin.poc.verdict.groups import KINDS
+from lowprec_plugin.poc.verdict.noise import pace
 from lowprec_plugin.poc.verdict.outcomes import SPOKEN
 from lowprec_plugin.text.numbers import share, significant
 from lowprec_plugin.text.tables import markdown_table
 
 #: Layers, and parameters left in float, that are listed of a variant.
 MOST = 12
-#: In a cell without a figure.
+#: In a cell without a quantity.
 NONE = "–"
 _DIFFERENCE = "metric/difference ± metric/standard_error"
-#: Tables with a row for each variant: caption and figures.
+_RATIO = "step/ratio ± step/error"
+#: Tables with a row for each variant: caption and quantities.
 VARIANTS_BY = {
     "summary": (
         "In short",
-        ("metric/mean", _DIFFERENCE, "verdict", "held/total", "held/share", "step/median", "step/ratio"),
+        ("metric/mean", _DIFFERENCE, "verdict", "held/total", "held/share", "step/median", _RATIO),
     ),
     "quality": (
         "{metric} at the end, by variant",
@@ -36,7 +38,7 @@ VARIANTS_BY = {
     "wire": ("Gradients sent per step by one process", ("wire/sent", "wire/float32", "wire/share")),
     "time": (
         "Time of a training step, and the most memory in use",
-        ("step/median", "step/ratio", "step/error", "step/fast", "step/slow", "peak/bytes"),
+        ("step/median", _RATIO, "step/fast", "step/slow", "peak/bytes"),
     ),
     "model": (
         "Largest network of this kind, in parameters, by the memory of one GPU",
@@ -52,14 +54,14 @@ VARIANTS_BY = {
     ),
     "cost": ("Hours of one such training, and their price", ("cost/hours", "cost/price")),
 }
-#: Those that have all rows and columns, with figures or without.
+#: Those that have all rows and columns, with quantities or without.
 WHOLE = ("summary", "quality")
 
 
 class Part(NamedTuple):
-    """A piece of a cell's text; ``name`` says which figure of ``variant`` it is, if it is one.
+    """A piece of a cell's text; ``name`` says which quantity of ``variant`` it is, if it is one.
 
-    ``value`` is that figure, in its own unit, and ``bar`` the length of a bar beneath it, 0 to 1.
+    ``value`` is its value, in its own unit, and ``bar`` the length of a bar beneath it, 0 to 1.
     """
 
     text: str
@@ -88,7 +90,7 @@ class Table:
 
 
 def table(contents: Contents, which: str) -> Table:
-    """One of :data:`VARIANTS_BY`; rows and columns without figures are left out unless it is :data:`WHOLE`."""
+    """One of :data:`VARIANTS_BY`; rows and columns without quantities are left out unless it is :data:`WHOLE`."""
     (caption, names), metric = VARIANTS_BY[which], contents.study.metric
     variants = list(contents.groups.of)
     if which not in WHOLE:
@@ -97,42 +99,34 @@ def table(contents: Contents, which: str) -> Table:
     if which not in WHOLE:
         rows = {variant: row for variant, row in rows.items() if any(each[0].name for each in row.values())}
         names = tuple(name for name in names if any(row[name][0].name for row in rows.values()))
-    header = ["variant", *(_heading(name).format(metric=metric, last=name.split("/")[-1]) for name in names)]
+    headings = [name if name in ("seeds", "verdict") else known_of(name).heading for name in names]
+    named = [each.format(metric=metric, last=name.split("/")[-1]) for each, name in zip(headings, names, strict=True)]
     cells = [[[Part(spoken(variant))], *(row[name] for name in names)] for variant, row in rows.items()]
-    return Table(caption.format(metric=metric), header, cells)
-
-
-def _heading(name: str) -> str:
-    return name if name in ("seeds", "verdict") else known_of(name).heading
+    return Table(caption.format(metric=metric), ["variant", *named], cells)
 
 
 def cell(contents: Contents, variant: str, name: str, scale: Scale | None = None) -> Cell:
-    """A figure, two that are joined by ``±``, the verdict, or the number of seeds."""
+    """A quantity, two that are joined by ``±``, the verdict, or the number of seeds."""
     if name == "verdict":
-        found = (each.outcome for each in contents.verdict.findings if each.variant == variant)
-        return [Part(SPOKEN[outcome].word) for outcome in found] or [Part(NONE)]
+        words = [SPOKEN[each.outcome].word for each in contents.verdict.findings if each.variant == variant]
+        return [Part(words[0] if words else NONE)]
     if name == "seeds":  # that finished, and that the difference is of, where these are not the same
         finished, compared = len(contents.groups.of[variant].values), len(contents.groups.paired(variant))
         said = f"{finished} of {len(contents.study.seeds)}"
         return [Part(said if compared == finished else f"{said}, {compared} compared")]
-    if variant == BF16_MIXED:
-        name = name.replace("held/", "computed/")
     first, _, second = name.partition(" ± ")
-    figure, error = contents.figure(variant, first), contents.figure(variant, second)
-    if figure is None or (second and error is None and figure.unit != "times"):
+    found, error = contents.quantity(variant, first), contents.quantity(variant, second)
+    if found is None or (second and error is None):  # float32 beside itself
         return [Part(NONE)]
-    text, scale = contents.text(variant, first), scale or contents.verdict.scale
-    if figure.unit == "metric":
-        text = scale.value(figure.value)
     if error is None:
-        return [Part(text, variant, first, figure.value)]
-    if figure.unit == "times":
-        left, right, unit = text.removesuffix(" ×"), contents.text(variant, second), ""
+        return [Part(contents.text(found, scale), variant, first, found.value)]
+    if found.unit == "times":
+        paced = pace(contents.groups, variant)
+        left, right, unit = f"{found.value:.2f}", f"{error.value:.2f}", f" ×{paced.said if paced else ''}"
     else:
-        unit = scale.difference_unit
-        left, right = scale.difference(figure.value, error.value).removesuffix(unit).split(" ± ")
-    parts = [Part(left, variant, first, figure.value), Part(" ± "), Part(right, variant, second, error.value)]
-    return [*parts, Part(unit)] if unit else parts
+        scale = scale or contents.verdict.scale
+        (left, right), unit = scale.difference(found.value, error.value), scale.difference_unit
+    return [Part(left, variant, first, found.value), Part(" ± "), Part(right, variant, second, error.value), Part(unit)]
 
 
 def tested(contents: Contents) -> Table:
@@ -174,7 +168,7 @@ def layers(contents: Contents, variant: str) -> Table:
 
 
 def all_tables(contents: Contents) -> list[Table]:
-    """Every table that has figures, but for the summary."""
+    """Every table that has quantities, but for the summary."""
     quality, *others, cost = (table(contents, which) for which in VARIANTS_BY if which != "summary")
     counted = [layers(contents, variant) for variant in contents.layers]
     return [each for each in (quality, tested(contents), *others, *counted, cost) if each.rows and each.header[1:]]

@@ -8,8 +8,8 @@ from typing import Any
 
 from lowprec_plugin.poc.report import tables
 from lowprec_plugin.poc.report.contents import Contents
-from lowprec_plugin.poc.report.quantities import BF16_MIXED, CARDS, known_of
-from lowprec_plugin.poc.run.variants import FLOAT32, TWIN, spoken
+from lowprec_plugin.poc.report.quantities import CARDS, known_of
+from lowprec_plugin.poc.run.variants import BF16_MIXED, FLOAT32, TWIN, spoken
 from lowprec_plugin.text.numbers import counted, listed
 
 #: Of the layout of ``report.json``.
@@ -19,7 +19,7 @@ VERSION = 1
 def summary(contents: Contents) -> str:
     """Verdict and table, for the terminal."""
     verdict = contents.verdict
-    said = [f"- {verdict.sentences[name]} {verdict.costs[name]}".rstrip() for name in verdict.sentences]
+    said = [f"- {sentence}" for sentence in verdict.sentences.values()]
     steps = [f"{number}. {step}" for number, step in enumerate(verdict.next, 1)]
     head = [verdict.headline, *([verdict.caution] if verdict.caution else [])]
     return "\n".join([*head, "", tables.table(contents, "summary").markdown(), "", *said, "", *steps])
@@ -54,13 +54,13 @@ def as_markdown(contents: Contents) -> str:
 
 
 def as_json(contents: Contents) -> str:
-    """Every figure, the run files of each variant, and how a figure comes from them."""
+    """Every quantity, the run files of each variant, and how a quantity comes from them."""
     verdict, variants = contents.verdict, {}
-    for variant, figures in contents.figures.items():
+    for variant, quantities in contents.quantities.items():
         run = variant != BF16_MIXED
         variants[variant] = {
             "runs": contents.files.get(variant if run else FLOAT32.name, {}),
-            "figures": {name: figure._asdict() for name, figure in figures.items()},
+            "figures": {name: quantity._asdict() for name, quantity in quantities.items()},
             "layers": [asdict(layer) for layer in contents.layers.get(variant, [])],
             "kept_in_float": contents.kept_in_float(variant) if run else {},
             "curves": {name: curves[variant] for name, curves in contents.curves.items() if variant in curves},
@@ -68,9 +68,8 @@ def as_json(contents: Contents) -> str:
     findings: list[dict[str, Any]] = []
     for each in verdict.findings:
         files = [contents.files[side][seed] for side in (FLOAT32.name, TWIN.name, each.variant) for seed in each.seeds]
-        said = {"sentence": verdict.sentences[each.variant], "cost": verdict.costs[each.variant]}
-        findings.append({**asdict(each), **said, "files": files})
-    names = sorted({name for figures in contents.figures.values() for name in figures})
+        findings.append({**asdict(each), "sentence": verdict.sentences[each.variant], "files": files})
+    names = sorted({name for quantities in contents.quantities.values() for name in quantities})
     said_of_all = {name: getattr(verdict, name) for name in ("headline", "baseline", "caution", "next")}
     content = {
         "version": VERSION,

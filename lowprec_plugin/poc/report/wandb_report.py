@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowprec_plugin.poc.report import contents, tables
 from lowprec_plugin.poc.report.contents import FILES
-
-if TYPE_CHECKING:  # not in the command's module: jsonargparse imports what annotations there need
-    import wandb
 
 #: Name of the artifact.
 ARTIFACT = "lowprec-poc"
 
 
-def log_report(run: wandb.Run, folder: Path) -> None:
-    """Log what :func:`lowprec_plugin.poc.report.command.write` has written to ``folder`` to a run of Weights & Biases.
+def publish(folder: Path, project: str) -> None:
+    """Log what :func:`lowprec_plugin.poc.report.command.write` has written to ``folder`` to a new run of ``project``.
 
     The files become the artifact ``lowprec-poc``, the short table ``lowprec/poc`` and the page ``lowprec/report``; the
     headline is in the run's summary.
-    """
-    import wandb
-
-    found = contents.read(folder)
-    made = tables.table(found, "summary")
-    table = wandb.Table(columns=[*made.header], data=[[_cell(cell) for cell in row] for row in made.rows])
-    run.log({"lowprec/poc": table, "lowprec/report": wandb.Html(folder / FILES[0])})
-    artifact = wandb.Artifact(ARTIFACT, type="report", metadata={"verdict": found.verdict.headline})
-    for name in FILES:
-        artifact.add_file(str(folder / name))
-    run.log_artifact(artifact)
-    run.summary["lowprec/verdict"] = found.verdict.headline
-
-
-def publish(folder: Path, project: str) -> None:
-    """The same, to a new run of ``project``.
 
     Raises:
         ValueError: if wandb is not installed.
@@ -44,8 +24,16 @@ def publish(folder: Path, project: str) -> None:
         import wandb
     except ImportError as error:
         raise ValueError('wandb is not installed: pip install "lowprec-plugin[wandb]", or leave --wandb out') from error
+    found = contents.read(folder)
+    made = tables.table(found, "summary")
+    table = wandb.Table(columns=[*made.header], data=[[_cell(cell) for cell in row] for row in made.rows])
+    artifact = wandb.Artifact(ARTIFACT, type="report", metadata={"verdict": found.verdict.headline})
+    for name in FILES:
+        artifact.add_file(str(folder / name))
     with wandb.init(project=project, job_type="lowprec poc") as run:
-        log_report(run, folder)
+        run.log({"lowprec/poc": table, "lowprec/report": wandb.Html(folder / FILES[0])})
+        run.log_artifact(artifact)
+        run.summary["lowprec/verdict"] = found.verdict.headline
 
 
 def _cell(cell: tables.Cell) -> float | str | None:

@@ -59,11 +59,11 @@ class Scale:
         """A value of the metric."""
         return f"{self.factor * value:.{self.digits}f}".replace("-", "−") + self.unit
 
-    def difference(self, difference: float, error: float) -> str:
-        """A difference and its standard error; at least one digit of the error."""
+    def difference(self, difference: float, error: float) -> tuple[str, str]:
+        """A difference and its standard error, without their unit; at least one digit of the error."""
         difference, error = self.factor * difference, self.factor * error
         digits = min(9, max(self.digits, -math.floor(math.log10(error)))) if error > 0 else self.digits
-        return f"{signed(difference, digits)} ± {error:.{digits}f}{self.difference_unit}"
+        return signed(difference, digits), f"{error:.{digits}f}"
 
     def distance(self, distance: float) -> str:
         """How far apart two values are."""

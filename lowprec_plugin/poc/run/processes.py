@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import multiprocessing
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
 #: Called with the epoch and the step of a run.
 Told = Callable[[int, int], None]
@@ -18,6 +18,8 @@ Told = Callable[[int, int], None]
 Work = Callable[[Any, Told], Any]
 #: Seconds between two looks at the processes.
 LOOK = 0.2
+#: Characters of an error in one line.
+LONGEST = 300
 
 
 class Processes:
@@ -88,3 +90,13 @@ def _serve(rank: int, devices: int, port: str, inboxes: list[Any], said: Any, wo
         made = work(inboxes[rank].get(), lambda epoch, step: said.put((epoch, step)) if rank == 0 else None)
         if rank == 0:
             said.put(made)
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong, in one line that a report has room for."""
+    lines = str(error).strip().splitlines() or [""]
+    said = f"{type(error).__name__}: {lines[0]}"
+    if isinstance(error, ProcessRaisedException):
+        last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # the exception follows
+        said = next(line for line in lines[last:] if line and not line[0].isspace())
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from lowprec_plugin.experiments import Config
 from lowprec_plugin.experiments.making import IN_THIS_PROCESS, instantiate, quietly, rehearse, unseen
 from lowprec_plugin.poc.run.measures import Measures
 from lowprec_plugin.poc.run.metrics import ACCURACY, LOSS, way
+from lowprec_plugin.poc.run.processes import in_one_line
 from lowprec_plugin.poc.run.study import Mode
 from lowprec_plugin.poc.run.variants import BF16, FLOAT32
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -42,6 +42,7 @@ class Rehearsed:
     # "bf16 copies": what autocast keeps of weights besides
     device: str
     left_out: Sequence[str]  # classes of callbacks and loggers that no run has, the module's own included
+    no_bf16: str = ""  # why the module does not run in bf16, if it does not
 
 
 def rehearsed(config: Config) -> Rehearsed:
@@ -66,11 +67,13 @@ def rehearsed(config: Config) -> Rehearsed:
             cli.trainer.validate(cli.model, **given)
         if has_test:
             results = cli.trainer.test(cli.model, **given)
-    activations = {"float32": measures.activations}
-    with suppress(Exception):  # a module that does not run in bf16: its own run will say why
+    activations, no_bf16 = {"float32": measures.activations}, ""
+    try:
         bf16 = Measures(1)
         rehearse(BF16.config(config, 0, None), [bf16])
         activations |= {"bf16": bf16.activations, "bf16 copies": bf16.copies}
+    except Exception as error:  # of the user's own code too: the runs in other formats do not need it
+        no_bf16 = in_one_line(error)
     ending = [type(each).__name__ for each in cli.trainer.callbacks if is_left_out(each)]  # type: ignore[attr-defined]
     return Rehearsed(
         fitted,
@@ -81,6 +84,7 @@ def rehearsed(config: Config) -> Rehearsed:
         activations,
         device_name(cli.trainer.strategy.root_device),
         sorted({*ending, *unseen(config)}),
+        no_bf16,
     )
 
 

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lowprec_plugin.experiments.continuing import check_same
 from lowprec_plugin.telemetry import LayerReport
 from lowprec_plugin.text.files import whole_text
-from lowprec_plugin.text.option_error import Option, OptionError
 
 Mode = Literal["max", "min"]
 Status = Literal["finished", "diverged", "failed"]
@@ -155,25 +155,9 @@ def claim(folder: Path, study: Study) -> None:
         ValueError: if ``folder`` holds runs of something else; the message names what differs.
     """
     if (folder / FILE).exists():
-        before, now = (
-            _flat({name: getattr(each, name) for name in ("config", "devices", "versions", "device")})
-            for each in (load_study(folder), study)
-        )
-        for name in {**now, **before}:
-            if before.get(name) != now.get(name):
-                raise OptionError(
-                    f"{folder} holds runs with ",
-                    Option.given(name, before.get(name)),
-                    f", not {now.get(name)!r}: give another output folder, or delete that one",
-                )
+        fixed = ("config", "devices", "versions", "device")
+        before, now = ({name: getattr(each, name) for name in fixed} for each in (load_study(folder), study))
+        check_same(folder, before, now)
     elif (folder / "runs").exists():
         raise ValueError(f"{folder} holds runs from an unknown study, without {FILE}: give another output folder")
     save(folder / FILE, study)
-
-
-def _flat(content: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested data by path, as JSON holds them; NaN, which equals nothing, as text."""
-    if not isinstance(content, dict) or not content:
-        return {name: json.loads(json.dumps(content), parse_constant=str)}
-    parts = [_flat(each, f"{name}.{key}".strip(".")) for key, each in content.items()]
-    return {path: leaf for part in parts for path, leaf in part.items()}

@@ -88,6 +88,8 @@ def spoken(variant: str) -> str:
 FLOAT32 = Variant("float32", None)
 TWIN = Variant("float32 twin", None, twin=True)
 BF16 = Variant("bf16", None, precision="bf16-mixed")
+#: Computed, not run, unless the study has it run.
+BF16_MIXED = "bf16 mixed, computed"
 #: Sends narrower gradients, which takes several processes.
 WIRE = Variant("8-bit wire", {"word_length": 16, "comm_word_length": 8})
 _ALL = (

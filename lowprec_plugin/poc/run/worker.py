@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 import time
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lowprec_plugin.arithmetic.devices import counts_memory, device_name
 from lowprec_plugin.compat.bases import Callback
@@ -26,19 +24,16 @@ from lowprec_plugin.monitoring.watched import watched
 from lowprec_plugin.optim.finite import NonFiniteGradientError
 from lowprec_plugin.plugin import FixedPointPrecision
 from lowprec_plugin.poc.run.measures import Measures, logged
-from lowprec_plugin.poc.run.processes import LOOK, Processes, Told
+from lowprec_plugin.poc.run.processes import LOOK, Processes, Told, in_one_line
 from lowprec_plugin.poc.run.rehearsal import Rehearsed, is_left_out
 from lowprec_plugin.poc.run.study import RUN, RunRecord, Study, save
 from lowprec_plugin.poc.run.variants import VARIANTS
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from lightning.pytorch.cli import LightningCLI
 
 #: Least points of a curve, and largest interval between two.
 POINTS, INTERVAL = 30, 50
-#: Characters of a reason.
-LONGEST = 300
 #: Follows the name of what diverged in a reason.
 NOT_FINITE = " is not finite"
 
@@ -77,13 +72,9 @@ def train(order: Order, told: Told, processes: Processes) -> RunRecord:
     try:
         record: RunRecord = processes.run(order, told)
     except Exception as error:
+        study, reason = order.study, in_one_line(error)
         record = RunRecord(
-            order.variant,
-            order.seed,
-            "failed",
-            _reason(error),
-            devices=order.study.devices,
-            environment=order.study.versions,
+            order.variant, order.seed, "failed", reason, devices=study.devices, environment=study.versions
         )
     record = replace(record, began=order.began, seconds=round(time.perf_counter() - start, 3))
     save(order.folder / RUN, record)
@@ -120,88 +111,65 @@ def fit(order: Order, told: Told) -> RunRecord:
         warnings.filterwarnings("ignore", module=r"lowprec_plugin\.monitoring")
         config = variant.config(study.config, order.seed, study.steps)
         cli = instantiate(config, callbacks, logger=logger, log_every_n_steps=interval)
-        if counts_memory(cli.trainer.strategy.root_device):
-            torch.accelerator.reset_peak_memory_stats(cli.trainer.strategy.root_device)
+        trainer, device = cli.trainer, cli.trainer.strategy.root_device
+        if counts_memory(device):
+            torch.accelerator.reset_peak_memory_stats(device)
         refused, tests = "", []
         try:
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+            trainer.fit(cli.model, datamodule=cli.datamodule)
         except NonFiniteGradientError as error:
             refused = str(error)
-        record = _record(order, cli, measures)
+        # A monitor of the module's own configure_callbacks takes the place of the run's; a test asks for it anew.
+        monitor = next(each for each in trainer.callbacks if isinstance(each, FixedPointMonitor))  # type: ignore[attr-defined]
+        metrics = {name: value for name, value in logged(trainer).items() if not name.startswith(PREFIX)}
         if not refused:
             given: dict[str, Any] = {"datamodule": cli.datamodule, "verbose": False}
-            if validated and measures.validated != record.steps:  # the last step was not the end of an epoch
-                cli.trainer.validate(cli.model, **given)
-            tests = cli.trainer.test(cli.model, **given) if order.rehearsed.has_test else []
-    curves = _curves(order.folder / "metrics.csv")
-    metrics = record.metrics | {name: float(value) for each in tests for name, value in each.items()}
+            if validated and measures.validated != trainer.global_step:  # the last step was not the end of an epoch
+                trainer.validate(cli.model, **given)
+            tests = trainer.test(cli.model, **given) if order.rehearsed.has_test else []
+    metrics |= {name: float(value) for each in tests for name, value in each.items()}
     metrics |= {name: value for name, value in measures.at_validation.items() if name in validated}
     reason = refused or _not_finite(metrics, study.metric, measures.loss)
-    return replace(
-        record,
-        status="diverged" if reason else "finished",
-        reason=reason,
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        tested=list(dict.fromkeys(name for each in tests for name in each if name not in validated)),
-        curves=curves,
-        peak=round(max((value for _, value in curves.get("lowprec/peak_gib", [])), default=0.0) * 2**30),
-        nonfinite=measures.nonfinite,
-    )
-
-
-def _record(order: Order, cli: LightningCLI, measures: Measures) -> RunRecord:
-    """What is known at the end of the fit."""
-    trainer, plugin = cli.trainer, cli.trainer.precision_plugin
-    ours = plugin if isinstance(plugin, FixedPointPrecision) else None
-    # A monitor of the module's own configure_callbacks takes the place of the run's.
-    monitor = next(each for each in trainer.callbacks if isinstance(each, FixedPointMonitor))  # type: ignore[attr-defined]
-    kept, float32, bf16 = order.rehearsed.activations, dict(measures.float32), dict(measures.float32)
-    if float32 and "float32" in kept:
-        float32["activations"] = kept["float32"]
-    if bf16 and "bf16" in kept:
-        bf16 |= {"activations": kept["bf16"], "weights": bf16["weights"] + kept["bf16 copies"]}
+    plugin, curves = trainer.precision_plugin, trainer.logger.curves  # type: ignore[union-attr]
+    float32, bf16 = _in_floats(measures.float32, order.rehearsed.activations)
+    ramping = plugin.ramping if isinstance(plugin, FixedPointPrecision) else None
     return RunRecord(
         order.variant,
         order.seed,
-        "finished",
+        "diverged" if reason else "finished",
+        reason,
         steps=trainer.global_step,
         epochs=trainer.current_epoch,
         devices=trainer.world_size,
         examples=measures.examples,
-        metrics={name: value for name, value in logged(trainer).items() if not name.startswith(PREFIX)},
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        tested=list(dict.fromkeys(name for each in tests for name in each if name not in validated)),
+        curves=curves,
         held=measures.held,
         float32=float32,
         bf16=bf16,
         parameters=measures.parameters,
+        peak=round(max((value for _, value in curves.get("lowprec/peak_gib", [])), default=0.0) * 2**30),
         sent=measures.sent,
         float32_sent=measures.float32_sent,
         step_ms=measures.step_ms,
         layers=monitor.layers(),
         kept_in_float=dict(watched(trainer).kept_in_float),
-        widened=list(ours.ramping.history) if ours is not None and ours.ramping is not None else [],
-        precision=repr(ours) if ours is not None else str(plugin.precision),
-        environment=order.study.versions | {"device": device_name(trainer.strategy.root_device)},
+        widened=list(ramping.history) if ramping is not None else [],
+        nonfinite=measures.nonfinite,
+        precision=repr(plugin) if isinstance(plugin, FixedPointPrecision) else str(plugin.precision),
+        environment=study.versions | {"device": device_name(device)},
     )
 
 
-def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every finite scalar of the logger's file, as (step, value)."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, text in row.items():
-                    if name not in ("step", "epoch") and math.isfinite(value := _number(text)):
-                        curves.setdefault(name, []).append((int(row["step"]), value))
-    return {name: sorted(curve, key=lambda point: point[0]) for name, curve in curves.items()}
-
-
-def _number(text: str) -> float:
-    """NaN for anything else: a module may log words."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _in_floats(held: dict[str, int], kept: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes in float32 and in bf16: ``held``, and what the rehearsal ``kept``; empty where unknown."""
+    if not held:
+        return {}, {}
+    float32 = {**held, "activations": kept["float32"]}
+    if "bf16" not in kept:
+        return float32, {}
+    return float32, {**held, "activations": kept["bf16"], "weights": held["weights"] + kept["bf16 copies"]}
 
 
 def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:
@@ -216,13 +184,3 @@ def diverged_by_another(record: RunRecord, metric: str) -> bool:
     """Whether a run diverged only in a metric that was compared before, and no longer is."""
     name = record.reason.removesuffix(NOT_FINITE)
     return name not in (record.reason, metric) and "loss" not in name.lower()
-
-
-def _reason(error: Exception) -> str:
-    """Why a run failed, in one line that a report has room for."""
-    lines = str(error).strip().splitlines() or [""]
-    said = f"{type(error).__name__}: {lines[0]}"
-    if isinstance(error, ProcessRaisedException):
-        last = max(at for at, line in enumerate(lines) if line.startswith("  File "))  # the exception follows
-        said = next(line for line in lines[last:] if line and not line[0].isspace())
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"

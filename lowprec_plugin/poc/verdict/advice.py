@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lowprec_plugin.poc.run.variants import BF16, spoken
 from lowprec_plugin.poc.verdict.groups import Groups
 from lowprec_plugin.poc.verdict.noise import pace
-from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, SPOKEN, Baseline, Finding, may_be_chance
-from lowprec_plugin.poc.verdict.sentences import SHORT, Overview, names
+from lowprec_plugin.poc.verdict.outcomes import PRACTICAL, SPOKEN, Baseline, Finding, Overview
+from lowprec_plugin.poc.verdict.sentences import SHORT, names
 from lowprec_plugin.quality import MIN_SEEDS
 from lowprec_plugin.text.numbers import bytes_text, counted, times
 
-FIRST = "Make the training work in float32 first: a lower learning rate, gradient clipping, a longer warm-up."
-SEEDS = (
-    "Let --seeds decide: leave seed_everything and manual_seed out of the module and its data, and shuffle the batches."
-)
+FIRST = "Make the training work in float32 first (lower learning rate, gradient clipping, longer warm-up)."
+SEEDS = "Leave seed_everything and manual_seed out of the module and its data, and shuffle the batches."
 AGAIN = "Then run this again, with another --output."
 FINISH = "Let float32 and its twin finish: the same command continues where it stopped."
 UNFIT: dict[Baseline, str] = {
@@ -25,80 +25,77 @@ UNFIT: dict[Baseline, str] = {
 }
 #: Share of all bytes from which on activations are worth a word.
 MOSTLY = 0.5
-#: A share of float32's bytes above which little is saved.
-LITTLE = 0.9
 
 
 def advice(view: Overview) -> list[str]:
     """In the order in which to do it."""
-    if view.baseline in UNFIT:
-        return [UNFIT[view.baseline]]
-    said = []
+    return [UNFIT[view.baseline]] if view.baseline in UNFIT else [*_steps(view)]
+
+
+def _steps(view: Overview) -> Iterator[str]:
     if view.steps < SHORT:
-        said.append(f"Run at least {SHORT} steps; a few hundred are better.")
+        yield f"Run at least {SHORT} steps; a few hundred are better."
     if view.baseline == "unstable":
-        said.append("Stabilise the training first (lower learning rate, gradient clipping): float32 diverges too.")
-    said += [*_adopt(view), *_activations(view.groups), *_avoid(view), *_seeds(view)]
+        yield "Stabilise the training first (lower learning rate, gradient clipping): float32 diverges too."
+    yield from _adopt(view)
+    yield from _activations(view.groups)
+    yield from _avoid(view)
+    yield from _seeds(view)
     if missing := view.found("no run"):
-        said.append(f"Let {names(missing)} run: the same command continues where it stopped.")
+        yield f"Let {names(missing)} run: the same command continues where it stopped."
     if failed := view.found("failed"):
-        said.append(f"Find out why {names(failed)} gave no result: the same command tries again.")
-    return [*said, "Before you decide, repeat your choice at the length and size of your real training."]
+        yield f"Find out why {names(failed)} gave no result: the same command tries again."
+    yield "Before you decide, repeat your choice at the length and size of your real training."
 
 
-def _adopt(view: Overview) -> list[str]:
-    groups, good = view.groups, view.found("equal", "tolerated")
-    ours = [each for each in good if each.variant != BF16.name]
-    rival = next((each for each in good if each.variant == BF16.name), None)
+def _adopt(view: Overview) -> Iterator[str]:
+    good = view.found("equal", "tolerated")
+    rivals = [each for each in good if each.variant == BF16.name]
+    ours = [each for each in good if each not in rivals]
     if not ours:
-        if rival:
-            how = "equal to float32" if rival.outcome == "equal" else SPOKEN["tolerated"].word
-            return [f"bf16 mixed precision is {how}; no fixed-point variant is shown to be."]
-        if better := view.found("better"):
-            return [f"{names(better)} showed no loss of quality: repeat with other seeds to see whether it lasts."]
-        still_open = view.found("few seeds", "unsettled", "no run", "failed") or not view.findings
-        return [] if still_open else ["Stay with float32: no variant kept its quality."]
-    bytes_of = {each.variant: groups.of[each.variant].held or float("inf") for each in good}
-    best, whole = min((each.variant for each in ours), key=lambda variant: bytes_of[variant]), groups.float32.held
+        if rivals:
+            yield f"bf16 mixed precision is {SPOKEN[rivals[0].outcome].word}; no fixed-point variant is shown to be."
+        elif better := view.found("better"):
+            yield f"{names(better)} showed no loss of quality: repeat with other seeds to see whether it lasts."
+        elif view.findings and not view.found("few seeds", "unsettled", "no run", "failed"):
+            yield "Stay with float32: no variant kept its quality."
+        return
+    bytes_of = {each.variant: view.groups.of[each.variant].held or float("inf") for each in good}
+    best, whole = min((each.variant for each in ours), key=lambda variant: bytes_of[variant]), view.groups.float32.held
     held = bytes_of[best]
     if whole is None or held >= whole:
-        return [f"{names(ours)} kept the quality, but saved no bytes here."]
-    which = "variants that are equal or within what you allow" if view.found("tolerated") else "equal variants"
-    little = ", little less" if held > LITTLE * whole else ""
-    saved = f"{bytes_text(held)} against float32's {bytes_text(whole)}{little}"
+        yield f"{names(ours)} kept the quality, but saved no bytes here."
+        return
+    saved = f"{bytes_text(held)} against float32's {bytes_text(whole)}"
     unranked = ". None of them is shown to be better in quality" if len(good) > 1 else ""
-    said = [f"Try {spoken(best)}: of the {which} it holds the fewest bytes, {saved}{unranked}."]
-    if (found := pace(groups, best)) and found.word == "slower":
-        took = f"a step of {spoken(best)} took {times(found.ratio)} float32's here"
-        said.append(f"Weigh the time: {took}. Measure on your device.")
-    if rival and bytes_of[rival.variant] < held:
-        less = bytes_text(bytes_of[rival.variant])
-        said.append(f"bf16 mixed precision is {SPOKEN[rival.outcome].word} too, and holds less here: {less}.")
-    return said
+    yield f"Try {spoken(best)}: of the variants that kept the quality it holds the fewest bytes, {saved}{unranked}."
+    if (found := pace(view.groups, best)) and found.word == "slower":
+        yield f"Weigh the time: its step took {times(found.ratio)} float32's here. Measure on your device."
+    if rivals and bytes_of[BF16.name] < held:
+        yield f"bf16 mixed precision kept it too, and holds less here: {bytes_text(bytes_of[BF16.name])}."
 
 
-def _activations(groups: Groups) -> list[str]:
+def _activations(groups: Groups) -> Iterator[str]:
     kept, held = groups.float32.kinds.get("activations", 0.0), groups.float32.held
     if held and kept > MOSTLY * held:
-        return [
+        yield (
             f"{100 * kept / held:.0f} % of float32's bytes are activations, which these variants leave as they are: "
             "use a smaller batch, or give the configuration's plugin activation_word_length=8."
-        ]
-    return []
+        )
 
 
-def _avoid(view: Overview) -> list[str]:
+def _avoid(view: Overview) -> Iterator[str]:
     bad = [each for each in view.found("worse", "diverged") if each.variant != BF16.name]
-    nearest = [each for each in bad if "nearest" in each.variant]
-    said = (
-        [f"Do not use {names(nearest)}: round stochastically, which keeps small updates on average."] if nearest else []
-    )
-    return said + [text for each in bad if each not in nearest and (text := _instead(each, view))]
+    if nearest := [each for each in bad if "nearest" in each.variant]:
+        yield f"Do not use {names(nearest)}: round stochastically, which keeps small updates on average."
+    for each in bad:
+        if each not in nearest and (text := _instead(each, view)):
+            yield text
 
 
 def _instead(finding: Finding, view: Overview) -> str:
     name = spoken(finding.variant)
-    if finding.outcome == "worse" and may_be_chance(finding, view.findings):
+    if view.may_be_chance(finding):
         return f"Repeat {name} with {2 * len(finding.seeds)} seeds, half of which are there: it may be worse by chance."
     if any(each.recovers == finding.variant for each in view.findings):
         return f"{name} needs its ramp."
@@ -108,24 +105,19 @@ def _instead(finding: Finding, view: Overview) -> str:
     return "" if any(each.startswith(finding.variant) for each in tried) else f"Give {name} more bits, or a ramp."
 
 
-def _seeds(view: Overview) -> list[str]:
-    said = []
+def _seeds(view: Overview) -> Iterator[str]:
     if few := view.found("few seeds"):
         more = counted(MIN_SEEDS - min(len(each.seeds) for each in few), "more seed")
-        said.append(f"Run {more} for a verdict on {names(few)}: existing runs are kept.")
+        need = f"it takes {MIN_SEEDS} on which float32, its twin and the variant finish"
+        yield f"Run {more} for a verdict on {names(few)}: {need}. Existing runs are kept."
     if stuck := [each for each in view.findings if view.is_stuck(each)]:
-        said.append(
-            f"Compare something else (--metric, --mode), or make validation harder: {view.groups.metric} cannot tell "
-            f"{names(stuck)} from float32. Existing runs are kept."
-        )
+        yield f"Compare something else (--metric, --mode) for {names(stuck)}, or make validation harder."
     if unsettled := [each for each in view.found("unsettled") if not each.diverged and each not in stuck]:
         most = max(each.seeds_to_settle for each in unsettled)
-        asks = ": --tolerance=2% asks whether it is within that" if view.groups.tolerance is None else ""
-        said.append(
-            f"Run about {most} seeds to settle {names(unsettled)}."
-            if most <= PRACTICAL
-            else f"Float32's own seeds and twins differ too much to settle {names(unsettled)}: let the learning rate "
-            "fall towards zero, train longer, or compare a metric with less noise. Until then, go by how much worse "
-            f"it may be{asks}."
-        )
-    return said
+        if most <= PRACTICAL:
+            yield f"Run about {most} seeds to settle {names(unsettled)}."
+        else:
+            yield (
+                f"No practical number of seeds settles {names(unsettled)}: let the learning rate fall towards zero, "
+                "train longer, or compare a metric with less noise; or allow a difference, as by --tolerance=2%."
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 
 from lowprec_plugin.poc.run.metrics import LOSS
 from lowprec_plugin.poc.run.study import RunRecord
@@ -39,24 +40,17 @@ def curve(group: Group, name: str, points: int = POINTS) -> list[Point]:
         return []
     steps = sorted({step for each in curves for step, _ in each})
     width = (steps[-1] - steps[0]) / points if len(steps) > points else 0.0
-    bins: dict[float, list[list[tuple[int, float]]]] = defaultdict(list)
-    for each in curves:
-        mine: dict[float, list[tuple[int, float]]] = defaultdict(list)
+    bins: dict[float, dict[int, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for seed, each in enumerate(curves):
         for step, value in each:
             if math.isfinite(value):
-                mine[min(points - 1, (step - steps[0]) // width) if width else step].append((step, value))
-        for at, found in mine.items():
-            bins[at].append(found)
-    return [_point(bins[at]) for at in sorted(bins)]
+                bins[min(points - 1, (step - steps[0]) // width) if width else step][seed].append((step, value))
+    return [_point(list(bins[at].values())) for at in sorted(bins)]
 
 
 def _point(seeds: Sequence[Sequence[tuple[int, float]]]) -> Point:
-    means = [_mean([value for _, value in seed]) for seed in seeds]
-    return Point(_mean([step for seed in seeds for step, _ in seed]), _mean(means), min(means), max(means))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    means = [fmean(value for _, value in seed) for seed in seeds]
+    return Point(fmean(step for seed in seeds for step, _ in seed), fmean(means), min(means), max(means))
 
 
 def learned(run: RunRecord, metric: str, higher_is_better: bool) -> bool | None:
@@ -68,7 +62,7 @@ def learned(run: RunRecord, metric: str, higher_is_better: bool) -> bool | None:
     losses = [values for name in _losses([run]) if len(values := _values(run, name)) > 1]
     sign = -1 if higher_is_better else 1
     metrics = [sign * value for value in _values(run, metric)]
-    falls = [_mean(each[-max(1, len(each) // 10) :]) < each[0] for each in (*losses, metrics) if each]
+    falls = [fmean(each[-max(1, len(each) // 10) :]) < each[0] for each in (*losses, metrics) if each]
     return any(falls) if losses else None
 
 

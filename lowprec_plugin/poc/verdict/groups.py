@@ -83,11 +83,7 @@ class Groups:
         variants: Sequence[str] = (),
         tolerance: float | str | None = None,
     ) -> Groups:
-        """Group ``runs``, in any order.
-
-        Args:
-            variants: their order, and those that have no run yet.
-        """
+        """Group ``runs``, in any order; ``variants`` sets theirs, and names those that have no run yet."""
         names = dict.fromkeys([FLOAT32.name, TWIN.name, *variants, *(run.variant for run in runs)])
         ordered = sorted(runs, key=lambda run: run.seed)
         groups = {name: Group(name, metric, [run for run in ordered if run.variant == name]) for name in names}
@@ -102,11 +98,6 @@ class Groups:
     def twin(self) -> Group:
         """The baseline's twin, which measures the noise."""
         return self.of[TWIN.name]
-
-    @property
-    def settings(self) -> list[Group]:
-        """All the others."""
-        return [group for name, group in self.of.items() if name not in (FLOAT32.name, TWIN.name)]
 
     @property
     def tested(self) -> list[str]:

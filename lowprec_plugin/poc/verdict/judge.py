@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lowprec_plugin.poc.run.metrics import Scale
 from lowprec_plugin.poc.verdict.advice import advice
 from lowprec_plugin.poc.verdict.groups import Groups
-from lowprec_plugin.poc.verdict.outcomes import Baseline, Finding, baseline, findings
-from lowprec_plugin.poc.verdict.sentences import Overview, caution, cost, headline, sentence
+from lowprec_plugin.poc.verdict.outcomes import Baseline, Finding, Overview, baseline, findings
+from lowprec_plugin.poc.verdict.sentences import caution, headline, sentence
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class Verdict:
     caution: str  # what is wrong with it, or with the length of the runs; empty if nothing is
     findings: list[Finding]  # one for each variant that is compared with float32, in order
     sentences: dict[str, str]  # by variant: the evidence with its uncertainty
-    costs: dict[str, str]  # by variant: bytes and time beside float32's
     next: list[str]  # what to do, in order
     scale: Scale  # how the metric is written
 
@@ -31,5 +30,4 @@ def judge(groups: Groups) -> Verdict:
     found = findings(groups)
     view = Overview(groups, scale, baseline(groups), found)
     sentences = {each.variant: sentence(view, each) for each in found}
-    costs = {each.variant: cost(groups, each.variant) for each in found}
-    return Verdict(headline(view), view.baseline, caution(view), found, sentences, costs, advice(view), scale)
+    return Verdict(headline(view), view.baseline, caution(view), found, sentences, advice(view), scale)

@@ -45,15 +45,10 @@ class Pace:
     seeds: int
 
     @property
-    def noisy(self) -> bool:
-        """Whether a number and its error would mislead."""
-        return self.error > self.ratio / 2
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Two standard errors of the logarithm about ``ratio``."""
-        far = math.exp(2 * self.error / self.ratio)
-        return self.ratio / far, self.ratio * far
+    def said(self) -> str:
+        """What is written behind the ratio, such as ``, slower``: a figure that is all noise would mislead."""
+        uncertain = "very uncertain" if self.error > self.ratio / 2 else ""
+        return "".join(f", {each}" for each in (self.word, uncertain) if each)
 
 
 def pace(groups: Groups, variant: str) -> Pace | None:
@@ -78,9 +73,9 @@ def _logarithms(group: Group) -> dict[tuple[int, str], float]:
 
 
 def blind(study: Study, runs: Sequence[RunRecord]) -> str:
-    """What the noise of ``TWINS`` pairs of float32 and twin will hide; empty if little, or not after just so many.
+    """What the noise of just ``TWINS`` pairs of float32 and twin says that all seeds will hide; empty if little.
 
-    Two standard errors over all seeds of the study are compared with its tolerance, or the limit of *equal*.
+    Two standard errors are compared with the tolerance, or the limit of *equal*.
     """
     groups = Groups.make(runs, study.metric, study.mode)
     found = groups.compare(TWIN.name)
@@ -91,13 +86,11 @@ def blind(study: Study, runs: Sequence[RunRecord]) -> str:
     if hidden <= limit:
         return ""
     scale = Scale.of(study.metric, list(groups.float32.values.values()))
-    most, remedy = f"the {100 * LIMIT:.1f} % that count as equal", ", or --tolerance for what you may lose"
-    if study.tolerance is not None:
-        most, remedy = f"the {allowed(study.tolerance)} you allow", ""
+    apart, shown, most = map(scale.distance, (found.noise, hidden, limit))
+    counts = f"up to {most} count as equal" if study.tolerance is None else f"you allow {most}"
     return (
-        f"float32 and its twin, one last bit apart at the start, end {scale.distance(found.noise)} apart in "
-        f"{study.metric}: {counted(len(study.seeds), 'seed')} cannot show differences below {scale.distance(hidden)}, "
-        f"and {most} are {scale.distance(limit)}. Use a steadier metric, or more --seeds{remedy}"
+        f"float32 and its twin end {apart} apart in {study.metric}: {counted(len(study.seeds), 'seed')} cannot show "
+        f"differences below {shown}, where {counts}. Use a steadier metric, more --seeds or a larger --tolerance"
     )
 
 
@@ -112,8 +105,3 @@ def ahead(study: Study, there: int) -> str:
     if {*study.variants, *study.left_out} == set(DEFAULT):
         said += f"; --variants {','.join(FEWER)} would be {(len(FEWER) + 2) * seeds}"  # float32 and its twin too
     return said
-
-
-def allowed(tolerance: float | str | None) -> str:
-    """A tolerance as the user gave it: ``0.005``, ``2 %``."""
-    return str(tolerance).replace(" ", "").replace("%", " %")

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from lowprec_plugin.poc.run.metrics import Scale
+from lowprec_plugin.poc.run.variants import FLOAT32, TWIN
 from lowprec_plugin.poc.verdict.curves import are_one, learned
 from lowprec_plugin.poc.verdict.groups import Group, Groups
 from lowprec_plugin.quality import LIMIT, Comparison
@@ -33,7 +35,7 @@ Baseline = Literal["sound", "unstable", "flat", "one", "diverged", "failed", "no
 
 
 class Spoken(NamedTuple):
-    """An outcome by a sign, in a word or two, and behind names in a headline."""
+    """An outcome by a sign, in a word or two, and behind names in a sentence."""
 
     sign: str
     word: str
@@ -51,7 +53,7 @@ SPOKEN: dict[Outcome, Spoken] = {
     "few seeds": Spoken("…", "too few seeds", "{are} short of seeds"),
     "failed": Spoken("–", "no result", "gave no result"),
     "no run": Spoken("…", "not run yet", "{are} yet to run"),
-    "no yardstick": Spoken("?", "cannot be judged", "cannot be judged"),
+    "no yardstick": Spoken("?", "cannot be judged", "cannot be judged without a sound float32"),
 }
 
 
@@ -68,18 +70,54 @@ class Finding:
     widened: tuple[int, ...] = ()  # steps of the first widening, one for each run in which a ramp widened
 
     @property
-    def compared(self) -> Comparison:
-        """The comparison, where the outcome says that there is one."""
-        assert self.comparison is not None
-        return self.comparison
-
-    @property
     def seeds_to_settle(self) -> int:
         """Seeds that bring two standard errors down to the limit of *equal*; above ``PRACTICAL``: too many."""
-        seen, limit = 2 * self.compared.standard_error, LIMIT * abs(self.compared.baseline)
+        assert self.comparison is not None, "what is not compared is not unsettled"
+        seen, limit = 2 * self.comparison.standard_error, LIMIT * abs(self.comparison.baseline)
         if seen >= PRACTICAL * limit:  # of a metric near zero, where no share of it is anything
             return PRACTICAL + 1
         return math.ceil(len(self.seeds) * (seen / limit) ** 2)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All that was found."""
+
+    groups: Groups
+    scale: Scale
+    baseline: Baseline
+    findings: Sequence[Finding]  # one for each variant that is compared with float32, in order
+
+    @property
+    def steps(self) -> int:
+        """The most that a run of float32 made."""
+        return max((run.steps for run in self.groups.float32.runs), default=0)
+
+    @property
+    def yardsticks(self) -> str:
+        """How many runs of float32 and its twin diverged."""
+        runs = self.groups.float32.runs + self.groups.twin.runs
+        return f"{sum(run.status == 'diverged' for run in runs)} of {len(runs)} runs"
+
+    def found(self, *outcomes: Outcome) -> list[Finding]:
+        """The variants that came out so."""
+        return [finding for finding in self.findings if finding.outcome in outcomes]
+
+    def predicate(self, outcome: Outcome, count: int = 1) -> str:
+        """What is said of ``count`` variants that came out so."""
+        allowed = str(self.groups.tolerance).replace(" ", "").replace("%", " %")
+        return SPOKEN[outcome].predicate.format(are="is" if count == 1 else "are", allowed=allowed)
+
+    def is_stuck(self, finding: Finding) -> bool:
+        """Whether it is not settled because every run ended at one value."""
+        return finding.outcome == "unsettled" and not finding.diverged and self.groups.stuck(finding.variant)
+
+    def may_be_chance(self, finding: Finding) -> bool:
+        """Whether a difference beyond two standard errors may be chance, because there are other comparisons."""
+        found, comparisons = finding.comparison, sum(each.comparison is not None for each in self.findings)
+        if found is None or finding.outcome not in ("worse", "better"):
+            return False
+        return comparisons > 1 and abs(found.difference) <= SURE * found.standard_error
 
 
 def baseline(groups: Groups) -> Baseline:
@@ -98,22 +136,12 @@ def baseline(groups: Groups) -> Baseline:
 def findings(groups: Groups) -> list[Finding]:
     """One for each variant that is compared with float32, in order."""
     state, found = baseline(groups), {}
-    for group in groups.settings:
-        comparison = groups.compare(group.variant)
-        found[group.variant] = Finding(
-            group.variant,
-            _outcome(groups, group, state, comparison),
-            tuple(groups.paired(group.variant)),
-            comparison,
-            tuple(run.seed for run in group.ended("diverged")),
-        )
+    for variant, group in groups.of.items():
+        if variant not in (FLOAT32.name, TWIN.name):
+            comparison, diverged = groups.compare(variant), tuple(run.seed for run in group.ended("diverged"))
+            outcome = _outcome(groups, group, state, comparison)
+            found[variant] = Finding(variant, outcome, tuple(groups.paired(variant)), comparison, diverged)
     return [_with_ramp(each, found, groups.of[each.variant]) for each in found.values()]
-
-
-def may_be_chance(finding: Finding, found: Sequence[Finding]) -> bool:
-    """Whether a difference beyond two standard errors may be chance, because there are other comparisons."""
-    comparisons = sum(each.comparison is not None for each in found)
-    return comparisons > 1 and abs(finding.compared.difference) <= SURE * finding.compared.standard_error
 
 
 def _outcome(groups: Groups, group: Group, state: Baseline, comparison: Comparison | None) -> Outcome:

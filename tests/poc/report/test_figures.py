@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lowprec_plugin.poc.report.command import FILES, write
+from lowprec_plugin.poc.run.variants import spoken
 from tests.poc import staged
 
 SIZES = (16, 24, 40, 80, 141, 192)
@@ -204,8 +205,8 @@ def test_bfloat16_is_computed_where_it_was_not_run(tmp_path: Path) -> None:
     write(tmp_path)
     figures = reported(tmp_path)["variants"]["bf16 mixed, computed"]["figures"]
     held = raw(tmp_path)["float32"][0]["bf16"]
-    assert {kind: figures[f"computed/{kind}"]["value"] for kind in KINDS} == held
-    assert figures["computed/total"]["value"] == sum(held.values())
+    assert {kind: figures[f"held/{kind}"]["value"] for kind in KINDS} == held
+    assert figures["held/total"]["value"] == sum(held.values())
 
 
 def test_every_figure_says_how_and_from_which_files(folder: Path) -> None:
@@ -318,12 +319,19 @@ def test_sentences_carry_the_figures(folder: Path) -> None:
             f"{difference} ± {100 * figures['metric/standard_error']:.2f} points over 4 seeds"
         )
         assert evidence in finding["sentence"]
-        share = f"{100 * figures['held/share']:.0f} %"
-        ratio = f"{figures['step/ratio']:.2f} ± {figures['step/error']:.2f} ×"
-        assert f"held {share} of float32's bytes" in finding["cost"]
-        assert f"{ratio} float32's time" in finding["cost"]
-        noise = 2 * figures["step/error"] / figures["step/ratio"]
-        assert ("Slower" in finding["cost"]) == (math.log(figures["step/ratio"]) > max(math.log(1.05), noise))
+
+
+def test_the_summary_has_bytes_and_time_beside_float32s(folder: Path) -> None:
+    expected, text = recomputed(folder), (folder / "report.md").read_text()
+    lines = [line for line in text.partition("## ")[0].splitlines() if line.startswith("| ")]
+    rows = {row[0]: row for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+    for finding in reported(folder)["verdict"]["findings"]:
+        figures, row = expected[finding["variant"]], rows[spoken(finding["variant"])]
+        if "step/ratio" in figures and "held/share" in figures:
+            noise = 2 * figures["step/error"] / figures["step/ratio"]
+            slower = ", slower" if math.log(figures["step/ratio"]) > max(math.log(1.05), noise) else ""
+            assert row[-1] == f"{figures['step/ratio']:.2f} ± {figures['step/error']:.2f} ×{slower}"
+            assert row[-3] == f"{100 * figures['held/share']:.0f} %"
 
 
 def pictures(folder: Path) -> dict[str, str]:
@@ -362,7 +370,7 @@ def test_dots_are_where_their_seeds_are(folder: Path) -> None:
 
 def test_slower_and_silent_fallbacks_are_said(folder: Path) -> None:
     page = (folder / "report.html").read_text()
-    assert "of its step time, slower" in page
+    assert " ×, slower" in page
     assert "<code>net.0.bias</code>: named in keep_float" in page
     assert "8-bit wire: one process sends nothing" in page
     for name in FILES[1:]:

@@ -12,7 +12,7 @@ import pytest
 
 from lowprec_plugin.cli.main import main
 from lowprec_plugin.poc.report.command import FILES, write
-from lowprec_plugin.poc.report.wandb_report import log_report
+from lowprec_plugin.poc.report.wandb_report import publish
 from tests.monitoring.wandb_file import read, records
 from tests.poc import staged
 
@@ -37,8 +37,7 @@ def test_the_report_is_logged_to_a_run(offline: Any, tmp_path: Path) -> None:
     folder = staged.folder(tmp_path / "poc", staged.full())
     write(folder)
     report = json.loads((folder / "report.json").read_text())
-    with offline.init(project="poc") as run:
-        log_report(run, folder)
+    publish(folder, "poc")
     offline.teardown()  # only then is everything in the file
     found = read(tmp_path / "runs")
     assert found.summary["lowprec/verdict"] == report["verdict"]["headline"]

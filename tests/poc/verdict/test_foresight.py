@@ -19,12 +19,11 @@ def test_noise_that_hides_what_counts_as_equal_is_told_after_two_twins(tmp_path:
         return blind(replace(study, **changes), [run for run in runs if run.seed < ended])  # type: ignore[arg-type]
 
     assert told(2) == (
-        "float32 and its twin, one last bit apart at the start, end 1 points apart in val_accuracy: 4 seeds cannot "
-        "show differences below 1 points, and the 0.3 % that count as equal are 0.27 points. Use a steadier metric, or "
-        "more --seeds, or --tolerance for what you may lose"
+        "float32 and its twin end 1 points apart in val_accuracy: 4 seeds cannot show differences below 1 points, "
+        "where up to 0.27 points count as equal. Use a steadier metric, more --seeds or a larger --tolerance"
     )
     assert told(1) == told(3) == "", "once, and not by one pair"
-    assert "the 1 % you allow are 0.91 points" in told(2, tolerance="1%")
+    assert "where you allow 0.91 points" in told(2, tolerance="1%")
     assert told(2, tolerance="2%") == told(2, seeds=list(range(400))) == ""
     assert told(2, seeds=[0, 1]) == "", "there is no verdict then"
     assert blind(study, [run for run in float32() if run.seed < 2]) == "", "there the noise is small"
