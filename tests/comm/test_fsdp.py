@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lowprec_plugin import comm, optim
+from lowprec_plugin import FixedPointTensor, comm, optim
 from lowprec_plugin.comm.fsdp import release
+from lowprec_plugin.tensor.dtensor import local_part, stored_part
+from lowprec_plugin.tensor.gradient import FixedPointGradient
 from tests.comm import ranks
 
 
@@ -197,3 +199,48 @@ def test_it_says_what_weights_are_gathered_as() -> None:
     floats, some = ranks.run(2, _said)[0]
     assert floats.endswith("weights gathered as floats")
     assert some.endswith("weights gathered as codes (2 of 4 parameters)")
+
+
+def _coded(rank: int, before: bool, wire: bool) -> Any:
+    """Gradients in codes, whole, after two micro-batches; and the weights after three steps."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(300, 96), nn.Tanh(), nn.Linear(96, 128), nn.Tanh(), nn.Linear(128, 8))
+    if before:
+        optim.quantize_(module, "fixed16", gradient_word_length=8)
+    for part in (module[0], module[2], module):
+        fully_shard(part)
+    if not before:
+        optim.quantize_(module, "fixed16", gradient_word_length=8)
+    if wire:
+        comm.FSDPState(module, 16)
+    optimizer = optim.AdamW(module.parameters(), 1e-2)
+    found = []
+    for step in range(3):
+        for index in range(2):
+            x = torch.randn(8, 300, generator=torch.Generator().manual_seed(10 * step + index))
+            module(x).square().mean().backward()
+        kinds = [type(local_part(param.grad)) for param in module.parameters()]  # type: ignore[arg-type]
+        assert kinds == [FixedPointGradient, Tensor, FixedPointGradient, Tensor, Tensor, Tensor]
+        found += [_whole(stored_part(module[at].weight.grad)) for at in (0, 2)]  # type: ignore[arg-type]
+        optimizer.step()
+        optimizer.zero_grad()
+    return [*found, *(_whole(stored_part(param)) for param in module.parameters())]
+
+
+def _whole(part: FixedPointTensor) -> Tensor:
+    """The codes of all ranks' rows."""
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, part.codes.clone())
+    return torch.cat(every)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_gradients_in_codes_are_the_same_on_any_number_of_ranks(before: bool) -> None:
+    one, two, four = (ranks.run(count, _coded, before, False) for count in (1, 2, 4))
+    for other in (two[0], two[1], four[0], four[3]):
+        assert all(torch.equal(a, b) for a, b in zip(one[0], other, strict=True))
+
+
+def test_gradients_in_codes_behind_a_wire_are_the_same_on_all_ranks() -> None:
+    one, other = ranks.run(2, _coded, False, True)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
