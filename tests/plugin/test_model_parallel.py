@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lowprec_plugin import FixedPointPrecision, WordLengthRamp
+from lowprec_plugin.optim import gradients
 from lowprec_plugin.tensor.dtensor import fixed_part
 from tests.comm import ranks
 from tests.plugin import users
@@ -103,6 +104,26 @@ def test_the_flag_shards_codes(tmp_path: Path) -> None:
     assert one["auto"]["report"]["bytes_sent_per_step"] > one["8"]["report"]["bytes_sent_per_step"] > 0
     for name in ("resumed", "one file", "resumed from one file"):
         assert same(one["auto"], one[name]), name
+
+
+def _coded(rank: int, folder: str) -> dict[str, Any]:
+    gradients.FEWEST = 1
+    given: dict[str, Any] = {"gradient_word_length": 8, "state_word_length": 8}
+    clipped = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
+    return {
+        "floats": fit(rank, 2, f"{folder}/floats", state_word_length=8),
+        "coded": fit(rank, 2, f"{folder}/coded", **given),
+        "resumed": fit(rank, 2, f"{folder}/resumed", resume=f"{folder}/coded/epoch=0.ckpt", **given),
+        "clipped": fit(rank, 2, f"{folder}/clipped", trainer=clipped, **given),
+    }
+
+
+def test_gradients_in_codes(tmp_path: Path) -> None:
+    one, other = ranks.run(2, _coded, str(tmp_path))
+    for name, run in one.items():
+        assert same(run, other[name]), name
+    assert not same(one["coded"], one["floats"])
+    assert same(one["coded"], one["resumed"])
 
 
 def _damaged(rank: int, folder: str, checkpoint: str) -> str:
