@@ -98,8 +98,9 @@ def said_of_averages(module: nn.Module) -> str:
     """A line for each, to be logged."""
     lines = []
     for average in averages_in(module):
-        formats = ", ".join(sorted({str(part.format) for part in _coded(average.module)})) or "float"
-        lines.append(f"\naverage of {type(average.callback).__name__}: {formats}, stochastic rounding")
+        formats = sorted({str(part.format) for part in _coded(average.module)})
+        how = f"{', '.join(formats)}, stochastic rounding" if formats else "float"
+        lines.append(f"\naverage of {type(average.callback).__name__}: {how}")
     return "".join(lines)
 
 
