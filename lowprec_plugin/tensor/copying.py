@@ -145,8 +145,9 @@ def exchange_codes(one: Tensor, other: Tensor) -> bool:
         if tensor._shared.rows != rows_in(tensor._codes):
             return False
     ones, others = one.blocks, other.blocks
-    one._codes, one._low, one._exponents = others.map(lambda plane: plane.to(one.device))
-    other._codes, other._low, other._exponents = ones.map(lambda plane: plane.to(other.device))
+    with torch.inference_mode(False):  # what is moved to another device is trained on later
+        one._codes, one._low, one._exponents = others.map(lambda plane: plane.to(one.device))
+        other._codes, other._low, other._exponents = ones.map(lambda plane: plane.to(other.device))
     one.format, other.format = other.format, one.format
     one._shared, other._shared = other._shared, one._shared
     return True

@@ -187,6 +187,38 @@ def test_twenty_steps_are_ten_a_checkpoint_and_ten(name: str, options: Any, befo
     assert same(module, again)
 
 
+def test_a_compiled_module_computes_with_the_average() -> None:
+    """Though its words are others while it is validated; and with the weights afterwards."""
+    outputs: list[Tensor] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, *args: Any) -> None:
+            training = pl_module.training
+            with torch.no_grad():
+                pl_module.eval()
+                outputs.append(compiled(batch[0]))
+                torch.testing.assert_close(outputs[-1], pl_module.net(batch[0]))
+            pl_module.train(training)
+
+        on_validation_batch_start = on_train_batch_start
+
+    seed_everything(0, verbose=False)
+    module = Normed()
+    compiled = torch.compile(module.net, backend="aot_eager", fullgraph=True)
+    trainer = trainer_of([EMAWeightAveraging(decay=0.5), Look()], FixedPointPrecision(8))
+    trainer.fit(module, users.vectors(), users.vectors())
+    assert len(outputs) == 3 * 2 * 4
+    assert not torch.allclose(outputs[4], outputs[8], rtol=1e-3)  # the average and the weights
+
+
+def test_a_second_fit_begins_from_the_weights_and_holds_its_own() -> None:
+    averaging, module = EMAWeightAveraging(decay=0.9), Normed()
+    for _ in range(2):
+        trainer_of([averaging], FixedPointPrecision(8)).fit(module, users.vectors(), users.vectors())
+        assert {str(param.format) for param in average_of(averaging).parameters()} == {"fixed16"}
+        assert {str(param.format) for param in module.parameters()} == {"fixed8"}
+
+
 def test_a_ramp_widens_averages_beyond_16_bits_and_a_checkpoint_goes_on(tmp_path: Path) -> None:
     found: list[str] = []
 
@@ -328,8 +360,9 @@ def test_an_average_is_of_the_weights_that_there_were(
 
 def _ranks_average(rank: int) -> dict[str, Any]:
     averaging = EMAWeightAveraging(decay=0.9)
-    found = test_distributed.fit(rank, callbacks=[averaging], word_length=8)
-    return {"trained": found, "average": facts(average_of(averaging))}
+    found = test_distributed.fit(rank, callbacks=[averaging], word_length=8, gradient_word_length=8, module=Normed())
+    average = facts(average_of(averaging))  # buffers are each rank's own, until DDP hands out the first rank's
+    return {"trained": found, "average": {name: fact for name, fact in average.items() if len(fact) > 2}}
 
 
 def test_ranks_keep_the_same_average() -> None:
