@@ -138,11 +138,11 @@ def test_two_bytes_a_parameter_and_no_floats(name: str) -> None:
     found: list[int] = []
 
     class Look(Callback):
-        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
             trainer.optimizers[0].zero_grad()
             found.append(sum(4 * elements <= size for size, _ in memory.live_storages().values()))
 
-        on_validation_batch_start = on_train_batch_start
+        on_validation_start = on_validation_end = on_train_epoch_end
 
     before = sum(4 * elements <= size for size, _ in memory.live_storages().values())
     averaging = KEEPERS[name]()
