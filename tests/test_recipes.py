@@ -124,6 +124,28 @@ def test_sixteen_processes_have_rows_each(monkeypatch: pytest.MonkeyPatch) -> No
     assert rows == {1: 8, 2: 8, 3: 9, 8: 8, 16: 16}
 
 
+@pytest.mark.parametrize(("steps", "seeds"), [(60, 2), pytest.param(2000, 4, marks=pytest.mark.slow)])
+def test_averages_in_codes_go_float32s_way(
+    steps: int, seeds: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where codes rounded to nearest do not, and bfloat16's most numbers never move."""
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    out = tmp_path / "ema.json"
+    monkeypatch.setattr(sys, "argv", ["ema.py", "--steps", str(steps), "--seeds", str(seeds), "--out", str(out)])
+    importlib.import_module("ema").main()
+    found = {each["kind"]: each for each in json.loads(out.read_text())["averages"]}
+    codes, nearest, narrow = (found[kind] for kind in ("16 bits, stochastic", "16 bits, nearest", "bfloat16"))
+    assert codes["share"] == pytest.approx(1, abs=0.003)
+    assert codes["off"] < 0.5 * nearest["off"] < 0.25 * narrow["off"]
+    assert narrow["unmoved"] > 0.9 > 0.5 > codes["unmoved"]
+    if seeds > 2:
+        assert codes["share, above float32"]["within two"]
+        assert codes["loss, above float32"]["within two"]
+        assert not nearest["share, above float32"]["within two"]
+        assert not narrow["loss, above float32"]["within two"]
+
+
 @pytest.mark.parametrize(
     ("script", "given", "env", "expected"),
     [

@@ -17,14 +17,14 @@ def loaded_checkpoint(trainer: Any) -> dict[str, Any]:
         ValueError: if this Lightning hides it elsewhere; so do all functions here.
     """
     feature = "for a ramp to resume with the words that it had widened"
-    connector = look_up(trainer, "_checkpoint_connector", host=_host_of(trainer), feature=feature)
-    return look_up(connector, "_loaded_checkpoint", host=_host_of(trainer), feature=feature) or {}
+    connector = look_up(trainer, "_checkpoint_connector", host=host_of(trainer), feature=feature)
+    return look_up(connector, "_loaded_checkpoint", host=host_of(trainer), feature=feature) or {}
 
 
 def comm_hook_of(strategy: Any) -> Any:
     """The ``ddp_comm_hook`` that a ``DDPStrategy`` was given, or ``None``. Lightning registers it on a GPU only."""
     feature = "to leave a ddp_comm_hook of your own in place"
-    return look_up(strategy, "_ddp_comm_hook", host=_host_of(strategy), feature=feature)
+    return look_up(strategy, "_ddp_comm_hook", host=host_of(strategy), feature=feature)
 
 
 def check_after_closure() -> None:
@@ -53,19 +53,19 @@ def to_be_compiled_again(module: nn.Module) -> bool:
     if all(each.__name__ != "LightningModule" for each in type(module).__mro__):
         return False
     feature = "to see whether a module is compiled"
-    return look_up(module, "_compiler_ctx", host=_host_of(module), feature=feature) is not None
+    return look_up(module, "_compiler_ctx", host=host_of(module), feature=feature) is not None
 
 
 def step_of_logs(trainer: Any) -> int:
     """Where ``LearningRateMonitor`` and ``self.log`` put what they log in this step."""
     feature = "to log figures at the step of other figures"
     loop = trainer.fit_loop.epoch_loop
-    return int(look_up(loop, "_batches_that_stepped", host=_host_of(trainer), feature=feature))
+    return int(look_up(loop, "_batches_that_stepped", host=host_of(trainer), feature=feature))
 
 
 def name_in(logger: Any, name: str) -> str:
     """``name`` with the prefix that ``logger``, a ``WandbLogger``, puts before all names."""
-    prefix = look_up(logger, "_prefix", host=_host_of(logger), feature="to name a table as a logger's figures")
+    prefix = look_up(logger, "_prefix", host=host_of(logger), feature="to name a table as a logger's figures")
     return f"{prefix}{logger.LOGGER_JOIN_CHAR}{name}" if prefix else name
 
 
@@ -91,10 +91,11 @@ def logs_graph(logger: Any) -> bool:
     """Whether ``logger`` is a ``TensorBoardLogger``, of Lightning under either name, made with ``log_graph=True``."""
     if all(each.__name__ != "TensorBoardLogger" for each in type(logger).__mro__):
         return False
-    return bool(look_up(logger, "_log_graph", host=_host_of(logger), feature="to trace a logged graph in floats"))
+    return bool(look_up(logger, "_log_graph", host=host_of(logger), feature="to trace a logged graph in floats"))
 
 
-def _host_of(thing: object) -> Host:
+def host_of(thing: object) -> Host:
+    """The Lightning that ``thing`` is of, for messages; the one in use if it is of none."""
     return _host(lightning_of(thing) or in_use())
 
 

@@ -14,17 +14,22 @@ from torch.optim import Optimizer
 
 from lowprec_plugin.compat.lightning import logs_graph
 from lowprec_plugin.optim import to_float_
+from lowprec_plugin.plugin.averages import averages_in
 from lowprec_plugin.plugin.strategies import trainer_of
 
 
 def leave_float_(module: nn.Module, optimizers: Sequence[Optimizer]) -> bool:
-    """Turn ``module`` and ``optimizers`` into floats, in place; whether it could be done. If not, a warning says why.
+    """Turn ``module``, ``optimizers`` and averages that callbacks keep of it into floats, in place.
+
+    Whether it could be done; if not, a warning says why.
 
     A training that has ended well does not fail by this.
     """
     gc.collect()  # what holds the parameters' tensors in circles: DistributedDataParallel, graphs of losses
     try:
         to_float_(module, optimizers)
+        for average in averages_in(module):
+            to_float_(average.module)
     except ValueError as error:
         rank_zero_warn(f"leave_float=True: the module stays in fixed-point, for {error}")
         return False

@@ -26,6 +26,7 @@ from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.optim.step import FixedPointStep
 from lowprec_plugin.plugin.activations import Inside
+from lowprec_plugin.plugin.averages import fit_averages_, hold_averages_, said_of_averages
 from lowprec_plugin.plugin.gradients import connect_wire, prepare_gradients, say_traffic
 from lowprec_plugin.plugin.leaving import leave_float_, log_graphs_in_float
 from lowprec_plugin.plugin.nonfinite import Aftermath
@@ -164,6 +165,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
             seed=self.options.seed,
             gradient_word_length=self.options.gradient_word_length,
         )
+        hold_averages_(module, self.format, self.options, self._computing)
         prepare_gradients(module, self.options)
         if self._computing.dtype != torch.float32:  # after the weights, whose values need not be rounded twice
             module.to(self._computing.dtype)
@@ -201,8 +203,11 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         if self.inside is not None:
             self.inside = self._make_inside(dist.get_rank() if dist.is_initialized() else 0, self.inside.step)
         inside = "" if self.inside is None else f"\n{self.inside}"
+        averages = said_of_averages(inner)
         shard = ", of shards those of the first rank" if isinstance(self.wire, FSDPState) else ""
-        rank_zero_info(f"{self!r}{shard}\n{as_text(describe(model, optimizers), self.kept_in_float, said)}{inside}")
+        rank_zero_info(
+            f"{self!r}{shard}\n{as_text(describe(model, optimizers), self.kept_in_float, said)}{inside}{averages}"
+        )
         return model, optimizers, lr_schedulers
 
     def terms(self) -> dict[str, Any]:
@@ -223,6 +228,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
     def _widen(self, module: nn.Module, word_length: int) -> None:
         widen_(module, self._optimizers, word_length)
         self.format = widened(self.format, word_length)
+        fit_averages_(module, self.format)
         self._follow_with_wire()
 
     def _follow_with_wire(self) -> None:

@@ -21,6 +21,7 @@ from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim import StepSettings
 from lowprec_plugin.optim.options import RESUMED, PluginOptions, names
 from lowprec_plugin.plugin.activations import Inside
+from lowprec_plugin.plugin.averages import fit_averages_, restore_averages_
 from lowprec_plugin.plugin.gradients import load_wire
 from lowprec_plugin.plugin.ramp import Ramping
 from lowprec_plugin.plugin.strategies import trainer_of
@@ -156,8 +157,13 @@ class Resumes:
         return {name: str(terms[name]) for name in names(PluginOptions, RESUMED)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was damaged after it was written, which torch reads as it is."""
+        """Refuse a checkpoint that was damaged after it was written, which torch reads as it is.
+
+        Averages go on as it holds them, bit for bit.
+        """
         check_resumed(self._network)
+        if self._fitting:
+            restore_averages_(self._network, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped; the module has its weights by now.
@@ -192,6 +198,7 @@ class Resumes:
             for param in self._params():
                 narrow_(param, format.word_length)
             self.format = format
+            fit_averages_(self._network, format)
             self._follow_with_wire()
 
 

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lowprec_plugin.arithmetic.blocks import empty_blocks
 from lowprec_plugin.compat.exchanging import exchange, holder_of
-from lowprec_plugin.tensor.coded import Coded, Shared, check_not_left
+from lowprec_plugin.tensor.coded import Coded, Shared, check_not_left, rows_in
 from lowprec_plugin.tensor.opening import current, renew
 
 
@@ -130,6 +130,32 @@ def _assign_open(target: Coded, value: Tensor) -> None:
         value.stream = target.stream  # a copy of it, to whoever looks at an optimizer's state
     elif opened is not None and value.dtype == torch.float32 and value.is_contiguous():
         opened.floats = value.detach().view(opened.floats.shape)
+
+
+def exchange_codes(one: Tensor, other: Tensor) -> bool:
+    """Exchange what two tensors store: codes, format, and the count that keys their random bits.
+
+    Nothing is rounded, and on one device nothing is copied. Earlier windows on either go with the codes; dtype,
+    rounding and random stream stay with the tensor.
+
+    Returns:
+        whether they are two fixed-point tensors of one shape, each all of its codes; if not, nothing is changed.
+    """
+    if not isinstance(one, Coded) or not isinstance(other, Coded):
+        return False
+    if one._codes.shape != other._codes.shape or one._geometry != other._geometry:
+        return False
+    for tensor in (one, other):
+        check_not_left(tensor)
+        if tensor._shared.rows != rows_in(tensor._codes):
+            return False
+    ones, others = one.blocks, other.blocks
+    with torch.inference_mode(False):  # what is moved to another device is trained on later
+        one._codes, one._low, one._exponents = others.map(lambda plane: plane.to(one.device))
+        other._codes, other._low, other._exponents = ones.map(lambda plane: plane.to(other.device))
+    one.format, other.format = other.format, one.format
+    one._shared, other._shared = other._shared, one._shared
+    return True
 
 
 #: Whose memory of before others may hold yet.

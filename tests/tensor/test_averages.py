@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAver
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor, optim
@@ -226,6 +226,45 @@ def test_a_kept_average_goes_float32s_way(name: str) -> None:
     check(ends[0], ends[1], modules("fixed16")[1].weight.dequantize(), roundings=2 if "in place" in name else 1)
 
 
+@pytest.mark.parametrize("format", ["fixed8", "<2,6>"])
+def test_a_copy_of_narrow_weights_is_stored_anew_in_16_bits(format: str) -> None:
+    """What ``quantize_`` is for: the copy has the weights' own few bits."""
+    start, net = modules(format)
+    floats = [nn.Linear(COLUMNS, ROWS, bias=False) for _ in range(2)]
+    for one, other in zip(floats, (start, net), strict=True):
+        one.load_state_dict(optim.float_state_dict(other))
+    ends = []
+    for first, second in ((start, net), floats):
+        keeper = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        keeper.n_averaged += 1
+        if first is start:
+            optim.quantize_(keeper.module, "fixed16")
+        ends.append(averaged(keeper, second, lambda average, net: average.update_parameters(net)))
+    check(ends[0], ends[1], floats[1].weight.detach())
+    assert str(start.weight.format) == format
+
+
+def test_statistics_of_an_average_are_computed_anew() -> None:
+    """``update_bn`` runs the average forward, in training mode: its weights stay, and no gradient is kept."""
+    data = [torch.randn(16, COLUMNS, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    found = []
+    for format in ("fixed16", None):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(COLUMNS, 64), nn.BatchNorm1d(64))
+        if format is not None:
+            optim.quantize_(net, format, gradient_word_length=8)
+        average = AveragedModel(net)
+        average.update_parameters(net)
+        before = [getattr(param, "codes", param).clone() for param in average.parameters()]
+        update_bn(data, average)
+        found.append(average.module[1])
+        assert all(param.grad is None for param in average.parameters())
+        after = [getattr(param, "codes", param) for param in average.parameters()]
+        assert all(map(torch.equal, before, after))
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), rtol=1e-3, atol=1e-3)
+
+
 def test_one_that_rounds_to_nearest_does_not() -> None:
     """The control of this file, and what ``rounding="nearest"`` means."""
     start, net = modules("fixed12", rounding="nearest")
@@ -287,7 +326,7 @@ class Pulled(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["kept in float", "kept in fixed-point"])
+@pytest.mark.parametrize("before", [False, True], ids=["copied in float", "copied in fixed-point"])
 def test_lightnings_average_goes_float32s_way(before: bool) -> None:
     """The callback copies the module before a plugin converts it, unless it has been converted before."""
     ends = []
@@ -301,7 +340,7 @@ def test_lightnings_average_goes_float32s_way(before: bool) -> None:
         )  # fmt: skip
         trainer.fit(module, DataLoader(TensorDataset(torch.zeros(STEPS, 1)), batch_size=1))
         kept = averaging._average_model.module.weight
-        assert isinstance(kept, FixedPointTensor) == (plugin is not None and before)
+        assert isinstance(kept, FixedPointTensor) == (plugin is not None)
         ends.append(module.weight.detach())  # the callback ends by copying the average into the module
     start, end = (module.weight.detach() for module in modules(None))
     assert (ends[1] - start).abs().max() > 0.02

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointTensor
 from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.tensor.copying import exchange_codes
 from tests import cases
 
 
@@ -173,3 +174,44 @@ def test_other_kinds_of_numbers_and_shapes_go_as_in_torch() -> None:
             torch.zeros(4, 8).copy_(source)
         with pytest.raises(RuntimeError, match=str(said.value)[:20].replace("(", r"\(").replace(")", r"\)")):
             target.copy_(source)
+
+
+def facts(tensor: FixedPointTensor) -> tuple[object, ...]:
+    return [plane.clone() for plane in tensor.blocks.planes], tensor.format, tensor.roundings
+
+
+@pytest.mark.parametrize(("one", "other"), [("fixed16", "fixed12"), ("fixed8", "<4,8>"), ("fixed20", "fixed16")])
+@pytest.mark.parametrize("shape", [(3, 300), (2, 4, 70), (5,), ()])
+def test_codes_are_exchanged_and_nothing_is_rounded(one: str, other: str, shape: tuple[int, ...]) -> None:
+    first, second = (quantized(torch.randn(shape), format) for format in (one, other))
+    first.add_(1.0)
+    second.rounding = "nearest"
+    stream, memory = first.stream, first.codes.data_ptr()
+    before, values = [facts(first), facts(second)], (first.dequantize(), second.dequantize())
+    window = first.detach()
+    assert exchange_codes(first, second)
+    assert second.codes.data_ptr() == memory
+    assert (first.stream, first.rounding, second.rounding) == (stream, "stochastic", "nearest")
+    for tensor, (planes, format, roundings), value in zip((second, first), before, values, strict=True):
+        assert (tensor.format, tensor.roundings) == (format, roundings)
+        assert all(map(torch.equal, tensor.blocks.planes, planes))
+        assert torch.equal(tensor.dequantize(), value)
+    window.add_(1.0)  # it went with the codes
+    assert torch.equal(window.dequantize(), second.dequantize())
+    second.add_(1.0)
+    first.mul_(2.0)
+    assert torch.equal(window.dequantize(), second.dequantize())
+
+
+def test_others_are_not_exchanged() -> None:
+    x = quantized(torch.randn(4, 300), "fixed16")
+    before = facts(x)
+    for other in (
+        torch.randn(4, 300),
+        quantized(torch.randn(300, 4), "fixed16"),
+        quantized(torch.randn(8, 300), "fixed16")[:4],
+    ):
+        assert not exchange_codes(x, other)
+        assert not exchange_codes(other, x)
+    assert not exchange_codes(quantized(torch.randn(4, 300), "fixed16").t(), quantized(torch.randn(4, 300), "fixed16"))
+    assert all(map(torch.equal, before[0], x.blocks.planes))
