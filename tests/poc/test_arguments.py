@@ -127,9 +127,9 @@ def test_what_is_left_is_the_mean_of_the_runs_that_this_command_made(
     assert [line.rpartition(" s, ")[2] for line in told[2:4]] == ["about 3 min left", "about 2 min left"]
     assert main([*arguments, "--seeds=2"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[2] == "16 runs (8 variants, 2 seeds) of 2 steps; 3 are there already; --variants 16,16/8 would be 8"
-    assert told[3].startswith("4 of 16: bf16, seed 0: ")
-    assert told[3].endswith(" 3000.0 s, about 10.0 hours left")
+    assert told[2] == "18 runs (9 variants, 2 seeds) of 2 steps; 3 are there already; --variants 16,16/8 would be 8"
+    assert told[3].startswith("4 of 18: bf16, seed 0: ")
+    assert told[3].endswith(" 3000.0 s, about 11.7 hours left")
     assert main([*arguments, "--seeds=2", "--variants=16,16/8"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "8 runs (4 variants, 2 seeds) of 2 steps; 8 are there already"
 

@@ -78,7 +78,7 @@ def _call(name: str, options: Mapping[str, Any]) -> str:
 
 def spoken(variant: str) -> str:
     """A name in a sentence: ``16`` is 16-bit stochastic, ``16/8`` is 16/8-bit, ``12 with ramp`` is 12-bit with ramp."""
-    found = re.fullmatch(r"(\d+(?:/\d+)?)( .*)?", variant)
+    found = re.fullmatch(r"(\d+(?:/\d+)*)( .*)?", variant)
     if not found:
         return variant
     bits, rest = found.groups()
@@ -98,6 +98,7 @@ _ALL = (
     BF16,
     Variant("16", {"word_length": 16}),
     Variant("16/8", {"word_length": 16, "state_word_length": 8}),
+    Variant("16/8/8", {"word_length": 16, "state_word_length": 8, "gradient_word_length": 8}),
     Variant("16 nearest", {"word_length": 16, "rounding": "nearest"}),
     Variant("12", {"word_length": 12}),
     Variant("12 with ramp", {"word_length": 12}, ramp=True),
