@@ -354,6 +354,18 @@ def test_bfloat16_gradients_become_codes() -> None:
     optim.AdamW(module.parameters(), 1e-3).step()
 
 
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
+def test_a_gradient_with_a_graph_of_its_own_stays() -> None:
+    module = network()
+    x, y = batch()
+    LOSS(module(x), y).backward(create_graph=True)
+    first = module[0].weight.grad
+    assert type(first) is Tensor
+    penalty = torch.autograd.grad(first.square().sum(), module[0].weight)[0]
+    assert float(penalty.abs().max()) > 0
+    optim.AdamW(module.parameters(), 1e-3).step()
+
+
 def test_a_copy_of_a_module_makes_codes_once_an_optimizer_has_it() -> None:
     module = network()
     twin = copy.deepcopy(module)
