@@ -45,7 +45,7 @@ def to_codes(param: Tensor, name: str = "gradient") -> None:
     if part is None or grad is None or part.gradient_word_length is None:
         return
     if grad.is_sparse or grad.requires_grad or isinstance(local_part(grad), FixedPointGradient):
-        return  # the first the step refuses, the second has a graph (create_graph=True), to the third autograd has added
+        return  # a step refuses the first, the second has a graph (create_graph=True), autograd has added to the third
     if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     codes = FixedPointGradient.of(local_part(grad).detach(), part, part.gradient_word_length, name)
