@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,14 +20,26 @@ from lowprec_plugin.bench.timing import FLOAT32, in_turns, seconds
 from lowprec_plugin.formats import check_integer
 from lowprec_plugin.optim.quantize import quantize_
 from lowprec_plugin.tensor import FixedPointTensor
+from lowprec_plugin.tensor.gradient import FixedPointGradient
 from lowprec_plugin.text.files import whole_text
 from lowprec_plugin.version import __version__
 
-#: word length of weights and of state, and rounding
-SETTINGS: dict[str, tuple[int, int, str]] = {
-    "16": (16, 16, "stochastic"),
-    "16/8": (16, 8, "stochastic"),
-    "16 nearest": (16, 16, "nearest"),
+
+class Setting(NamedTuple):
+    """Bits of weights, of state, and of gradients, ``None`` being floats; and the rounding of all."""
+
+    weights: int
+    state: int
+    gradients: int | None = None
+    rounding: str = "stochastic"
+
+
+SETTINGS = {
+    "16": Setting(16, 16),
+    "16/8": Setting(16, 8),
+    "16/8/16": Setting(16, 8, 16),
+    "16/8/8": Setting(16, 8, 8),
+    "16 nearest": Setting(16, 16, rounding="nearest"),
 }
 
 
@@ -66,14 +78,15 @@ def run_bench(elements: int = 2**24, rounds: int = 15, device: str | None = None
 def optimizer_steps(elements: int, device: torch.device) -> dict[str, Callable[[], Any]]:
     """The sides of the first table: torch's fused AdamW, and ours."""
     sides: dict[str, Callable[[], Any]] = {FLOAT32: torch.optim.AdamW(matrices(elements, device), fused=True).step}
-    for name, (word_length, state_word_length, rounding) in SETTINGS.items():
+    for name, setting in SETTINGS.items():
         params = []
         for param in matrices(elements, device):
-            stored = FixedPointTensor.quantize(param.detach(), f"fixed{word_length}", rounding="nearest")
-            fixed = nn.Parameter(stored)
-            fixed.grad = param.grad
+            stored = FixedPointTensor.quantize(param.detach(), f"fixed{setting.weights}", rounding="nearest")
+            fixed, grad = nn.Parameter(stored), param.grad
+            assert grad is not None
+            fixed.grad = grad if setting.gradients is None else FixedPointGradient.of(grad, stored, setting.gradients)
             params.append(fixed)
-        sides[name] = optim.AdamW(params, state_word_length=state_word_length, rounding=rounding).step
+        sides[name] = optim.AdamW(params, state_word_length=setting.state, rounding=setting.rounding).step
     return sides
 
 
@@ -81,14 +94,14 @@ def training_steps(device: torch.device) -> dict[str, Callable[[], Any]]:
     """The sides of the second table: forward, backward, clipping and the step."""
     ids = torch.randint(256, (8, 129), device=device)
 
-    def side(setting: tuple[int, int, str] | None) -> Callable[[], Any]:
+    def side(setting: Setting | None) -> Callable[[], Any]:
         module = Transformer().to(device)
         if setting is None:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), fused=True)
         else:
-            word_length, state_word_length, rounding = setting
-            quantize_(module, f"fixed{word_length}", rounding=rounding)
-            optimizer = optim.AdamW(module.parameters(), state_word_length=state_word_length, rounding=rounding)
+            rounding, bits = setting.rounding, setting.gradients
+            quantize_(module, f"fixed{setting.weights}", rounding=rounding, gradient_word_length=bits)
+            optimizer = optim.AdamW(module.parameters(), state_word_length=setting.state, rounding=rounding)
 
         def step() -> None:
             optimizer.zero_grad()
