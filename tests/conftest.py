@@ -11,11 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lowprec_plugin.arithmetic.native import library as native
 from tests import strategies
 
 torch.set_num_threads(1)
+# How long an example takes depends on what else the machine does.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 # Lightning's own calls of jsonargparse.
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 

@@ -92,7 +92,7 @@ def test_static_formats_saturate_at_both_ends() -> None:
     assert saturated == 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 16), st.integers(0, 2**30))
 def test_stochastic_rounding_is_unbiased(word_length: int, seed: int) -> None:
     """The mean over 4,096 roundings is within five standard errors of the value."""

@@ -120,7 +120,7 @@ def stores_of(shape: tuple[int, ...], names: list[str], seed: int, block_size: i
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     algorithm=st.sampled_from(ALGORITHMS),
     weights=st.sampled_from(FORMATS),

@@ -70,7 +70,7 @@ def by_lowprec(x: np.ndarray, format: FixedPointFormat) -> np.ndarray:
 FORMATS = st.builds(lambda word, fraction: FixedPointFormat(word, fraction), st.integers(2, 24), st.integers(-30, 60))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(format=FORMATS, halves=st.lists(st.integers(-(2**24) + 1, 2**24 - 1), min_size=1), data=st.data())
 def test_nearest_is_what_the_type_says(format: FixedPointFormat, halves: list[int], data: st.DataObject) -> None:
     """Numbers on halves of a code (every other one a tie), within the word and beyond it, and any others."""

@@ -55,7 +55,7 @@ def bits(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.int32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors=st.lists(stored(), min_size=1, max_size=3), other=st.booleans())
 def test_floats_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, tensors: Any, other: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "x.safetensors"

@@ -73,7 +73,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> 
     shape=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     seed=st.integers(0, 2**30),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_floats_are_the_stored_numbers_and_come_back_as_the_codes(format: str, shape: list[int], seed: int) -> None:
     module = nn.Module()
     module.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))

@@ -183,7 +183,7 @@ def test_every_flipped_bit_is_noticed(format: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_planes_fit_or_are_refused(data: st.DataObject) -> None:
     """Of planes of any kind, what is taken reads as the law says; the kernels see no others."""
     format = FixedPointFormat.parse(data.draw(st.sampled_from(FORMATS)))
