@@ -87,7 +87,7 @@ def test_a_factor_that_is_not_finite_is_found() -> None:
     assert ops.first_nonfinite([]) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 5), st.integers(1, 600), st.sampled_from(WORD_LENGTHS), st.sampled_from((16, 256)),
     st.floats(-4, 4, width=32), st.integers(0, 2**31),
@@ -103,7 +103,7 @@ def test_the_law(rows: int, length: int, bits: int, block_size: int, factor: flo
     assert all(torch.equal(a, b) for a, b in zip(blocks.planes, expected.planes, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 4), st.integers(1, 700), st.sampled_from(WORD_LENGTHS), st.integers(0, 2**31))
 def test_squares_are_those_of_float64(rows: int, length: int, bits: int, seed: int) -> None:
     format = FixedPointFormat(bits, block_size=64)
