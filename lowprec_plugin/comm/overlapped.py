@@ -1,9 +1,9 @@
-"""Gradients in codes under ``DistributedDataParallel``, which is told to leave their parameters out.
+"""Gradients in codes, or in another dtype, under ``DistributedDataParallel``, which leaves their parameters out.
 
 Its reducer would hold a float for each of them for good. Here float gradients wait in a bucket until that is full, the
-means take their place, and those become codes at once: of two buckets at a time there are floats, whatever the network
-is. Buckets are exchanged in one order on every rank, beside the backward pass: that in which gradients came on the
-first rank in the first step.
+means take their place, and those become what is kept at once: of two buckets at a time there are floats, whatever the
+network is. Buckets are exchanged in one order on every rank, beside the backward pass: that in which gradients came on
+the first rank in the first step.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lowprec_plugin.comm.exchange import Exchange, Gradient, is_plain
 from lowprec_plugin.comm.worker import Worker
 from lowprec_plugin.compat.autograd import at_end_of_backward, backward_pass
 from lowprec_plugin.compat.ddp import leave_out
-from lowprec_plugin.compat.hooks import remove_gradient_hook
+from lowprec_plugin.compat.hooks import add_gradient_hook, remove_gradient_hook
 from lowprec_plugin.tensor.dtensor import stored_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
-from lowprec_plugin.tensor.gradient_hook import keeps_codes, to_codes
+from lowprec_plugin.tensor.gradient_hook import keep_floats, narrow_gradient, narrowed, narrows_gradient
 
 #: Bytes of float gradients in a bucket, at most; less of a small network, so that the exchange overlaps there too.
 BUCKET = 16 << 20
@@ -35,7 +35,7 @@ _SMALLEST, _BUCKETS = 1 << 20, 8
 
 
 def leave_out_of_ddp(module: nn.Module) -> list[str]:
-    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are codes.
+    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are codes, or of another dtype.
 
     Called before the module is wrapped; a :class:`~lowprec_plugin.comm.DDPState` of the wrapped module exchanges them.
     If it would have none left, the smallest stays with it, and its gradient is kept in floats.
@@ -43,11 +43,11 @@ def leave_out_of_ddp(module: nn.Module) -> list[str]:
     Returns:
         the names of the parameters that are left out.
     """
-    coded = {name: param for name, param in module.named_parameters() if keeps_codes(param)}
+    coded = {name: param for name, param in module.named_parameters() if narrows_gradient(param)}
     others = any(param.requires_grad for name, param in module.named_parameters() if name not in coded)
     if coded and not others:
         smallest = min(coded, key=lambda name: coded[name].numel())
-        stored_part(coded.pop(smallest)).gradient_word_length = None
+        keep_floats(coded.pop(smallest))
     leave_out(module, list(coded))
     return list(coded)
 
@@ -61,7 +61,7 @@ class _Bucket:
 
 
 class Overlapped:
-    """Exchanges the gradients of ``params`` while the backward pass goes on; they become codes.
+    """Exchanges the gradients of ``params`` while the backward pass goes on; they become codes, or numbers of a dtype.
 
     Args:
         model: the wrapped module, which says whether gradients are to be exchanged (``no_sync``).
@@ -86,18 +86,15 @@ class Overlapped:
         self._order = list(params)[::-1]  # until the first step has shown another
         self._came: list[str] | None = []
         self._passes: set[int] = set()  # backward passes that have brought gradients of this exchange
-        self._codes: dict[str, FixedPointGradient] = {}
+        self._kept: dict[str, Tensor] = {}
         self._used = torch.zeros(0)
         self._buckets: list[_Bucket] = []
         self._next = 0
         self._over = True
         self._hooks = []
         for name, param in params.items():
-            remove_gradient_hook(param, to_codes)
-            wanted = param.requires_grad
-            param.requires_grad_(True)  # or torch takes no hook
-            self._hooks.append(param.register_post_accumulate_grad_hook(self._hook_of(name)))  # type: ignore[no-untyped-call]
-            param.requires_grad_(wanted)
+            remove_gradient_hook(param, narrow_gradient)
+            self._hooks.append(add_gradient_hook(param, self._hook_of(name)))
 
     @property
     def float_bytes(self) -> int:
@@ -117,7 +114,7 @@ class Overlapped:
         if param.grad is None:
             return
         if not self._model.require_backward_grad_sync:
-            to_codes(param, f"gradient, rank {dist.get_rank(self.exchange.group)}")
+            narrow_gradient(param, f"gradient, rank {dist.get_rank(self.exchange.group)}")
             return
         if self._over:
             self._start()
@@ -130,7 +127,8 @@ class Overlapped:
             )
         self._note_pass()
         grad = param.grad
-        grad = grad.dequantize(torch.float32) if isinstance(grad, FixedPointGradient) else grad.detach()
+        coded = isinstance(grad, FixedPointGradient)
+        grad = grad.dequantize(torch.float32) if coded else grad.detach().to(param.dtype)
         param.grad = None
         bucket.values[name] = grad.contiguous().view(-1)
         bucket.missing.remove(name)
@@ -140,7 +138,7 @@ class Overlapped:
             self._send(self._buckets[self._next])  # the last one says which gradients came, and so waits for the end
 
     def _start(self) -> None:
-        self._over, self._next, self._codes = False, 0, {}
+        self._over, self._next, self._kept = False, 0, {}
         self._buckets = [_Bucket(names, set(names)) for names in self._cut()]
         self._passes = set()
 
@@ -174,8 +172,8 @@ class Overlapped:
             bucket.future.wait()
         for (name, param), used in zip(self._params.items(), self._used.tolist(), strict=True):
             if used:  # on some rank; what none has used has no gradient
-                param.grad = self._codes[name]
-        self._buckets, self._codes = [], {}
+                param.grad = self._kept[name]
+        self._buckets, self._kept = [], {}
         if self._came is not None:
             self._agree_on_order()
 
@@ -192,15 +190,13 @@ class Overlapped:
         if bucket is self._buckets[-1]:
             flags = [part for part in torch.split(self._used, 128) if part.numel()]  # too short to be rounded
             assert all(is_plain(part.numel()) for part in flags)
-        values, codes, run = bucket.values, self._codes, self.exchange.run
+        values, kept, run = bucket.values, self._kept, self.exchange.run
 
         def exchange() -> Tensor:
             run([*gradients, *(Gradient(part, 0, 0) for part in flags)])
             gradients.clear()
             for name, part in parts.items():
-                assert part.gradient_word_length is not None
-                mean = values.pop(name).view(part.shape)
-                codes[name] = FixedPointGradient.of(mean, part, part.gradient_word_length)
+                kept[name] = narrowed(values.pop(name).view(part.shape), part)
             return torch.zeros(0)
 
         bucket.future = self._worker.submit(exchange)

@@ -1,6 +1,6 @@
-"""The hook by which codes take the place of a gradient as soon as autograd has accumulated it.
+"""The hook by which something smaller takes the place of a gradient as soon as autograd has accumulated it.
 
-Float gradients of two parameters so do not exist together.
+It is codes, or numbers of another dtype. Float gradients of two parameters so do not exist together.
 """
 
 from __future__ import annotations
@@ -9,45 +9,78 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.compat.hooks import has_gradient_hook
+from lowprec_plugin.compat.hooks import add_gradient_hook, has_gradient_hook
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
+from lowprec_plugin.tensor.tensor import FixedPointTensor
 
 
-def keeps_codes(param: Tensor) -> bool:
-    """Whether the gradients of ``param`` are to be codes."""
+def narrows_gradient(param: Tensor) -> bool:
+    """Whether the gradients of ``param`` are to be codes, or of another dtype than the parameter."""
     part = fixed_part(param)
-    return part is not None and part.gradient_word_length is not None
+    return part is not None and (isinstance(part.gradient_word_length, int) or part.gradient_dtype is not None)
+
+
+def releases_gradient(param: Tensor) -> bool:
+    """Whether the gradients of ``param`` are to be used for its update in the backward pass, and not kept."""
+    part = fixed_part(param)
+    return part is not None and part.gradient_word_length == "release"
 
 
 def watch_gradient(param: Tensor) -> None:
-    """See to it that the gradients of ``param`` become codes, if that is wanted of it.
+    """See to it that the gradients of ``param`` become what is wanted of it.
 
     Copies of a module, and the shards that FSDP2 makes of one, come without the hook: an optimizer that takes a
     parameter asks for it.
     """
-    if not keeps_codes(param) or has_gradient_hook(param, to_codes):
+    part = fixed_part(param)
+    if part is None or not narrows_gradient(param) or has_gradient_hook(param, narrow_gradient):
         return
-    wanted = param.requires_grad
-    param.requires_grad_(True)  # without, torch takes no hook; one that it has taken stays while frozen
-    param.register_post_accumulate_grad_hook(to_codes)  # type: ignore[no-untyped-call]
-    param.requires_grad_(wanted)
+    if part.gradient_dtype is not None:
+        param.grad_dtype = None  # any: FSDP2 assigns what it has reduced, and the hook comes after
+    add_gradient_hook(param, narrow_gradient)
+
+
+def keep_floats(param: Tensor) -> None:
+    """Have the gradients of ``param``, if it is fixed-point, be floats of its own dtype again; also the one it has."""
+    part = fixed_part(param)
+    if part is not None:
+        part.gradient_word_length = None
+        if part.gradient_dtype is not None:
+            part.gradient_dtype = None
+            in_own_dtype(param)
+
+
+def in_own_dtype(param: Tensor) -> None:
+    """Give ``param`` the gradient that it has, and those to come, in its own dtype."""
+    grad, param.grad = param.grad, None
+    param.grad_dtype = param.dtype
+    param.grad = None if grad is None else grad.to(param.dtype)
 
 
 @torch.no_grad()
-def to_codes(param: Tensor, name: str = "gradient") -> None:
-    """Put codes in the place of the gradient of ``param``, if it is in floats and they are wanted.
+def narrow_gradient(param: Tensor, name: str = "gradient") -> None:
+    """Put what is wanted in the place of the gradient of ``param``, if there is one and it is not that yet.
 
     Args:
-        name: of the random stream, see :meth:`FixedPointGradient.of`.
+        name: of the random stream of codes, see :meth:`FixedPointGradient.of`.
     """
     part, grad = fixed_part(param), param.grad
-    if part is None or grad is None or part.gradient_word_length is None:
+    if part is None or grad is None or not narrows_gradient(param):
         return
-    if grad.is_sparse or isinstance(local_part(grad), FixedPointGradient):
-        return  # the one is refused by the step; to the other autograd has added
+    held = local_part(grad)
+    if grad.is_sparse or isinstance(held, FixedPointGradient) or held.dtype == part.gradient_dtype:
+        return  # the first is refused by the step; to the others autograd has added
     if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
-    codes = FixedPointGradient.of(local_part(grad).detach(), part, part.gradient_word_length, name)
+    narrow = narrowed(local_part(grad).detach(), part, name)
     param.grad = None
-    param.grad = in_place_of(codes, param)
+    param.grad = in_place_of(narrow, param)
+
+
+def narrowed(grad: Tensor, part: FixedPointTensor, name: str = "gradient") -> Tensor:
+    """What is kept of ``grad``, floats of the shape of ``part``: codes, or another dtype's numbers nearest to them."""
+    if isinstance(part.gradient_word_length, int):
+        return FixedPointGradient.of(grad, part, part.gradient_word_length, name)
+    assert part.gradient_dtype is not None
+    return grad.to(part.gradient_dtype)

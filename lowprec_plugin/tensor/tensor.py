@@ -48,7 +48,9 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         label: its name, for messages.
         first_row: the row of the whole tensor at which this shard of it starts.
         whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
-        gradient_word_length: bits of a parameter's gradient, once an optimizer has it; ``None``: floats.
+        gradient_word_length: bits of a parameter's gradient, once an optimizer has it; ``None``: floats;
+            ``"release"``: none is kept, for the optimizer uses it as soon as autograd has it.
+        gradient_dtype: of a parameter's gradient, once an optimizer has it; ``None``: the tensor's own.
     """
 
     @classmethod
