@@ -115,8 +115,8 @@ class Releasing:
     def said(self) -> str:
         """What has been updated already, and what to do about it, in words."""
         return (
-            f"The updates of {len(self.done)} of {len(self._groups)} parameters had been made before it in the "
-            f"backward pass ({_ASKED}), and cannot be taken back: go back to a checkpoint"
+            f"{len(self.done)} parameters had been updated before it in this backward pass ({_ASKED}), which cannot be "
+            "taken back: go back to a checkpoint"
         )
 
     def _end_of_pass(self) -> None:
