@@ -150,7 +150,7 @@ class Releasing:
                 )
             for other in _others(param, self):
                 raise ValueError(
-                    f"{described(param)} belongs to another optimizer too, a {other.float_class.__name__} that has "
+                    f"{described(param)} belongs to another optimizer too ({other.float_class.__name__}), which has "
                     f"taken it later and updates it in the backward pass ({_ASKED}): give it to one alone, or use "
                     f"{_INSTEAD}"
                 )

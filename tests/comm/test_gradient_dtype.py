@@ -1,0 +1,121 @@
+"""Gradients in bfloat16 under DDP and FSDP2, on processes that talk over gloo."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from lowprec_plugin import comm, optim
+from tests.comm import ranks
+
+
+def network(dtype: torch.dtype | None, sharded: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(300, 37), nn.Tanh(), nn.Linear(37, 5))
+    if sharded:
+        fully_shard(module[0])
+        fully_shard(module)
+    optim.quantize_(module, gradient_dtype=dtype)
+    return module
+
+
+def backward(module: nn.Module, rank: int, step: int) -> None:
+    x = torch.randn(8, 300, generator=torch.Generator().manual_seed(10 * step + rank))
+    module(x).square().mean().backward()
+
+
+def local(module: nn.Module) -> list[Tensor]:
+    """What this rank holds of gradients, in order."""
+    grads: list[Any] = [param.grad for param in module.parameters()]
+    return [grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads]
+
+
+def _under_ddp(rank: int) -> list[list[Tensor]]:
+    """Gradients of two steps, of which the second adds up two micro-batches; of floats, and in bfloat16."""
+    found = []
+    for dtype in (None, torch.bfloat16):
+        module = network(dtype)
+        comm.leave_out_of_ddp(module)
+        model = DistributedDataParallel(module)
+        state = comm.DDPState(model, 16)
+        model.register_comm_hook(state, comm.ddp_hook)
+        optimizer = optim.AdamW(model.parameters(), 0.01)
+        grads: list[Tensor] = []
+        for step in range(2):
+            for batch in range(step + 1):
+                with model.no_sync() if batch < step else nullcontext():
+                    backward(model, rank, 2 * step + batch)
+            grads += [grad.clone() for grad in local(module)]
+            if step == 0:
+                for param in module.parameters():  # both go on from the same weights
+                    param.grad = None
+        optimizer.step() if dtype else None
+        found.append([*grads, *(plane.clone() for param in module.parameters() for plane in param.blocks.planes)])
+    return found
+
+
+def test_ddp_hands_over_the_means_that_the_wire_has_averaged() -> None:
+    one, other = ranks.run(2, _under_ddp)
+    (floats, narrow), (_, again) = one, other
+    assert all(torch.equal(a, b) for a, b in zip(narrow, again, strict=True))  # gradients and weights of both ranks
+    for index, (exact, grad) in enumerate(zip(floats[:8], narrow[:8], strict=True)):
+        kept = index % 4 == 3  # the smallest stays with DDP, which needs one
+        assert grad.dtype == (torch.float32 if kept else torch.bfloat16)
+        if index < 4:
+            assert torch.equal(exact.to(grad.dtype), grad)
+        else:  # the first micro-batch was rounded before it travelled
+            assert torch.allclose(exact, grad.float(), rtol=0.02, atol=float(exact.abs().max()) / 100)
+
+
+def _without_leaving_out(rank: int) -> str:
+    model = DistributedDataParallel(network(torch.bfloat16))
+    with pytest.raises(ValueError, match="or of another dtype") as info:
+        comm.DDPState(model, 16)
+    with pytest.raises(RuntimeError, match=r"BFloat16|bfloat16"):  # nor does DDP alone take it for a float
+        backward(model, rank, 0)
+    return str(info.value)
+
+
+def test_ddp_that_does_not_leave_parameters_out_is_refused() -> None:
+    for said in ranks.run(2, _without_leaving_out):
+        assert "call comm.leave_out_of_ddp(module) before wrapping the module" in said
+
+
+def _under_fsdp2(rank: int, wire: bool) -> list[list[Tensor]]:
+    found = []
+    for dtype in (None, torch.bfloat16):
+        module = network(dtype, sharded=True)
+        if wire:
+            comm.FSDPState(module, 16)
+        optimizer = optim.AdamW(module.parameters(), 0.01)
+        grads = []
+        for step in range(3):
+            for batch in range(2):
+                backward(module, rank, 2 * step + batch)
+                module.reshard()  # type: ignore[operator]
+                if batch == 0:
+                    grads += [grad.clone() for grad in local(module)]
+            if dtype is None:
+                for param in module.parameters():
+                    param.grad = None
+            else:
+                assert {grad.dtype for grad in local(module)} == {torch.bfloat16}
+                optimizer.step() if step == 2 else None
+                optimizer.zero_grad()
+        found.append(grads)
+    return found
+
+
+@pytest.mark.parametrize("wire", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fsdp2_hands_over_shards(processes: int, wire: bool) -> None:
+    for floats, narrow in ranks.run(processes, _under_fsdp2, wire):
+        assert len(floats) == 12
+        for exact, grad in zip(floats, narrow, strict=True):
+            assert torch.equal(exact.bfloat16(), grad)
