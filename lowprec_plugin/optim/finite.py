@@ -34,10 +34,12 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
         return True
     if optimizer.fixed_point.nonfinite == "skip":
         return False
+    said = f"the gradient of {found or 'a parameter, in the shard of another rank,'} holds a NaN or an infinity"
+    if optimizer.releasing is not None and optimizer.releasing.done:
+        raise NonFiniteGradientError(f"{said}, and the rest of the step was refused. {optimizer.releasing.said()}")
     raise NonFiniteGradientError(
-        f"the gradient of {found or 'a parameter, in the shard of another rank,'} holds a NaN or an infinity: the "
-        'step was refused and nothing was written. Lower the learning rate or clip gradients; nonfinite="skip" '
-        "skips such steps"
+        f"{said}: the step was refused and nothing was written. Lower the learning rate or clip gradients; "
+        'nonfinite="skip" skips such steps'
     )
 
 

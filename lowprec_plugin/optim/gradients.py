@@ -19,7 +19,7 @@ from lowprec_plugin.text.option_error import Option, OptionError
 
 GradientWordLength = int | Literal["release"]
 GradientDtype = torch.dtype | Literal["bfloat16", "float16"]
-#: Gradients of fewer elements stay floats: as codes they save less than handling them costs.
+#: Gradients of fewer elements stay floats: otherwise they save less than handling them one by one costs.
 FEWEST = 4096
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,15 +58,15 @@ def keep_gradients(param: Tensor, word_length: GradientWordLength | None, dtype:
     """Have the gradients of a fixed-point parameter kept otherwise from now on.
 
     Args:
-        word_length: bits of codes. Those of fewer elements than ``FEWEST``, and of vectors, every element of which is a
-            block, stay floats. ``"release"``: an optimizer that takes the parameter uses them at once. ``None``:
-            floats.
+        word_length: bits of codes; ``"release"``: an optimizer that takes the parameter uses them at once; ``None``:
+            floats. Those of fewer elements than ``FEWEST`` stay floats until the step, and in place of codes those of
+            vectors, every element of which would be a block.
         dtype: of the floats; ``None``: the parameter's own.
     """
     part = stored_part(param)
     keep_floats(param)
     vector = param.dim() < 2 or param[0].numel() == 1
-    small = isinstance(word_length, int) and (vector or param.numel() < FEWEST)
+    small = param.numel() < FEWEST or (vector and word_length != "release")
     part.gradient_word_length = None if small else word_length
     part.gradient_dtype = None if dtype == part.dtype else dtype
     watch_gradient(param)

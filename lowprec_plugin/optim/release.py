@@ -1,7 +1,8 @@
 """The update inside the backward pass: a gradient is used as soon as autograd has it, and none is kept.
 
 ``gradient_word_length="release"`` asks for it. An optimizer that takes such parameters updates each in a hook, by the
-very update that its step would make, and ``step()`` has only to count, and to update what is kept in float. What needs
+very update that its step would make, and ``step()`` updates what is left: small parameters, in one call, and those that
+are kept in float. What needs
 all gradients at once, or more than one pass, cannot be had beside it: accumulation over micro-batches, clipping, loss
 scaling, ``nonfinite="skip"``, processes that average gradients, optimizers that look further than one parameter, and
 another optimizer for the same parameter.
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.compat.autograd import at_end_of_backward
+from lowprec_plugin.compat.autograd import version_of
 from lowprec_plugin.compat.hooks import add_gradient_hook, gradient_hooks, remove_gradient_hook
 from lowprec_plugin.compat.optimizers import ask_scalers_no_more, ask_scalers_to_show, comes_from_a_scaler
 from lowprec_plugin.optim.adopted import Adopted
@@ -50,6 +51,7 @@ class Releasing:
         self._update = update
         self._groups: dict[int, Group] = {}
         self._names: dict[int, str] = {}
+        self._came: dict[int, tuple[int, int]] = {}  # of gradients that are kept: which, and its version
         self.forget()
         ask_scalers_to_show(optimizer)
         forget, check = weakref.WeakMethod(self.forget), weakref.WeakMethod(self._check_whole)
@@ -60,7 +62,7 @@ class Releasing:
 
     def forget(self) -> None:
         """Nothing has been updated since the last step: state has been loaded."""
-        self.under_way, self._broken, self.done = False, False, set[int]()
+        self.under_way, self.done = False, set[int]()
 
     def begin(self) -> None:
         """A step begins, unless it has."""
@@ -100,9 +102,6 @@ class Releasing:
                 "that is left out, and without torch.utils.checkpoint's use_reentrant=True. Go back to a checkpoint, "
                 f"and use {_INSTEAD} if gradients are to be added up"
             )
-        if not self._broken:
-            self._broken = True  # until the pass is over: torch calls nothing at the end of one that fails
-            at_end_of_backward(self._end_of_pass)
         if first_nonfinite([param]) is not None:
             raise NonFiniteGradientError(
                 f"the gradient of {described(param)} holds a NaN or an infinity, and its update was refused. "
@@ -112,25 +111,31 @@ class Releasing:
         self.done.add(id(param))
         param.grad = None
 
+    def note(self, param: Tensor) -> None:
+        """Note what gradient of ``param`` has come, which is kept until the step: the hook of such parameters."""
+        if param.grad is not None:
+            self._came[id(param)] = _state_of(param.grad)
+
     def said(self) -> str:
         """What has been updated already, and what to do about it, in words."""
         return (
-            f"{len(self.done)} parameters had been updated before it in this backward pass ({_ASKED}), which cannot be "
-            "taken back: go back to a checkpoint"
+            f"{len(self.done)} parameters have been updated in the backward pass ({_ASKED}), which cannot be taken "
+            "back: go back to a checkpoint"
         )
 
-    def _end_of_pass(self) -> None:
-        self._broken = False
-
     def _check_whole(self) -> None:
-        if self._broken:
-            raise ValueError(f"the optimizer's state is that of a step which broke off. {self.said()}")
+        if self.under_way and self.done:
+            raise ValueError(
+                "the optimizer's state is that of a part of a step: save it after optimizer.step(). If the step broke "
+                f"off: {self.said()}"
+            )
 
     def check_left(self) -> None:
         """Check the parameters before ``step()`` updates those whose gradients are there.
 
         Raises:
-            RuntimeError: if one has been updated and has a gradient again, or by a gradient that a scaler has scaled.
+            RuntimeError: if one has been updated and has a gradient again, or by a gradient that a scaler has scaled;
+                or a gradient has been changed that is kept, as none of the others could be.
             ValueError: if another optimizer updates one in the backward pass.
         """
         optimizer = self._optimizer()
@@ -141,6 +146,14 @@ class Releasing:
                 f"gradients in the backward pass ({_ASKED}): go back to a checkpoint, and leave the scaler out "
                 f"(float32 and bfloat16 need none), or use {_INSTEAD}"
             )
+        for param in _kept(optimizer) if self.done else ():
+            grad, came = param.grad, self._came.get(id(param))
+            if grad is not None and came is not None and came != _state_of(grad):
+                raise RuntimeError(
+                    f"the gradient of {described(param)} has been changed since the backward pass, as clipping does, "
+                    f"and those of {len(self.done)} others could not be, for they were used there ({_ASKED}): change "
+                    f"gradients by Tensor.register_hook, or use {_INSTEAD}. Go back to a checkpoint"
+                )
         for param in released(optimizer):
             if param.grad is not None and id(param) in self.done:
                 raise RuntimeError(
@@ -155,21 +168,25 @@ class Releasing:
                     f"{_INSTEAD}"
                 )
 
-    def watch(self, params: list[Tensor]) -> None:
-        """Update ``params`` from now on, and have no other optimizer do so."""
-        for param in params:
-            if self not in (hooks := gradient_hooks(param)):
-                for hook in hooks:
-                    if isinstance(hook, Releasing):
-                        remove_gradient_hook(param, hook)
-                add_gradient_hook(param, self)
+    def watch(self) -> None:
+        """Update parameters from now on, and have no other optimizer do so; note what comes of the others."""
+        optimizer = self._optimizer()
+        assert optimizer is not None
+        for param in (param for group in optimizer.param_groups for param in group["params"]):
+            hook: Callable[[Tensor], None] = self if releases_gradient(param) else self.note
+            if hook not in (hooks := gradient_hooks(param)):
+                for other in hooks:
+                    if isinstance(getattr(other, "__self__", other), Releasing):
+                        remove_gradient_hook(param, other)
+                add_gradient_hook(param, hook)
 
     def leave(self) -> None:
         """The optimizer is one of floats again, and its parameters are."""
         optimizer = self._optimizer()
         assert optimizer is not None
         for param in (param for group in optimizer.param_groups for param in group["params"]):
-            remove_gradient_hook(param, self)
+            for hook in (self, self.note):
+                remove_gradient_hook(param, hook)
         for handle in self._handles:
             handle.remove()
         ask_scalers_no_more(optimizer)
@@ -191,6 +208,15 @@ def _others(param: Tensor, own: Releasing) -> Iterator[Adopted]:
 def released(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The parameters of ``optimizer`` whose gradients are to be released."""
     return [param for group in optimizer.param_groups for param in group["params"] if releases_gradient(param)]
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The other parameters of ``optimizer``."""
+    return [param for group in optimizer.param_groups for param in group["params"] if not releases_gradient(param)]
+
+
+def _state_of(grad: Tensor) -> tuple[int, int]:
+    return id(grad), version_of(grad)
 
 
 def check_release(optimizer: torch.optim.Optimizer, settings: StepOptions | None, *, each_by_itself: bool) -> None:

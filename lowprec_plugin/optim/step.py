@@ -192,11 +192,10 @@ def update_in_backward(optimizer: FixedPointStep) -> None:
     """
     settings = getattr(optimizer, "fixed_point", None)
     check_release(optimizer, settings, each_by_itself=steps_each_by_itself(optimizer.float_class))
-    params = released(optimizer)
-    if settings is not None and params:
+    if settings is not None and released(optimizer):
         if optimizer.releasing is None:
             optimizer.releasing = Releasing(optimizer, _update)
-        optimizer.releasing.watch(params)
+        optimizer.releasing.watch()
 
 
 def _fused_step(

@@ -17,7 +17,6 @@ from lowprec_plugin import memory, optim
 from lowprec_plugin.optim import NonFiniteGradientError, StepSettings
 from lowprec_plugin.telemetry.storage_table import describe
 from tests.test_memory import Transformer
-from tests.test_memory import step as transformer_step
 
 
 class Tied(nn.Module):
@@ -26,10 +25,10 @@ class Tied(nn.Module):
     def __init__(self, reentrant: bool = False) -> None:
         super().__init__()
         self.reentrant = reentrant
-        self.embedding = nn.Embedding(32, 64)
+        self.embedding = nn.Embedding(80, 64)
         self.within = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64))
         self.frozen = nn.Linear(64, 64)
-        self.head = nn.Linear(64, 32)
+        self.head = nn.Linear(64, 80)
         self.head.weight = self.embedding.weight
         self.frozen.requires_grad_(False)
 
@@ -51,7 +50,7 @@ def made(released: bool, seed: int = 0, reentrant: bool = False, **options: Any)
 
 
 def backward(module: nn.Module, step: int) -> None:
-    ids = torch.randint(32, (8, 9), generator=torch.Generator().manual_seed(step))
+    ids = torch.randint(80, (8, 9), generator=torch.Generator().manual_seed(step))
     nn.functional.cross_entropy(module(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
 
 
@@ -144,11 +143,11 @@ def test_resume_is_bit_for_bit(name: str) -> None:
 
 
 def test_no_gradient_of_a_stored_parameter_is_left_after_backward() -> None:
-    module = made(True, keep_float=["*.bias"])
+    module = made(True, keep_float=["head.bias"])
     optimizer = optim.AdamW(module.parameters(), 0.01)
     backward(module, 0)
     with_gradients = {name for name, param in module.named_parameters() if param.grad is not None}
-    assert with_gradients == {"within.0.bias", "within.2.bias", "head.bias"}
+    assert with_gradients == {"within.0.bias", "within.2.bias", "head.bias"}  # of fewer elements than it is worth
     steps = {name: optimizer.state[param].get("step") for name, param in module.named_parameters()}
     assert {name for name, step in steps.items() if step is not None} == {
         "embedding.weight", "within.0.weight", "within.2.weight"
@@ -173,10 +172,9 @@ def held_between_backward_and_step(hidden: bool) -> float:
         for param in module.parameters():
             param.register_post_accumulate_grad_hook(lambda each: kept.append(each.grad.clone()))
     optimizer = optim.AdamW(module.parameters(), 1e-3, state_word_length=8)
-    transformer_step(module, optimizer)
+    train(module, optimizer, range(1))
     kept.clear()
-    ids = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(1))
-    nn.functional.cross_entropy(module(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+    backward(module, 1)
     after = memory.live_storages()
     elements = sum(param.numel() for param in module.parameters())
     assert elements > 3_000_000
@@ -199,7 +197,7 @@ def test_only_one_gradient_is_there_at_a_time() -> None:
 
     def look(_: Tensor) -> None:
         nonlocal most
-        most = max(most, sum(param.grad is not None for param in module.parameters()))
+        most = max(most, sum(param.grad is not None and param.numel() > 4000 for param in module.parameters()))
 
     for param in module.parameters():
         if param.requires_grad:
@@ -222,7 +220,7 @@ class TestRefusals:
         optimizer = optim.SGD(module.parameters(), 0.01)
         with pytest.raises(RuntimeError, match=r"'embedding\.weight' got a gradient again.*use_reentrant=True"):
             backward(module, 0)
-        with pytest.raises(ValueError, match="a step which broke off"):
+        with pytest.raises(ValueError, match="a part of a step"):
             optimizer.state_dict()
 
     def test_a_gradient_that_is_put_there_after_the_update(self) -> None:
@@ -230,9 +228,35 @@ class TestRefusals:
         module = made(True)
         optimizer = optim.AdamW(module.parameters(), 0.01)
         backward(module, 0)
-        module.head.bias.grad = torch.zeros(32)
-        with pytest.raises(RuntimeError, match=r"'head\.bias' has been updated in the backward pass.*Distributed"):
+        module.head.weight.grad = torch.zeros(80, 64)
+        with pytest.raises(RuntimeError, match=r"'embedding\.weight' has been updated in the backward.*Distributed"):
             optimizer.step()
+
+    def test_clipping(self) -> None:
+        """What is kept would be clipped, and what is not would not."""
+        for change in (
+            lambda params: nn.utils.clip_grad_norm_(params, 1e9),
+            lambda params: nn.utils.clip_grad_value_(params, 1e9),
+            lambda params: [setattr(param, "grad", param.grad.clone()) for param in params if param.grad is not None],
+        ):
+            module = made(True)
+            optimizer = optim.AdamW(module.parameters(), 0.01)
+            train(module, optimizer, range(1))
+            backward(module, 1)
+            change(list(module.parameters()))
+            with pytest.raises(RuntimeError, match=r"'within\.0\.bias' has been changed since the backward"):
+                optimizer.step()
+
+    def test_a_weight_whose_former_value_the_backward_pass_still_needs(self) -> None:
+        """torch sees that it has been updated."""
+        module = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
+        optim.quantize_(module, gradient_word_length="release")
+        optimizer = optim.SGD(module.parameters(), 0.1)
+        hidden = nn.functional.linear(module[0](torch.ones(2, 64)), module[1].weight.detach())
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            module[1](hidden).square().mean().backward()
+        with pytest.raises(ValueError, match="go back to a checkpoint"):
+            optimizer.state_dict()
 
     def test_steps_that_skip(self) -> None:
         module = made(True)
@@ -258,10 +282,10 @@ class TestRefusals:
     def test_two_optimizers_of_one_parameter(self) -> None:
         module = made(True)
         first = optim.AdamW(module.parameters(), 0.01)
-        second = optim.AdamW([module.head.bias], 0.01)
+        second = optim.AdamW([module.head.weight], 0.01)
         backward(module, 0)
         second.step()
-        with pytest.raises(ValueError, match=r"'head\.bias' belongs to another optimizer too \(AdamW\)"):
+        with pytest.raises(ValueError, match=r"'embedding\.weight' belongs to another optimizer too \(AdamW\)"):
             first.step()
 
     def test_an_optimizer_that_is_gone_leaves_its_parameters_to_the_next(self) -> None:
@@ -280,10 +304,10 @@ class TestRefusals:
     def test_a_grad_scaler(self) -> None:
         module = made(True)
         optimizer, scaler = optim.AdamW(module.parameters(), 0.01), torch.amp.GradScaler("cpu")
-        ids = torch.randint(32, (8, 9))
+        ids = torch.randint(80, (8, 9))
         loss = nn.functional.cross_entropy(module(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
         scaler.scale(loss).backward()
-        with pytest.raises(RuntimeError, match="a GradScaler has scaled the loss, and 6 parameters have been updated"):
+        with pytest.raises(RuntimeError, match="a GradScaler has scaled the loss, and 3 parameters have been updated"):
             scaler.step(optimizer)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         scaler.step(optimizer)  # which scales nothing
@@ -298,12 +322,12 @@ class TestRefusals:
         before = held(module, optimizer)
         hook = module.within[0].weight.register_hook(lambda grad: torch.full_like(grad, bad))
         with pytest.raises(
-            NonFiniteGradientError, match=r"'within\.0\.weight' holds a NaN.* 4 parameters had been updated"
+            NonFiniteGradientError, match=r"'within\.0\.weight' holds a NaN.* 1 parameters have been updated"
         ):
             backward(module, 2)
         hook.remove()
         assert not same(held(module, optimizer), before)
-        with pytest.raises(ValueError, match=r"a step which broke off.*go back to a checkpoint"):
+        with pytest.raises(ValueError, match=r"a part of a step.*go back to a checkpoint"):
             optimizer.state_dict()
         with pytest.raises(RuntimeError, match="got a gradient again"):
             backward(module, 2)
@@ -315,7 +339,7 @@ class TestRefusals:
         optimizer.state_dict()
 
     def test_sparse_gradients(self) -> None:
-        module = nn.Embedding(10, 4, sparse=True)
+        module = nn.Embedding(1000, 8, sparse=True)
         optim.quantize_(module, gradient_word_length="release")
         optimizer = optim.SGD(module.parameters(), 0.1)
         with pytest.raises(ValueError, match="use sparse=False"):

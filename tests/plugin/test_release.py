@@ -19,10 +19,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, WordLengthRamp
-from lowprec_plugin.optim import NonFiniteGradientError
+from lowprec_plugin.optim import NonFiniteGradientError, gradients
 from tests.cases import planes
 from tests.comm import ranks
-from tests.plugin import test_distributed, users
+from tests.plugin import test_distributed, test_unmodified_user, users
+
+
+@pytest.fixture(autouse=True)
+def _small_networks_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "FEWEST", 1)
 
 
 class DataByStep(users.Regressor):
@@ -95,14 +100,29 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_codes_are_those_of_a_run_that_keeps_gradients(make_optimizer: Any, tmp_path: Path) -> None:
     ends, averages = [], []
     for kept in (None, "release"):
-        gradients, average = Gradients(), EMAWeightAveraging(decay=0.9)
-        trainer = {"callbacks": [gradients, average]}
+        seen, average = Gradients(), EMAWeightAveraging(decay=0.9)
+        trainer = {"callbacks": [seen, average]}
         options = {"state_word_length": 8, "gradient_word_length": kept}
         ends.append(fit(tmp_path, 20, partial(WithScheduler, make_optimizer), trainer=trainer, **options))
         averages.append([param.dequantize() for param in average._average_model.parameters()])
-        assert gradients.seen == {torch.float32 if kept is None else None}
+        assert seen.seen == {torch.float32 if kept is None else None}
     assert same(*ends)
     assert same(*averages)
+
+
+NO_CASES = ("clip by norm", "clip by value", "accumulation", "manual optimization", "gan", "hugging face")
+
+
+@pytest.mark.parametrize("name", [name for name in test_unmodified_user.CASES if name not in NO_CASES])
+def test_a_user_changes_nothing(name: str, tmp_path: Path) -> None:
+    """Schedules, freezing, tied weights, averages, a search for a learning rate: the codes of a run with gradients."""
+    case = test_unmodified_user.CASES[name]
+    ends = []
+    for kept in (None, "release"):
+        plugin = FixedPointPrecision(compute_dtype="bf16-mixed", gradient_word_length=kept)
+        module, run = test_unmodified_user.fit(case, plugin, tmp_path)
+        ends.append([*planes(module, run.optimizers[0]), run.callback_metrics["train_loss"]])
+    assert same(*ends)
 
 
 @pytest.mark.parametrize("options", [{"gradient_word_length": "release"}, {"gradient_dtype": "bfloat16"}], ids=str)
@@ -144,7 +164,7 @@ class Sick(DataByStep):
 def test_a_gradient_that_is_not_finite_is_named_and_its_step_not_run_again(tmp_path: Path) -> None:
     module, passes = Sick(), []
     module.net.register_forward_hook(lambda *_: passes.append(module.global_step))
-    with pytest.raises(NonFiniteGradientError, match=r"'net\.2\.bias' holds a NaN.*this backward pass.*checkpoint"):
+    with pytest.raises(NonFiniteGradientError, match=r"'net\.2\.bias' holds a NaN.*in the backward pass.*checkpoint"):
         fit(tmp_path, make=lambda: module, gradient_word_length="release")
     assert passes == [0, 1, 2, 3]
     written = json.loads((tmp_path / "nonfinite-step3-rank0.json").read_text())
@@ -197,10 +217,10 @@ def test_what_ddp_rules_out() -> None:
 
 
 def _under_ddp(rank: int) -> dict[str, Any]:
-    gradients = Gradients()
+    seen = Gradients()
     trainer = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
-    run = test_distributed.fit(rank, gradient_dtype="bfloat16", callbacks=[gradients], trainer=trainer)
-    return {**run, "dtypes": gradients.seen}
+    run = test_distributed.fit(rank, gradient_dtype="bfloat16", callbacks=[seen], trainer=trainer)
+    return {**run, "dtypes": seen.seen}
 
 
 def test_bfloat16_gradients_under_ddp() -> None:
@@ -231,10 +251,10 @@ def test_the_table_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_bfloat16_gradients_are_accumulated_and_clipped(tmp_path: Path) -> None:
-    gradients = Gradients()
-    trainer = {"callbacks": [gradients], "accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    seen = Gradients()
+    trainer = {"callbacks": [seen], "accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
     fit(tmp_path, 5, trainer=trainer, gradient_dtype=torch.bfloat16)
-    assert gradients.seen == {torch.bfloat16}
+    assert seen.seen == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
