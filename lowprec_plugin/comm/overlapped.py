@@ -1,15 +1,16 @@
-"""Gradients in codes, or in another dtype, under ``DistributedDataParallel``, which leaves their parameters out.
+"""Gradients kept small, or not at all, under ``DistributedDataParallel``, which is told to leave their parameters out.
 
 Its reducer would hold a float for each of them for good. Here float gradients wait in a bucket until that is full, the
-means take their place, and those become what is kept at once: of two buckets at a time there are floats, whatever the
-network is. Buckets are exchanged in one order on every rank, beside the backward pass: that in which gradients came on
-the first rank in the first step.
+means take their place, and those become what is kept at once, or are used at once where none is: of two buckets at a
+time there are floats, whatever the network is. Buckets are exchanged in one order on every rank, beside the backward
+pass: that in which gradients came on the first rank in the first step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ from lowprec_plugin.compat.ddp import leave_out
 from lowprec_plugin.compat.hooks import add_gradient_hook, remove_gradient_hook
 from lowprec_plugin.tensor.dtensor import stored_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
-from lowprec_plugin.tensor.gradient_hook import keep_floats, narrow_gradient, narrowed, narrows_gradient
+from lowprec_plugin.tensor.gradient_hook import (
+    ExchangedFirst,
+    keep_floats,
+    leaves_ddp,
+    narrow_gradient,
+    narrowed,
+    releases_gradient,
+    use_gradient,
+)
 
 #: Bytes of float gradients in a bucket, at most; less of a small network, so that the exchange overlaps there too.
 BUCKET = 16 << 20
@@ -35,7 +44,7 @@ _SMALLEST, _BUCKETS = 1 << 20, 8
 
 
 def leave_out_of_ddp(module: nn.Module) -> list[str]:
-    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are codes, or of another dtype.
+    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are kept small, or not.
 
     Called before the module is wrapped; a :class:`~lowprec_plugin.comm.DDPState` of the wrapped module exchanges them.
     If it would have none left, the smallest stays with it, and its gradient is kept in floats.
@@ -43,7 +52,7 @@ def leave_out_of_ddp(module: nn.Module) -> list[str]:
     Returns:
         the names of the parameters that are left out.
     """
-    coded = {name: param for name, param in module.named_parameters() if narrows_gradient(param)}
+    coded = {name: param for name, param in module.named_parameters() if leaves_ddp(param)}
     others = any(param.requires_grad for name, param in module.named_parameters() if name not in coded)
     if coded and not others:
         smallest = min(coded, key=lambda name: coded[name].numel())
@@ -61,7 +70,7 @@ class _Bucket:
 
 
 class Overlapped:
-    """Exchanges the gradients of ``params`` while the backward pass goes on; they become codes, or numbers of a dtype.
+    """Exchanges the gradients of ``params`` while the backward pass goes on; they become what is kept, or are used.
 
     Args:
         model: the wrapped module, which says whether gradients are to be exchanged (``no_sync``).
@@ -104,16 +113,18 @@ class Overlapped:
         return sum(sizes[: UNDER_WAY + 1])
 
     def _hook_of(self, name: str) -> Callable[[Tensor], None]:
-        def take(param: Tensor) -> None:
-            self._take(name, param)
-
-        return take
+        return ExchangedFirst(partial(self._take, name))
 
     @torch.no_grad()
     def _take(self, name: str, param: Any) -> None:
         if param.grad is None:
             return
         if not self._model.require_backward_grad_sync:
+            if releases_gradient(param):
+                raise RuntimeError(
+                    f"the gradient of {name} came within no_sync, to be added to others, and none is kept "
+                    "(gradient_word_length='release'): leave no_sync out, or use gradient_word_length=8"
+                )
             narrow_gradient(param, f"gradient, rank {dist.get_rank(self.exchange.group)}")
             return
         if self._over:
@@ -171,8 +182,11 @@ class Overlapped:
             assert bucket.future is not None
             bucket.future.wait()
         for (name, param), used in zip(self._params.items(), self._used.tolist(), strict=True):
-            if used:  # on some rank; what none has used has no gradient
-                param.grad = self._kept[name]
+            kept = self._kept.pop(name, None)
+            if not used or kept is None:  # on no rank, and has no gradient; or has been used
+                continue
+            if not (releases_gradient(param) and use_gradient(param, kept)):
+                param.grad = kept
         self._buckets, self._kept = [], {}
         if self._came is not None:
             self._agree_on_order()
@@ -191,12 +205,17 @@ class Overlapped:
             flags = [part for part in torch.split(self._used, 128) if part.numel()]  # too short to be rounded
             assert all(is_plain(part.numel()) for part in flags)
         values, kept, run = bucket.values, self._kept, self.exchange.run
+        params, whole = self._params, not bucket.missing  # if one is missing, it may have come on no rank
 
         def exchange() -> Tensor:
             run([*gradients, *(Gradient(part, 0, 0) for part in flags)])
             gradients.clear()
             for name, part in parts.items():
-                kept[name] = narrowed(values.pop(name).view(part.shape), part)
+                mean = values.pop(name).view(part.shape)
+                if not releases_gradient(part):
+                    kept[name] = narrowed(mean, part)
+                elif not (whole and use_gradient(params[name], mean)):
+                    kept[name] = mean
             return torch.zeros(0)
 
         bucket.future = self._worker.submit(exchange)

@@ -4,7 +4,7 @@
 very update that its step would make, and ``step()`` updates what is left: small parameters, in one call, and those that
 are kept in float. What needs
 all gradients at once, or more than one pass, cannot be had beside it: accumulation over micro-batches, clipping, loss
-scaling, ``nonfinite="skip"``, processes that average gradients, optimizers that look further than one parameter, and
+scaling, ``nonfinite="skip"``, sharded parameters, optimizers that look further than one parameter, and
 another optimizer for the same parameter.
 """
 
@@ -26,7 +26,7 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, first_nonfinite
 from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.options import StepOptions
-from lowprec_plugin.tensor.gradient_hook import releases_gradient
+from lowprec_plugin.tensor.gradient_hook import is_exchanged_first, releases_gradient
 from lowprec_plugin.text.option_error import Option, OptionError
 
 Group = dict[str, Any]
@@ -80,7 +80,6 @@ class Releasing:
         """The step has been made."""
         self.under_way = False
 
-    @torch.no_grad()
     def __call__(self, param: Tensor) -> None:
         """Update ``param`` by its gradient, which is freed.
 
@@ -88,11 +87,26 @@ class Releasing:
             NonFiniteGradientError: if that holds a NaN or an infinity. It stays where it is.
             RuntimeError: if ``param`` has been updated in this step.
         """
+        if param.grad is None or is_exchanged_first(param):
+            return
+        if _in_a_group() and dist.get_world_size() > 1 and releases_gradient(param):
+            raise RuntimeError(
+                f"the gradient of {described(param)} is to be used as soon as it is there ({_ASKED}), and nobody "
+                "averages it over the processes before: call comm.leave_out_of_ddp(module), wrap the module in "
+                f"DistributedDataParallel, and make a comm.DDPState of that; or use {_INSTEAD}"
+            )
+        self.use(param, param.grad)
+
+    @torch.no_grad()
+    def use(self, param: Tensor, grad: Tensor) -> None:
+        """Update ``param`` by ``grad``; the same, of a gradient that has been averaged over processes."""
         optimizer = self._optimizer()
-        if optimizer is None or param.grad is None or not releases_gradient(param):
+        if optimizer is None or not releases_gradient(param):
+            param.grad = grad
             return
         self.begin()
         group = self._groups.get(id(param))
+        param.grad = grad
         if group is None:  # it has left the optimizer
             return
         if id(param) in self.done:
@@ -113,7 +127,7 @@ class Releasing:
 
     def note(self, param: Tensor) -> None:
         """Note what gradient of ``param`` has come, which is kept until the step: the hook of such parameters."""
-        if param.grad is not None:
+        if param.grad is not None and not _in_a_group():  # where DistributedDataParallel changes them after this
             self._came[id(param)] = _state_of(param.grad)
 
     def said(self) -> str:
@@ -158,7 +172,8 @@ class Releasing:
             if param.grad is not None and id(param) in self.done:
                 raise RuntimeError(
                     f"{described(param)} has been updated in the backward pass ({_ASKED}), and has a gradient again, "
-                    "as DistributedDataParallel puts one there, or an assignment: leave that out, or use "
+                    "as DistributedDataParallel puts one there (call comm.leave_out_of_ddp(module) before wrapping the "
+                    "module), or an assignment: leave that out, or use "
                     f"{_INSTEAD}. Go back to a checkpoint"
                 )
             for other in _others(param, self):
@@ -245,12 +260,9 @@ def check_release(optimizer: torch.optim.Optimizer, settings: StepOptions | None
             "as soon as its gradient is there (", _ASKED,
             "): use an optimizer of torch.optim or lowprec_plugin.optim, or ", _INSTEAD,
         )  # fmt: skip
-    if any(isinstance(param, DTensor) for param in params) or _several_processes():
-        raise OptionError(
-            f"{some} is to be updated before its gradient could be averaged over the processes (", _ASKED,
-            ", which is for one process): use ", _INSTEAD,
-        )  # fmt: skip
+    if any(isinstance(param, DTensor) for param in params):
+        raise OptionError(f"{some} is sharded, which does not go together with ", _ASKED, ": use ", _INSTEAD)
 
 
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _in_a_group() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -16,24 +16,21 @@ from lowprec_plugin.compat.lightning import comm_hook_of, is_fitting, overrides
 from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plugin.strategies import trainer_of
-from lowprec_plugin.tensor.gradient_hook import narrows_gradient
+from lowprec_plugin.tensor.gradient_hook import leaves_ddp
 from lowprec_plugin.text.option_error import Option, OptionError
 
 
 def prepare_gradients(module: nn.Module, options: PluginOptions) -> None:
-    """Before DDP wraps ``module``: have it leave out the parameters whose gradients are codes, or of another dtype.
+    """Before DDP wraps ``module``: have it leave out the parameters whose gradients are kept small, or not at all.
 
     Raises:
         ValueError: if these gradients could not be exchanged; or are to be released, and could not be.
     """
     trainer = trainer_of(module)
-    if options.gradient_word_length == "release":
-        if trainer is not None and is_fitting(trainer):
-            _check_release(trainer, module)
-        return
+    if options.gradient_word_length == "release" and trainer is not None and is_fitting(trainer):
+        _check_release(trainer, module)
     strategy = getattr(trainer, "strategy", None)
-    narrow = any(narrows_gradient(param) for param in module.parameters())
-    if not narrow or not is_a(strategy, "strategies.DDPStrategy"):
+    if not any(map(leaves_ddp, module.parameters())) or not is_a(strategy, "strategies.DDPStrategy"):
         return
     name = "gradient_word_length" if options.gradient_dtype is None else "gradient_dtype"
     asked = Option.given(name, getattr(options, name))
@@ -55,10 +52,10 @@ def _check_release(trainer: Any, module: nn.Module) -> None:
     """
     asked = Option.given("gradient_word_length", "release")
     remedy = ": leave it out, or use ", Option.given("gradient_word_length", 8)
-    if not is_a(trainer.strategy, "strategies.SingleDeviceStrategy"):
+    if not any(is_a(trainer.strategy, f"strategies.{name}Strategy") for name in ("SingleDevice", "DDP")):
         raise OptionError(
-            asked, " updates parameters before gradients could be averaged over processes, and works on one device, "
-            f"not with {type(trainer.strategy).__name__}: use ", Option.given("gradient_word_length", 8),
+            asked, f" works on one device and under DDP, and not with {type(trainer.strategy).__name__}: use ",
+            Option.given("gradient_word_length", 8),
         )  # fmt: skip
     if not getattr(module, "automatic_optimization", True):
         raise OptionError(

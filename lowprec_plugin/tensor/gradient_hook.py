@@ -5,11 +5,15 @@ It is codes, or numbers of another dtype. Float gradients of two parameters so d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lowprec_plugin.compat.hooks import add_gradient_hook, has_gradient_hook
+from lowprec_plugin.compat.hooks import add_gradient_hook, gradient_hooks, has_gradient_hook
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
 from lowprec_plugin.tensor.tensor import FixedPointTensor
@@ -25,6 +29,34 @@ def releases_gradient(param: Tensor) -> bool:
     """Whether the gradients of ``param`` are to be used for its update in the backward pass, and not kept."""
     part = fixed_part(param)
     return part is not None and part.gradient_word_length == "release"
+
+
+def leaves_ddp(param: Tensor) -> bool:
+    """Whether ``DistributedDataParallel`` has to leave ``param`` out, for it would hold a float gradient of it."""
+    return narrows_gradient(param) or releases_gradient(param)
+
+
+@dataclass(frozen=True)
+class ExchangedFirst:
+    """A hook that takes a gradient away, to hand over what all processes have made of it."""
+
+    take: Callable[[Tensor], None]
+
+    def __call__(self, param: Tensor) -> None:
+        self.take(param)
+
+
+def is_exchanged_first(param: Tensor) -> bool:
+    """Whether the gradients of ``param`` go through an :class:`ExchangedFirst`."""
+    return any(isinstance(hook, ExchangedFirst) for hook in gradient_hooks(param))
+
+
+def use_gradient(param: Tensor, grad: Tensor) -> bool:
+    """Have the optimizer that releases the gradients of ``param`` use ``grad``; whether there is one."""
+    users: list[Any] = [hook for hook in gradient_hooks(param) if hasattr(hook, "use")]
+    for user in users:
+        user.use(param, grad)
+    return bool(users)
 
 
 def watch_gradient(param: Tensor) -> None:

@@ -199,8 +199,10 @@ def test_what_it_cannot_do_is_refused_before_training(said: str, tmp_path: Path)
 
 def _refused(rank: int) -> list[str]:
     said = []
+    gradients.FEWEST = 1
     for options in (
-        {"gradient_word_length": "release"}, {"gradient_dtype": "bfloat16", "comm_word_length": None},
+        {"gradient_word_length": "release", "comm_word_length": None},
+        {"gradient_dtype": "bfloat16", "comm_word_length": None},
         {"gradient_dtype": "bfloat16", "trainer": {"strategy": DDPStrategy(ddp_comm_hook=test_distributed.halved)}},
     ):  # fmt: skip
         with pytest.raises(ValueError) as info:  # noqa: PT011
@@ -211,9 +213,26 @@ def _refused(rank: int) -> list[str]:
 
 def test_what_ddp_rules_out() -> None:
     for release, floats, hook in ranks.run(2, _refused):
-        assert "works on one device, not with DDPStrategy: use gradient_word_length=8" in release
+        assert "gradient_word_length='release' under DDP travels in fixed-point: drop comm_word_length=None" in release
         assert "gradient_dtype=torch.bfloat16 under DDP travels in fixed-point: drop comm_word_length=None" in floats
         assert "gradient_dtype=torch.bfloat16 travels by itself, and not through the strategy's ddp_comm_hook" in hook
+
+
+def _released_under_ddp(rank: int) -> list[dict[str, Any]]:
+    gradients.FEWEST = 1
+    runs = []
+    for kept in (None, "release"):
+        seen = Gradients()
+        runs.append(test_distributed.fit(rank, gradient_word_length=kept, callbacks=[seen]) | {"dtypes": seen.seen})
+    return runs
+
+
+def test_release_under_ddp() -> None:
+    (kept, released), (_, other) = ranks.run(2, _released_under_ddp)
+    assert test_distributed.same(released, other)
+    assert test_distributed.same(released, kept)
+    assert kept["dtypes"] == {torch.float32}
+    assert released["dtypes"] == {None, torch.float32}  # of the smallest, which stays with DDP
 
 
 def _under_ddp(rank: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Gradients in bfloat16 under DDP and FSDP2, on processes that talk over gloo."""
+"""Gradients in bfloat16, and released ones, under DDP and FSDP2, on processes that talk over gloo."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_ddp_hands_over_the_means_that_the_wire_has_averaged() -> None:
 
 def _without_leaving_out(rank: int) -> str:
     model = DistributedDataParallel(network(torch.bfloat16))
-    with pytest.raises(ValueError, match="or of another dtype") as info:
+    with pytest.raises(ValueError, match="of another dtype or released") as info:
         comm.DDPState(model, 16)
     with pytest.raises(RuntimeError, match=r"BFloat16|bfloat16"):  # nor does DDP alone take it for a float
         backward(model, rank, 0)
@@ -119,3 +119,92 @@ def test_fsdp2_hands_over_shards(processes: int, wire: bool) -> None:
         assert len(floats) == 12
         for exact, grad in zip(floats, narrow, strict=True):
             assert torch.equal(exact.bfloat16(), grad)
+
+
+class Parts(nn.Module):
+    """Parts of which one is used on the second rank alone, and one on none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(300, 64), nn.Linear(64, 300)
+        self.sometimes, self.never = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor, sometimes: bool) -> Tensor:
+        hidden = self.first(x).tanh()
+        return self.last(self.sometimes(hidden) if sometimes else hidden)
+
+
+def _released(rank: int, every: bool) -> list[list[Tensor]]:
+    """Planes of weights and state after ten steps: of gradients that DDP averages, and of released ones."""
+    found = []
+    for kept in (None, "release"):
+        torch.manual_seed(0)
+        module = Parts()
+        optim.quantize_(module, gradient_word_length=kept)
+        comm.leave_out_of_ddp(module)
+        model = DistributedDataParallel(module, find_unused_parameters=True)
+        state = comm.DDPState(model, 16)
+        model.register_comm_hook(state, comm.ddp_hook)
+        optimizer = optim.AdamW(model.parameters(), 0.01, state_word_length=8)
+        for step in range(10):
+            x = torch.randn(8, 300, generator=torch.Generator().manual_seed(10 * step + rank))
+            model(x, every or (rank == 1 and step % 3 > 0)).square().mean().backward()
+            large = [param for param in module.parameters() if param.numel() >= 4096]
+            assert kept is None or all(param.grad is None for param in large)
+            optimizer.step()
+            optimizer.zero_grad()
+        planes = []
+        for name, param in module.named_parameters():
+            assert (param in optimizer.state) == ("never" not in name)
+            for value in [param, *optimizer.state.get(param, {}).values()]:
+                planes += value.blocks.planes if hasattr(value, "blocks") else [value]
+        found.append([plane.clone() for plane in planes])
+    return found
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_released_gradients_are_averaged_first(every: bool) -> None:
+    """The codes are those of a run that keeps gradients, on both ranks, whichever has used what."""
+    (kept, released), (_, other) = ranks.run(2, _released, every)
+    assert len(kept) == len(released) > 20
+    assert all(torch.equal(a, b) for a, b in zip(released, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, released, strict=True))
+
+
+def _released_otherwise(rank: int) -> list[str]:
+    said = []
+
+    def model(leave_out: bool = True, wire: bool = True) -> tuple[DistributedDataParallel, Any]:
+        module = nn.Sequential(nn.Linear(300, 37), nn.Linear(37, 300))
+        optim.quantize_(module, gradient_word_length="release")
+        if leave_out:
+            comm.leave_out_of_ddp(module)
+        wrapped = DistributedDataParallel(module)
+        optimizer = optim.AdamW(wrapped.parameters(), 0.01)
+        if wire:
+            state = comm.DDPState(wrapped, 16)
+            wrapped.register_comm_hook(state, comm.ddp_hook)
+        return wrapped, optimizer
+
+    with pytest.raises(ValueError, match="released") as info:
+        model(leave_out=False)
+    said.append(str(info.value))
+    for leave_out in (False, True):
+        wrapped, optimizer = model(leave_out, wire=False)
+        with pytest.raises(RuntimeError) as error:
+            backward(wrapped, rank, 0)
+        assert not optimizer.state
+        said.append(str(error.value))
+    wrapped, optimizer = model()
+    with wrapped.no_sync(), pytest.raises(RuntimeError) as error:
+        backward(wrapped, rank, 0)
+    assert not optimizer.state
+    return [*said, str(error.value)]
+
+
+def test_released_gradients_that_nobody_averages_are_refused_before_anything_is_changed() -> None:
+    for held, alone, left_out, accumulated in ranks.run(2, _released_otherwise):
+        assert "call comm.leave_out_of_ddp(module) before wrapping the module" in held
+        for said in (alone, left_out):
+            assert "nobody averages it over the processes before: call comm.leave_out_of_ddp(module)" in said
+        assert "came within no_sync" in accumulated
