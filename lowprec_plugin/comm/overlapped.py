@@ -23,7 +23,7 @@ from lowprec_plugin.comm.exchange import Exchange, Gradient, is_plain
 from lowprec_plugin.comm.worker import Worker
 from lowprec_plugin.compat.autograd import at_end_of_backward, backward_pass
 from lowprec_plugin.compat.ddp import leave_out
-from lowprec_plugin.compat.hooks import add_gradient_hook, remove_gradient_hook
+from lowprec_plugin.compat.hooks import add_gradient_hook, gradient_hooks, remove_gradient_hook
 from lowprec_plugin.tensor.dtensor import stored_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
 from lowprec_plugin.tensor.gradient_hook import (
@@ -69,6 +69,14 @@ class _Bucket:
     future: Future[Tensor] | None = None
 
 
+def end_exchange(module: nn.Module) -> None:
+    """Have no :class:`Overlapped` exchange the gradients of ``module`` any more, as one of a fit before would."""
+    for param in module.parameters():
+        for hook in gradient_hooks(param):
+            if isinstance(hook, ExchangedFirst):
+                remove_gradient_hook(param, hook)
+
+
 class Overlapped:
     """Exchanges the gradients of ``params`` while the backward pass goes on; they become what is kept, or are used.
 
@@ -95,15 +103,15 @@ class Overlapped:
         self._order = list(params)[::-1]  # until the first step has shown another
         self._came: list[str] | None = []
         self._passes: set[int] = set()  # backward passes that have brought gradients of this exchange
-        self._kept: dict[str, Tensor] = {}
+        self._codes: dict[str, Tensor] = {}
         self._used = torch.zeros(0)
         self._buckets: list[_Bucket] = []
         self._next = 0
         self._over = True
-        self._hooks = []
+        end_exchange(model)
         for name, param in params.items():
             remove_gradient_hook(param, narrow_gradient)
-            self._hooks.append(add_gradient_hook(param, self._hook_of(name)))
+            add_gradient_hook(param, ExchangedFirst(partial(self._take, name)))
 
     @property
     def float_bytes(self) -> int:
@@ -111,9 +119,6 @@ class Overlapped:
         buckets = self._cut()
         sizes = sorted((sum(4 * self._params[name].numel() for name in names) for names in buckets), reverse=True)
         return sum(sizes[: UNDER_WAY + 1])
-
-    def _hook_of(self, name: str) -> Callable[[Tensor], None]:
-        return ExchangedFirst(partial(self._take, name))
 
     @torch.no_grad()
     def _take(self, name: str, param: Any) -> None:
@@ -149,7 +154,7 @@ class Overlapped:
             self._send(self._buckets[self._next])  # the last one says which gradients came, and so waits for the end
 
     def _start(self) -> None:
-        self._over, self._next, self._kept = False, 0, {}
+        self._over, self._next, self._codes = False, 0, {}
         self._buckets = [_Bucket(names, set(names)) for names in self._cut()]
         self._passes = set()
 
@@ -182,12 +187,12 @@ class Overlapped:
             assert bucket.future is not None
             bucket.future.wait()
         for (name, param), used in zip(self._params.items(), self._used.tolist(), strict=True):
-            kept = self._kept.pop(name, None)
+            kept = self._codes.pop(name, None)
             if not used or kept is None:  # on no rank, and has no gradient; or has been used
                 continue
             if not (releases_gradient(param) and use_gradient(param, kept)):
                 param.grad = kept
-        self._buckets, self._kept = [], {}
+        self._buckets, self._codes = [], {}
         if self._came is not None:
             self._agree_on_order()
 
@@ -204,7 +209,7 @@ class Overlapped:
         if bucket is self._buckets[-1]:
             flags = [part for part in torch.split(self._used, 128) if part.numel()]  # too short to be rounded
             assert all(is_plain(part.numel()) for part in flags)
-        values, kept, run = bucket.values, self._kept, self.exchange.run
+        values, codes, run = bucket.values, self._codes, self.exchange.run
         params, whole = self._params, not bucket.missing  # if one is missing, it may have come on no rank
 
         def exchange() -> Tensor:
@@ -213,9 +218,9 @@ class Overlapped:
             for name, part in parts.items():
                 mean = values.pop(name).view(part.shape)
                 if not releases_gradient(part):
-                    kept[name] = narrowed(mean, part)
+                    codes[name] = narrowed(mean, part)
                 elif not (whole and use_gradient(params[name], mean)):
-                    kept[name] = mean
+                    codes[name] = mean
             return torch.zeros(0)
 
         bucket.future = self._worker.submit(exchange)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook, leave_out_of_ddp
 from lowprec_plugin.comm.fsdp import release
+from lowprec_plugin.comm.overlapped import end_exchange
 from lowprec_plugin.compat.ddp import registered_hook
 from lowprec_plugin.compat.lightning import comm_hook_of, is_fitting, overrides
 from lowprec_plugin.compat.lightnings import is_a
@@ -23,9 +24,12 @@ from lowprec_plugin.text.option_error import Option, OptionError
 def prepare_gradients(module: nn.Module, options: PluginOptions) -> None:
     """Before DDP wraps ``module``: have it leave out the parameters whose gradients are kept small, or not at all.
 
+    A fit before may have had them exchanged otherwise.
+
     Raises:
         ValueError: if these gradients could not be exchanged; or are to be released, and could not be.
     """
+    end_exchange(module)
     trainer = trainer_of(module)
     if options.gradient_word_length == "release" and trainer is not None and is_fitting(trainer):
         _check_release(trainer, module)

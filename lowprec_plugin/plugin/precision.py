@@ -75,14 +75,14 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         activation_word_length: bits of the activations that are kept for the backward pass; ``None``: floats.
         gradient_word_length: bits of a gradient from when autograd has it until the step, 16 or 8; ``None``: floats.
             Micro-batches are added up in it, and clipping reads it: see :mod:`lowprec_plugin.optim.gradients`.
-            ``"release"``: no gradient of a stored parameter is kept, for its update runs inside the backward pass. On
-            one device, with automatic optimization, without accumulation, clipping and ``nonfinite="skip"``, and with
-            no ramp but one with a schedule: see :mod:`lowprec_plugin.optim.release`.
+            ``"release"``: none is kept, for a large parameter is updated inside the backward pass. On one device or
+            under DDP, with automatic optimization, without accumulation, clipping and ``nonfinite="skip"``, and with no
+            ramp but one with a schedule: see :mod:`lowprec_plugin.optim.release`.
         gradient_dtype: of a stored parameter's gradient, ``torch.bfloat16`` or ``torch.float16`` or their names as
             text, to which it is rounded to nearest as soon as autograd has it; ``None``: the dtype that operations see.
             The plain alternative to ``gradient_word_length``, which it takes the place of. bfloat16 has 8 significant
-            bits, and with accumulation every micro-batch's sum is rounded again; in float16 a gradient above 65,504 is
-            infinite, and refused, and one below 6e-8 is lost. Under DDP it takes the plugin's wire.
+            bits, and with accumulation every micro-batch's sum is rounded again; in float16 a gradient of 65,520 or
+            more is infinite, and refused, and one below 3e-8 is lost. Under DDP it takes the plugin's wire.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
         leave_float: once the Trainer is done (with a fit, and with a test or the like), turn the module's parameters
             and its optimizers' state into ordinary floats: see :func:`lowprec_plugin.optim.to_float_`.

@@ -19,7 +19,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, WordLengthRamp
+from lowprec_plugin.compat.hooks import gradient_hooks
 from lowprec_plugin.optim import NonFiniteGradientError, gradients
+from lowprec_plugin.tensor.gradient_hook import ExchangedFirst
 from tests.cases import planes
 from tests.comm import ranks
 from tests.plugin import test_distributed, test_unmodified_user, users
@@ -233,6 +235,20 @@ def test_release_under_ddp() -> None:
     assert test_distributed.same(released, kept)
     assert kept["dtypes"] == {torch.float32}
     assert released["dtypes"] == {None, torch.float32}  # of the smallest, which stays with DDP
+
+
+def _fitted_twice(rank: int) -> list[int]:
+    gradients.FEWEST = 1
+    module, counts = users.Regressor(), []
+    plugin = FixedPointPrecision(gradient_word_length="release")
+    for _ in range(2):
+        test_distributed.fit(rank, module=module, plugin=plugin)
+        counts += [sum(isinstance(hook, ExchangedFirst) for hook in gradient_hooks(module.net[0].weight))]
+    return counts
+
+
+def test_a_second_fit_exchanges_once() -> None:
+    assert ranks.run(2, _fitted_twice) == [[1, 1]] * 2
 
 
 def _under_ddp(rank: int) -> dict[str, Any]:
