@@ -119,7 +119,7 @@ class Releasing:
         if first_nonfinite([param]) is not None:
             raise NonFiniteGradientError(
                 f"the gradient of {described(param)} holds a NaN or an infinity, and its update was refused. "
-                f"{self.said()}, and lower the learning rate"
+                f"{self.said()}. Lower the learning rate"
             )
         self._update(optimizer, group, [param], self._names)
         self.done.add(id(param))
@@ -132,6 +132,8 @@ class Releasing:
 
     def said(self) -> str:
         """What has been updated already, and what to do about it, in words."""
+        if not self.done:
+            return "Nothing has been written in this step"
         return (
             f"{len(self.done)} parameters have been updated in the backward pass ({_ASKED}), which cannot be taken "
             "back: go back to a checkpoint"

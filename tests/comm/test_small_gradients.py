@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin import comm, optim
+from lowprec_plugin.optim import NonFiniteGradientError
 from tests.comm import ranks
 
 
@@ -208,3 +209,38 @@ def test_released_gradients_that_nobody_averages_are_refused_before_anything_is_
         for said in (alone, left_out):
             assert "nobody averages it over the processes before: call comm.leave_out_of_ddp(module)" in said
         assert "came within no_sync" in accumulated
+
+
+def _sick(rank: int) -> str:
+    module = Parts()
+    optim.quantize_(module, gradient_word_length="release")
+    comm.leave_out_of_ddp(module)
+    model = DistributedDataParallel(module, find_unused_parameters=True)
+    state = comm.DDPState(model, 16)
+    model.register_comm_hook(state, comm.ddp_hook)
+    optimizer = optim.AdamW(model.parameters(), 0.01)
+    x = torch.randn(8, 300)
+    loss = model(x / 0 if rank == 1 else x, False).square().mean()
+    with pytest.raises(NonFiniteGradientError) as info:
+        loss.backward()
+    assert not optimizer.state
+    return str(info.value)
+
+
+def test_all_ranks_refuse_a_released_gradient_that_is_not_finite_on_one() -> None:
+    one, other = ranks.run(2, _sick)
+    assert one == other
+    assert "holds a NaN or an infinity, and its update was refused. Nothing has been written in this step" in one
+
+
+def _sharded(rank: int) -> str:
+    module = network(None, sharded=True)
+    optim.quantize_(module, gradient_word_length="release")
+    with pytest.raises(ValueError, match="is sharded") as info:
+        optim.AdamW(module.parameters(), 0.01)
+    return str(info.value)
+
+
+def test_shards_are_not_released() -> None:
+    (said,) = ranks.run(1, _sharded)
+    assert "does not go together with gradient_word_length='release': use gradient_word_length=8" in said

@@ -166,7 +166,9 @@ class Sick(DataByStep):
 def test_a_gradient_that_is_not_finite_is_named_and_its_step_not_run_again(tmp_path: Path) -> None:
     module, passes = Sick(), []
     module.net.register_forward_hook(lambda *_: passes.append(module.global_step))
-    with pytest.raises(NonFiniteGradientError, match=r"'net\.2\.bias' holds a NaN.*in the backward pass.*checkpoint"):
+    with pytest.raises(
+        NonFiniteGradientError, match=r"'net\.2\.bias' holds a NaN.*Nothing has been written in this step"
+    ):
         fit(tmp_path, make=lambda: module, gradient_word_length="release")
     assert passes == [0, 1, 2, 3]
     written = json.loads((tmp_path / "nonfinite-step3-rank0.json").read_text())
