@@ -191,7 +191,7 @@ class Releasing:
         assert optimizer is not None
         for param in (param for group in optimizer.param_groups for param in group["params"]):
             hook: Callable[[Tensor], None] = self if releases_gradient(param) else self.note
-            if hook not in (hooks := gradient_hooks(param)):
+            if param.is_floating_point() and hook not in (hooks := gradient_hooks(param)):  # an integer has no gradient
                 for other in hooks:
                     if isinstance(getattr(other, "__self__", other), Releasing):
                         remove_gradient_hook(param, other)
