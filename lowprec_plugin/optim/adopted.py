@@ -20,7 +20,7 @@ class Adopted(_Base):
     Attributes:
         fixed_point: how, and what came of it.
         float_class: the class that it had before, or would have for float parameters.
-        releasing: what updates parameters in the backward pass (:mod:`.release`); ``None``: no one does.
+        releasing: what updates parameters in the backward pass (:mod:`.release`); ``None``: nothing does.
     """
 
     fixed_point: StepSettings

@@ -2,10 +2,9 @@
 
 ``gradient_word_length="release"`` asks for it. An optimizer that takes such parameters updates each in a hook, by the
 very update that its step would make, and ``step()`` updates what is left: small parameters, in one call, and those that
-are kept in float. What needs
-all gradients at once, or more than one pass, cannot be had beside it: accumulation over micro-batches, clipping, loss
-scaling, ``nonfinite="skip"``, sharded parameters, optimizers that look further than one parameter, and
-another optimizer for the same parameter.
+are kept in float. What needs all gradients at once, or more than one pass, cannot be had beside it: accumulation over
+micro-batches, clipping, loss scaling, ``nonfinite="skip"``, sharded parameters, optimizers that look further than one
+parameter, and another optimizer for the same parameter.
 """
 
 from __future__ import annotations
@@ -46,10 +45,13 @@ class Releasing:
         done: the parameters, by id, that have been updated in it.
     """
 
+    under_way: bool
+    done: set[int]
+
     def __init__(self, optimizer: Adopted, update: Update) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._update = update
-        self._groups: dict[int, Group] = {}
+        self._groups: dict[int, Group]
         self._names: dict[int, str] = {}
         self._came: dict[int, tuple[int, int]] = {}  # of gradients that are kept: which, and its version
         self.forget()
@@ -62,7 +64,8 @@ class Releasing:
 
     def forget(self) -> None:
         """Nothing has been updated since the last step: state has been loaded."""
-        self.under_way, self.done = False, set[int]()
+        self.done = set()
+        self.end()
 
     def begin(self) -> None:
         """A step begins, unless it has."""
@@ -78,7 +81,7 @@ class Releasing:
 
     def end(self) -> None:
         """The step has been made."""
-        self.under_way = False
+        self.under_way, self._groups = False, {}  # which hold parameters, whose hooks hold this
 
     def __call__(self, param: Tensor) -> None:
         """Update ``param`` by its gradient, which is freed.

@@ -66,11 +66,12 @@ def watch_gradient(param: Tensor) -> None:
     parameter asks for it.
     """
     part = fixed_part(param)
-    if part is None or not narrows_gradient(param) or has_gradient_hook(param, narrow_gradient):
+    if part is None or not narrows_gradient(param):
         return
     if part.gradient_dtype is not None:
         param.grad_dtype = None  # any: FSDP2 assigns what it has reduced, and the hook comes after
-    add_gradient_hook(param, narrow_gradient)
+    if not has_gradient_hook(param, narrow_gradient):
+        add_gradient_hook(param, narrow_gradient)
 
 
 def keep_floats(param: Tensor) -> None:

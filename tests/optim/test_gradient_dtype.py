@@ -199,6 +199,17 @@ def test_floats_again(again: str) -> None:
     assert {param.grad_dtype for param in module.parameters()} == {torch.float32}
 
 
+def test_the_same_again() -> None:
+    """As a second fit asks for it."""
+    module = network(torch.bfloat16)
+    optimizer = optim.AdamW(module.parameters())
+    backward(module, 0)
+    optim.quantize_(module, gradient_dtype=torch.float16)
+    backward(module, 1)
+    assert {grad.dtype for grad in gradients(module)} == {torch.float16}
+    optimizer.step()
+
+
 def test_beside_a_compute_dtype_of_the_same_name_nothing_is_to_do() -> None:
     module = network(torch.bfloat16, dtype=torch.bfloat16)
     assert module[0].weight.gradient_dtype is None

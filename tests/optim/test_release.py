@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -407,6 +408,16 @@ def test_a_group_that_joins_later() -> None:
         optimizer.step()
         ends.append(held(module, optimizer))
     assert same(*ends)
+
+
+def test_nothing_outlives_module_and_optimizer() -> None:
+    module = made(True)
+    optimizer = optim.AdamW(module.parameters(), 0.01)
+    train(module, optimizer, range(2))
+    alive = [weakref.ref(each) for each in (module.embedding.weight, module.head.bias, optimizer)]
+    del module, optimizer
+    gc.collect()
+    assert [each() for each in alive] == [None] * 3
 
 
 def test_integers_beside() -> None:
