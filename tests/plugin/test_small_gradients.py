@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lowprec_plugin.optim import NonFiniteGradientError, gradients
 from lowprec_plugin.tensor.gradient_hook import ExchangedFirst
 from tests.cases import planes
 from tests.comm import ranks
-from tests.plugin import test_distributed, test_unmodified_user, users
+from tests.plugin import test_distributed, test_model_parallel, test_unmodified_user, users
 
 
 @pytest.fixture(autouse=True)
@@ -292,6 +293,23 @@ def test_bfloat16_gradients_are_accumulated_and_clipped(tmp_path: Path) -> None:
     trainer = {"callbacks": [seen], "accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
     fit(tmp_path, 5, trainer=trainer, gradient_dtype=torch.bfloat16)
     assert seen.seen == {torch.bfloat16}
+
+
+def _under_fsdp2(rank: int, folder: str) -> list[dict[str, Any]]:
+    options = {"gradient_dtype": "bfloat16", "trainer": {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}}
+    runs = [test_model_parallel.fit(rank, 2, f"{folder}/straight", **copy.deepcopy(options))]
+    resume = f"{folder}/straight/epoch=0.ckpt"
+    runs += [test_model_parallel.fit(rank, 2, f"{folder}/resumed", resume=resume, **copy.deepcopy(options))]
+    with pytest.raises(ValueError, match="on one device and under DDP, and not with ModelParallelStrategy"):
+        test_model_parallel.fit(rank, 2, f"{folder}/released", gradient_word_length="release")
+    return runs
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_bfloat16_gradients_under_fsdp2(tmp_path: Path) -> None:
+    (straight, resumed), (other, _) = ranks.run(2, _under_fsdp2, str(tmp_path))
+    assert test_model_parallel.same(straight, other)
+    assert test_model_parallel.same(straight, resumed)
 
 
 @pytest.mark.parametrize(
