@@ -84,13 +84,13 @@ class Releasing:
         self.under_way, self._groups = False, {}  # which hold parameters, whose hooks hold this
 
     def __call__(self, param: Tensor) -> None:
-        """Update ``param`` by its gradient, which is freed.
+        """Update ``param`` by its gradient, which is freed; one with a graph (``create_graph=True``) stays till the step.
 
         Raises:
             NonFiniteGradientError: if that holds a NaN or an infinity. It stays where it is.
             RuntimeError: if ``param`` has been updated in this step.
         """
-        if param.grad is None or is_exchanged_first(param):
+        if param.grad is None or param.grad.requires_grad or is_exchanged_first(param):
             return
         if _in_a_group() and dist.get_world_size() > 1 and releases_gradient(param):
             raise RuntimeError(

@@ -102,8 +102,10 @@ def narrow_gradient(param: Tensor, name: str = "gradient") -> None:
     if part is None or grad is None or not narrows_gradient(param):
         return
     held = local_part(grad)
-    if grad.is_sparse or isinstance(held, FixedPointGradient) or held.dtype == part.gradient_dtype:
-        return  # the first is refused by the step; to the others autograd has added
+    if grad.is_sparse or grad.requires_grad:
+        return  # a step refuses the first, the second has a graph (create_graph=True)
+    if isinstance(held, FixedPointGradient) or held.dtype == part.gradient_dtype:
+        return  # autograd has added to it
     if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     narrow = narrowed(local_part(grad).detach(), part, name)

@@ -101,6 +101,14 @@ def test_each_micro_batch_is_added_in_float32_and_rounded_once() -> None:
     assert all(torch.equal(a, b.float()) for a, b in zip(sums, gradients(module), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_gradient_with_a_graph_of_its_own_stays_as_it_is() -> None:
+    module = network(torch.bfloat16)
+    module(torch.ones(2, 8)).square().sum().backward(create_graph=True)
+    assert all(grad.dtype == torch.float32 and grad.requires_grad for grad in gradients(module))
+    module.zero_grad()
+
+
 def test_clipping_is_torchs_own() -> None:
     module = network(torch.bfloat16)
     optim.AdamW(module.parameters())

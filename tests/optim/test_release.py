@@ -394,6 +394,26 @@ def test_a_step_with_a_closure() -> None:
     assert same(*ends)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_gradient_with_a_graph_of_its_own_stays_until_the_step() -> None:
+    """As a penalty on gradients needs it, which adds to them."""
+    ends = []
+    for released in (False, True):
+        torch.manual_seed(0)
+        module = nn.Linear(80, 64)
+        optim.quantize_(module, gradient_word_length="release" if released else None)
+        optimizer = optim.AdamW(module.parameters(), 0.01)
+        for step in range(3):
+            x = torch.randn(4, 80, generator=torch.Generator().manual_seed(step))
+            module(x).square().mean().backward(create_graph=True)
+            assert module.weight.grad is not None
+            module.weight.grad.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(held(module, optimizer))
+    assert same(*ends)
+
+
 def test_a_group_that_joins_later() -> None:
     ends = []
     for released in (False, True):
