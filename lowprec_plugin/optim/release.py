@@ -84,9 +84,9 @@ class Releasing:
         self.under_way, self._groups = False, {}  # which hold parameters, whose hooks hold this
 
     def __call__(self, param: Tensor) -> None:
-        """Update ``param`` by its gradient, which is freed; one with a graph (``create_graph=True``) stays a while.
+        """Update ``param`` by its gradient, which is freed.
 
-        Until the step, as what wants the graph may add to it.
+        A gradient with a graph (``create_graph=True``) stays until the step: what wants the graph may add to it.
 
         Raises:
             NonFiniteGradientError: if that holds a NaN or an infinity. It stays where it is.
