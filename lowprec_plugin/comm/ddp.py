@@ -33,7 +33,7 @@ from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.comm.overlapped import Overlapped
 from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.tensor.dtensor import stored_part
-from lowprec_plugin.tensor.gradient_hook import keeps_codes
+from lowprec_plugin.tensor.gradient_hook import leaves_ddp
 from lowprec_plugin.tensor.integrity import check_numbers
 from lowprec_plugin.text.option_error import Option, OptionError
 from lowprec_plugin.version import __version__
@@ -80,12 +80,12 @@ class DDPState:
         self._module = weakref.ref(model.module)
         # Frozen ones as well: one that was frozen after DDP has wrapped the module stays in its bucket, as zeros.
         named = dict(model.module.named_parameters())
-        coded = {name: param for name, param in named.items() if keeps_codes(param)}
+        coded = {name: param for name, param in named.items() if leaves_ddp(param)}
         held = [name for name in coded if name not in model.parameters_to_ignore]
         if held:
             raise ValueError(
-                f"the gradient of {held[0]} is to be codes, and DistributedDataParallel would hold floats for it: call "
-                "comm.leave_out_of_ddp(module) before wrapping the module"
+                f"the gradient of {held[0]} is to be codes, of another dtype or released, and DistributedDataParallel "
+                "would hold floats of its own for it: call comm.leave_out_of_ddp(module) before wrapping the module"
             )
         self._params = {
             name: param for name, param in named.items() if name in coded or name not in model.parameters_to_ignore

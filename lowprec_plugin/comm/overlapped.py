@@ -1,15 +1,16 @@
-"""Gradients in codes under ``DistributedDataParallel``, which is told to leave their parameters out.
+"""Gradients kept small, or not at all, under ``DistributedDataParallel``, which is told to leave their parameters out.
 
 Its reducer would hold a float for each of them for good. Here float gradients wait in a bucket until that is full, the
-means take their place, and those become codes at once: of two buckets at a time there are floats, whatever the network
-is. Buckets are exchanged in one order on every rank, beside the backward pass: that in which gradients came on the
-first rank in the first step.
+means take their place, and those become what is kept at once, or are used at once where none is: of two buckets at a
+time there are floats, whatever the network is. Buckets are exchanged in one order on every rank, beside the backward
+pass: that in which gradients came on the first rank in the first step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,18 @@ from lowprec_plugin.comm.exchange import Exchange, Gradient, is_plain
 from lowprec_plugin.comm.worker import Worker
 from lowprec_plugin.compat.autograd import at_end_of_backward, backward_pass
 from lowprec_plugin.compat.ddp import leave_out
-from lowprec_plugin.compat.hooks import remove_gradient_hook
+from lowprec_plugin.compat.hooks import add_gradient_hook, gradient_hooks, remove_gradient_hook
 from lowprec_plugin.tensor.dtensor import stored_part
 from lowprec_plugin.tensor.gradient import FixedPointGradient
-from lowprec_plugin.tensor.gradient_hook import keeps_codes, to_codes
+from lowprec_plugin.tensor.gradient_hook import (
+    ExchangedFirst,
+    keep_floats,
+    leaves_ddp,
+    narrow_gradient,
+    narrowed,
+    releases_gradient,
+    use_gradient,
+)
 
 #: Bytes of float gradients in a bucket, at most; less of a small network, so that the exchange overlaps there too.
 BUCKET = 16 << 20
@@ -35,7 +44,7 @@ _SMALLEST, _BUCKETS = 1 << 20, 8
 
 
 def leave_out_of_ddp(module: nn.Module) -> list[str]:
-    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are codes.
+    """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are kept small, or not.
 
     Called before the module is wrapped; a :class:`~lowprec_plugin.comm.DDPState` of the wrapped module exchanges them.
     If it would have none left, the smallest stays with it, and its gradient is kept in floats.
@@ -43,11 +52,11 @@ def leave_out_of_ddp(module: nn.Module) -> list[str]:
     Returns:
         the names of the parameters that are left out.
     """
-    coded = {name: param for name, param in module.named_parameters() if keeps_codes(param)}
+    coded = {name: param for name, param in module.named_parameters() if leaves_ddp(param)}
     others = any(param.requires_grad for name, param in module.named_parameters() if name not in coded)
     if coded and not others:
         smallest = min(coded, key=lambda name: coded[name].numel())
-        stored_part(coded.pop(smallest)).gradient_word_length = None
+        keep_floats(coded.pop(smallest))
     leave_out(module, list(coded))
     return list(coded)
 
@@ -60,8 +69,16 @@ class _Bucket:
     future: Future[Tensor] | None = None
 
 
+def end_exchange(module: nn.Module) -> None:
+    """Have no :class:`Overlapped` exchange the gradients of ``module`` any more, as one of a fit before would."""
+    for param in module.parameters():
+        for hook in gradient_hooks(param):
+            if isinstance(hook, ExchangedFirst):
+                remove_gradient_hook(param, hook)
+
+
 class Overlapped:
-    """Exchanges the gradients of ``params`` while the backward pass goes on; they become codes.
+    """Exchanges the gradients of ``params`` while the backward pass goes on; they become what is kept, or are used.
 
     Args:
         model: the wrapped module, which says whether gradients are to be exchanged (``no_sync``).
@@ -87,18 +104,15 @@ class Overlapped:
         self._came: list[str] = []  # in this backward pass
         self._agreed = False
         self._passes: set[int] = set()  # backward passes that have brought gradients of this exchange
-        self._codes: dict[str, FixedPointGradient] = {}
+        self._codes: dict[str, Tensor] = {}
         self._used = torch.zeros(0)
         self._buckets: list[_Bucket] = []
         self._next = 0
         self._over = True
-        self._hooks = []
+        end_exchange(model)
         for name, param in params.items():
-            remove_gradient_hook(param, to_codes)
-            wanted = param.requires_grad
-            param.requires_grad_(True)  # or torch takes no hook
-            self._hooks.append(param.register_post_accumulate_grad_hook(self._hook_of(name)))  # type: ignore[no-untyped-call]
-            param.requires_grad_(wanted)
+            remove_gradient_hook(param, narrow_gradient)
+            add_gradient_hook(param, ExchangedFirst(partial(self._take, name)))
 
     @property
     def float_bytes(self) -> int:
@@ -107,18 +121,17 @@ class Overlapped:
         sizes = sorted((sum(4 * self._params[name].numel() for name in names) for names in buckets), reverse=True)
         return sum(sizes[: UNDER_WAY + 1])
 
-    def _hook_of(self, name: str) -> Callable[[Tensor], None]:
-        def take(param: Tensor) -> None:
-            self._take(name, param)
-
-        return take
-
     @torch.no_grad()
     def _take(self, name: str, param: Any) -> None:
         if param.grad is None:
             return
         if not self._model.require_backward_grad_sync:
-            to_codes(param, f"gradient, rank {dist.get_rank(self.exchange.group)}")
+            if releases_gradient(param):
+                raise RuntimeError(
+                    f"the gradient of {name} came within no_sync, to be added to others, and none is kept "
+                    "(gradient_word_length='release'): leave no_sync out, or use gradient_word_length=8"
+                )
+            narrow_gradient(param, f"gradient, rank {dist.get_rank(self.exchange.group)}")
             return
         if self._over:
             self._start()
@@ -131,7 +144,8 @@ class Overlapped:
             )
         self._note_pass()
         grad = param.grad
-        grad = grad.dequantize(torch.float32) if isinstance(grad, FixedPointGradient) else grad.detach()
+        coded = isinstance(grad, FixedPointGradient)
+        grad = grad.dequantize(torch.float32) if coded else grad.detach().to(param.dtype)
         param.grad = None
         bucket.values[name] = grad.contiguous().view(-1)
         bucket.missing.remove(name)
@@ -172,8 +186,11 @@ class Overlapped:
             assert bucket.future is not None
             bucket.future.wait()
         for (name, param), used in zip(self._params.items(), self._used.tolist(), strict=True):
-            if used:  # on some rank; what none has used has no gradient
-                param.grad = self._codes[name]
+            kept = self._codes.pop(name, None)
+            if not used or kept is None:  # on no rank, and has no gradient; or has been used
+                continue
+            if not (releases_gradient(param) and use_gradient(param, kept)):
+                param.grad = kept
         self._buckets, self._codes = [], {}
         if not self._agreed:
             self._agree_on_order()
@@ -192,14 +209,17 @@ class Overlapped:
             flags = [part for part in torch.split(self._used, 128) if part.numel()]  # too short to be rounded
             assert all(is_plain(part.numel()) for part in flags)
         values, codes, run = bucket.values, self._codes, self.exchange.run
+        params, whole = self._params, not bucket.missing  # if one is missing, it may have come on no rank
 
         def exchange() -> Tensor:
             run([*gradients, *(Gradient(part, 0, 0) for part in flags)])
             gradients.clear()
             for name, part in parts.items():
-                assert part.gradient_word_length is not None
                 mean = values.pop(name).view(part.shape)
-                codes[name] = FixedPointGradient.of(mean, part, part.gradient_word_length)
+                if not releases_gradient(part):
+                    codes[name] = narrowed(mean, part)
+                elif not (whole and use_gradient(params[name], mean)):
+                    codes[name] = mean
             return torch.zeros(0)
 
         bucket.future = self._worker.submit(exchange)

@@ -50,6 +50,29 @@ def scale_before_the_step(optimizer: torch.optim.Optimizer) -> None:
         setattr(optimizer, _SCALES, False)
 
 
+def ask_scalers_to_show(optimizer: torch.optim.Optimizer) -> None:
+    """Have a ``GradScaler`` call the step without a look at gradients, and :func:`comes_from_a_scaler` tell of it.
+
+    Raises:
+        ValueError: if this torch has scalers and optimizers speak of that in another way.
+    """
+    _check_scaling()
+    setattr(optimizer, _SCALES, True)
+
+
+def ask_scalers_no_more(optimizer: torch.optim.Optimizer) -> None:
+    """Undo :func:`ask_scalers_to_show`: to scalers, ``optimizer`` is as any other."""
+    vars(optimizer).pop(_SCALES, None)
+
+
+def comes_from_a_scaler(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a ``GradScaler`` makes the step under way: it hangs its scale, a public name, on the optimizer."""
+    comes = "grad_scale" in vars(optimizer)
+    for name in ("grad_scale", "found_inf"):
+        vars(optimizer).pop(name, None)
+    return comes
+
+
 def check_scaling(optimizer: torch.optim.Optimizer) -> None:
     """Check that what ``optimizer`` says to a ``GradScaler`` is understood here.
 

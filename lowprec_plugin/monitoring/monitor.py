@@ -87,9 +87,13 @@ class FixedPointMonitor(Callback):
         self._next, self._captured, self._feared, self._begun = step_of_logs(trainer), None, set(), False
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Note what has been kept of activations, to tell what this step keeps."""
+        """Note what has been kept of activations, to tell what this step keeps; have updates in it counted."""
         if step_of_logs(trainer) >= self._next:
-            self._kept_before = copy.copy(watched(trainer).kept)
+            run = watched(trainer)
+            self._kept_before = copy.copy(run.kept)
+            for optimizer in run.fixed:
+                if optimizer.releasing is not None:  # updates in the backward pass
+                    optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Look at the gradients while there are some, and have the step counted."""
@@ -102,7 +106,8 @@ class FixedPointMonitor(Callback):
         gradients, peak = memory.gradients(run.module), peak_bytes(trainer.strategy.root_device)
         if self._captured is None:
             for optimizer in run.fixed:
-                optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
+                if optimizer.releasing is None:
+                    optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
         else:  # of another optimizer in the same batch
             gradients = max(gradients, self._captured.gradients)
         self._captured = Captured(gradients, _since(self._kept_before, run.kept), peak)

@@ -14,9 +14,10 @@ from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import described
 from lowprec_plugin.optim.params import params_of
+from lowprec_plugin.optim.release import check_release
 from lowprec_plugin.optim.settings import StepSettings
 from lowprec_plugin.optim.state import squared_states_of, store_states
-from lowprec_plugin.optim.step import REPLACED, FixedPointStep
+from lowprec_plugin.optim.step import REPLACED, FixedPointStep, steps_each_by_itself, update_in_backward
 from lowprec_plugin.tensor.dtensor import fixed_part, place
 from lowprec_plugin.tensor.gradient_hook import watch_gradient
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -93,6 +94,7 @@ def _adopt(optimizers: list[torch.optim.Optimizer], settings: StepSettings) -> N
         if (patched := one.__dict__.get("step")) is not None:
             count_calls(one, patched)
         scale_before_the_step(one)
+        update_in_backward(one)
 
 
 def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool:
@@ -118,6 +120,7 @@ def _check_fit(optimizer: torch.optim.Optimizer, settings: StepSettings) -> bool
             f"the step of this {float_class.__name__} has been replaced by {patched!r}; adopt it before that"
         )
     _check_radix_points(optimizer, float_class, settings)
+    check_release(optimizer, settings, each_by_itself=steps_each_by_itself(float_class))
     check_scaling(optimizer)
     check_holds_no_memory(optimizer)
     return True
@@ -130,6 +133,7 @@ def _change_settings(optimizers: list[FixedPointStep], settings: StepSettings) -
         for each in optimizers:
             each.fixed_point = settings
             _check_radix_points(each, each.float_class, settings)
+            update_in_backward(each)
         store_states(*optimizers)
     except ValueError:
         for each in optimizers:

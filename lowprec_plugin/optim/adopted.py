@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +20,9 @@ class Adopted(_Base):
     Attributes:
         fixed_point: how, and what came of it.
         float_class: the class that it had before, or would have for float parameters.
+        releasing: what updates parameters in the backward pass (:mod:`.release`); ``None``: nothing does.
     """
 
     fixed_point: StepSettings
+    releasing: Any = None
     float_class: type[torch.optim.Optimizer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,27 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
         ValueError: for a sparse gradient of a fixed-point parameter.
     """
     every: list[Any] = params_of(optimizer)
-    params = [param for param in every if param.grad is not None]
+    bad = first_nonfinite([param for param in every if param.grad is not None])
+    found = None if bad is None else described(bad)
+    if not on_any_rank(found is not None, every):
+        return True
+    if optimizer.fixed_point.nonfinite == "skip":
+        return False
+    said = f"the gradient of {found or 'a parameter, in the shard of another rank,'} holds a NaN or an infinity"
+    if optimizer.releasing is not None and optimizer.releasing.done:
+        raise NonFiniteGradientError(f"{said}, and the rest of the step was refused. {optimizer.releasing.said()}")
+    raise NonFiniteGradientError(
+        f"{said}: the step was refused and nothing was written. Lower the learning rate or clip gradients; "
+        'nonfinite="skip" skips such steps'
+    )
+
+
+def first_nonfinite(params: Sequence[Any]) -> Tensor | None:
+    """One of ``params``, which have gradients, whose gradient on this rank is NaN or infinite; ``None``: none is.
+
+    Raises:
+        ValueError: for a sparse gradient of a fixed-point parameter.
+    """
     for param in params:
         if param.grad.is_sparse and fixed_part(param) is not None:
             raise ValueError(
@@ -39,19 +60,11 @@ def gradients_are_finite(optimizer: Adopted) -> bool:
     for param in params:
         if not param.grad.is_sparse:
             by_device.setdefault(local_part(param).device, []).append(param)
-    found = None
+    bad = None
     for some in by_device.values():
         index = ops.first_nonfinite([gradient_of(param) for param in some])
-        found = described(some[index]) if found is None and index is not None else found
-    if not on_any_rank(found is not None, every):
-        return True
-    if optimizer.fixed_point.nonfinite == "skip":
-        return False
-    raise NonFiniteGradientError(
-        f"the gradient of {found or 'a parameter, in the shard of another rank,'} holds a NaN or an infinity: the "
-        'step was refused and nothing was written. Lower the learning rate or clip gradients; nonfinite="skip" '
-        "skips such steps"
-    )
+        bad = some[index] if bad is None and index is not None else bad
+    return bad
 
 
 def gradient_of(param: Tensor) -> Tensor | ops.StoredGradient:

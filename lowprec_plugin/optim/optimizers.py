@@ -18,7 +18,7 @@ from lowprec_plugin.optim.fused import FUSED, FusedUpdate, Group, sign_of, unles
 from lowprec_plugin.optim.lion import FloatLion
 from lowprec_plugin.optim.options import StepOptions, names
 from lowprec_plugin.optim.settings import StepSettings
-from lowprec_plugin.optim.step import FixedPointStep
+from lowprec_plugin.optim.step import FixedPointStep, update_in_backward
 
 __all__ = ["SGD", "Adam", "AdamW", "Lion", "RMSprop"]
 
@@ -32,6 +32,7 @@ class _Ours(FixedPointStep):
         self.fixed_point = settings
         check_scaling(self)
         scale_before_the_step(self)
+        update_in_backward(self)
 
 
 def _with_settings(function: Any) -> inspect.Signature:

@@ -20,6 +20,7 @@ from lowprec_plugin.arithmetic.ops import check_rounding
 from lowprec_plugin.comm.ddp import check_feedback
 from lowprec_plugin.compute_dtype import ComputeDtype, Computing
 from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind, check_word_length
+from lowprec_plugin.optim.gradients import GradientDtype, GradientWordLength, check_gradients
 from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.ramp import WordLengthRamp, check_ramp
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -106,7 +107,8 @@ class PluginOptions(StepOptions):
     ramp: WordLengthRamp | None = field(default=None, metadata=VARIED)
     emulation: Emulation | None = field(default=None, metadata=RESUMED)
     activation_word_length: int | None = field(default=None, metadata=RESUMED)
-    gradient_word_length: int | None = field(default=None, metadata=VARIED | RESUMED)
+    gradient_word_length: GradientWordLength | None = field(default=None, metadata=VARIED | RESUMED)
+    gradient_dtype: GradientDtype | None = field(default=None, metadata=VARIED | RESUMED)  #: here no text
     leave_float: bool = False
     seed: int = field(default=0, metadata=VARIED | RESUMED)
 
@@ -129,9 +131,25 @@ class PluginOptions(StepOptions):
             check_emulation(self.emulation)
         if self.activation_word_length is not None:
             check_word_length(self.activation_word_length, "activation_word_length")
-        if self.gradient_word_length is not None:
-            check_word_length(self.gradient_word_length, "gradient_word_length")
+        _, dtype = check_gradients(self.gradient_word_length, self.gradient_dtype)
+        object.__setattr__(self, "gradient_dtype", dtype)
+        if self.gradient_word_length == "release":
+            self._check_release()
         check_kind(self.leave_float, bool, "leave_float")
+
+    def _check_release(self) -> None:
+        asked = Option.given("gradient_word_length", "release")
+        if self.nonfinite == "skip":
+            raise OptionError(
+                Option.given("nonfinite", "skip"), " beside ", asked,
+                ": a step cannot be skipped once a part of it is made; use ", Option.given("nonfinite", "raise"),
+                " or ", Option.given("gradient_word_length", 8),
+            )  # fmt: skip
+        if self.ramp is not None and self.ramp.at is None:
+            raise OptionError(
+                "a ramp that measures updates before they are made finds none to measure beside ", asked,
+                ": give it a schedule (at=...), or use ", Option.given("gradient_word_length", 8),
+            )  # fmt: skip
 
     @property
     def format(self) -> FixedPointFormat:
@@ -153,6 +171,7 @@ class PluginOptions(StepOptions):
         said = {
             "compute_dtype": str(self.computing), "keep_float": list(self.keep_float),
             "emulation": self.emulation and str(self.emulation), "ramp": self.ramp and str(self.ramp),
+            "gradient_dtype": self.gradient_dtype and str(self.gradient_dtype).removeprefix("torch."),
         }  # fmt: skip
         return self.given() | said
 

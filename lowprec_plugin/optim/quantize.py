@@ -19,9 +19,9 @@ from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.compat.exchanging import exchange, holder_of
 from lowprec_plugin.compat.fsdp import has_gathered, reset_shards
 from lowprec_plugin.compat.modules import hooks_of
-from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind, check_word_length
+from lowprec_plugin.formats import FixedPointFormat, check_integer, check_kind
 from lowprec_plugin.optim.apart import check_apart
-from lowprec_plugin.optim.gradients import keep_in_codes
+from lowprec_plugin.optim.gradients import GradientDtype, GradientWordLength, check_gradients, keep_gradients
 from lowprec_plugin.optim.module_apply import move_in_place
 from lowprec_plugin.optim.naming import patterns_of
 from lowprec_plugin.optim.plain import left_of
@@ -40,7 +40,8 @@ def quantize_(
     keep_float: Iterable[str] | Callable[[str, nn.Parameter], bool] = (),
     dtype: torch.dtype | None = None,
     seed: int = 0,
-    gradient_word_length: int | None = None,
+    gradient_word_length: GradientWordLength | None = None,
+    gradient_dtype: GradientDtype | None = None,
 ) -> dict[str, str]:
     """Store the parameters of ``module`` in ``format``.
 
@@ -58,7 +59,11 @@ def quantize_(
         dtype: the dtype that operations see; ``None``: as it was.
         seed: keys the random bits, with each parameter's name.
         gradient_word_length: bits of the gradients of what is stored, which become codes as soon as autograd has them,
-            in blocks like the parameter's; ``None``: floats.
+            in blocks like the parameter's; ``None``: floats; ``"release"``: none are kept, for the optimizer of
+            :mod:`lowprec_plugin.optim` that takes the parameters updates each in the backward pass, as soon as autograd
+            has its gradient: see :mod:`lowprec_plugin.optim.release` for what that rules out.
+        gradient_dtype: of these gradients, ``torch.bfloat16`` or ``torch.float16``, or their names: they are rounded to
+            nearest as soon as autograd has them; ``None``: the parameter's. In place of a ``gradient_word_length``.
 
     Returns:
         the parameters that were not stored, and why.
@@ -75,8 +80,7 @@ def quantize_(
     check_kind(module, nn.Module, "module")
     if dtype is not None:
         check_kind(dtype, torch.dtype, "dtype")
-    if gradient_word_length is not None:
-        check_word_length(gradient_word_length, "gradient_word_length")
+    gradient_word_length, gradient_dtype = check_gradients(gradient_word_length, gradient_dtype)
     gathered = _put_in_shards(module)
     params = dict(module.named_parameters())
     kept = left_of(module) | kept_of(params, keep_float)
@@ -106,7 +110,7 @@ def quantize_(
     for name, part in stored_already.items():
         part.rounding, part.stream = rounding, stream_of(seed, name)
     for name in (*stored, *stored_already):
-        keep_in_codes(params[name], gradient_word_length)
+        keep_gradients(params[name], gradient_word_length, gradient_dtype)
     move_in_place(module)
     reset_shards(module)  # until the first forward pass FSDP2 would keep the float ones beside them
     look_again()

@@ -32,6 +32,7 @@ from lowprec_plugin.optim.generic import step_alone
 from lowprec_plugin.optim.loading import check_state_dict
 from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.params import params_of
+from lowprec_plugin.optim.release import Releasing, check_release, released
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, place, stored_part
@@ -66,6 +67,7 @@ class FixedPointStep(Adopted):
             for param in self.param_groups[-1]["params"]:
                 place(param)
                 watch_gradient(param)
+            update_in_backward(self)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -133,7 +135,9 @@ def steps_each_by_itself(float_class: type[torch.optim.Optimizer]) -> bool:
 # Its kernels are there, and Dynamo cannot follow. Of a method that is disabled itself, torch 2.10 loses the ``self``.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step(optimizer: FixedPointStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if optimizer.fixed_point.counting:
+    if optimizer.releasing is not None:
+        optimizer.releasing.begin()
+    elif optimizer.fixed_point.counting:
         optimizer.fixed_point.counts = {}
     if steps_each_by_itself(optimizer.float_class):
         return _step_each(optimizer, *args, **kwargs)
@@ -146,7 +150,12 @@ def _step_each(optimizer: FixedPointStep, closure: Callable[[], Any] | None = No
         with torch.enable_grad():
             loss = closure()
     with torch.no_grad():
+        if optimizer.releasing is not None:
+            optimizer.releasing.check_left()
+        update_in_backward(optimizer)  # also copies, which come without their hooks
         _update_each(optimizer)
+    if optimizer.releasing is not None:
+        optimizer.releasing.end()
     return loss
 
 
@@ -157,22 +166,40 @@ def _update_each(optimizer: FixedPointStep) -> None:
     names = names_in(optimizer) if optimizer.fixed_point.counting else {}
     for group in optimizer.param_groups:
         params = [param for param in group["params"] if param.grad is not None]
-        fixed = [param for param in params if fixed_part(param) is not None]
+        _update(optimizer, group, [param for param in params if fixed_part(param) is not None], names)
         floats = [param for param in params if fixed_part(param) is None]
-        update, _ = fused_update(optimizer.float_class, group)
-        if update is None:
-            for param in fixed:
-                step_alone(optimizer, group, [param], names)
-        elif fixed:
-            _fused_step(optimizer, update, group, fixed, names)
-        # As any operation in place would, so that a backward pass through the former weights is refused.
-        torch.autograd.graph.increment_version(fixed)
         if floats:
             step_alone(optimizer, group, floats, names)
 
 
+def _update(optimizer: Adopted, group: Group, params: list[Tensor], names: Mapping[int, str]) -> None:
+    """Update ``params`` of ``group``, which are fixed-point and have gradients that have been looked at."""
+    update, _ = fused_update(optimizer.float_class, group)
+    if update is None:
+        for param in params:
+            step_alone(optimizer, group, [param], names)
+    elif params:
+        _fused_step(optimizer, update, group, params, names)
+    # As any operation in place would, so that a backward pass through the former weights is refused.
+    torch.autograd.graph.increment_version(params)
+
+
+def update_in_backward(optimizer: FixedPointStep) -> None:
+    """Have ``optimizer`` update in the backward pass those of its parameters whose gradients are to be released.
+
+    Raises:
+        ValueError: if it cannot; see :func:`check_release`. Nothing is changed then.
+    """
+    settings = getattr(optimizer, "fixed_point", None)
+    check_release(optimizer, settings, each_by_itself=steps_each_by_itself(optimizer.float_class))
+    if settings is not None and released(optimizer):
+        if optimizer.releasing is None:
+            optimizer.releasing = Releasing(optimizer, _update)
+        optimizer.releasing.watch()
+
+
 def _fused_step(
-    optimizer: FixedPointStep, update: FusedUpdate, group: Group, params: list[Tensor], names: Mapping[int, str]
+    optimizer: Adopted, update: FusedUpdate, group: Group, params: list[Tensor], names: Mapping[int, str]
 ) -> None:
     settings = optimizer.fixed_point
     algorithm = update.algorithm(group)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lowprec_plugin.compat.exchanging import holder_of
+from lowprec_plugin.compat.hooks import remove_gradient_hook
 from lowprec_plugin.compat.modules import hung_on
 from lowprec_plugin.compat.optimizers import count_calls, counts_calls
 from lowprec_plugin.compat.trees import tree_leaves, tree_map_only
@@ -22,6 +23,7 @@ from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import exchange_all
 from lowprec_plugin.tensor.coded import Shared, rows_in
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, in_place_of, stored_part
+from lowprec_plugin.tensor.gradient_hook import in_own_dtype, narrow_gradient, narrows_gradient
 from lowprec_plugin.tensor.tensor import OWN_ATTRIBUTES, FixedPointTensor
 
 
@@ -135,6 +137,7 @@ def _check_updated(optimizers: list[Optimizer], held: set[int]) -> None:
 
 def _exchange(held: dict[str, Tensor], floats: dict[str, Tensor]) -> None:
     """Put ``floats`` into the objects of the same names."""
+    narrow = [tensor for tensor in held.values() if narrows_gradient(tensor)]
     for name, tensor in held.items():
         if holder := holder_of(tensor, beside_its_node=True):
             raise ValueError(f"parameter {name!r} is held by {holder}")
@@ -145,6 +148,9 @@ def _exchange(held: dict[str, Tensor], floats: dict[str, Tensor]) -> None:
                 tensor.__dict__.pop(own, None)
         if tensor.grad is not None and fixed_part(tensor.grad) is not None:
             tensor.grad = as_floats(tensor.grad).to(tensor.dtype)
+    for tensor in narrow:
+        remove_gradient_hook(tensor, narrow_gradient)
+        in_own_dtype(tensor)
 
 
 class _Floats:
@@ -196,6 +202,9 @@ def _become_plain(optimizer: Optimizer, state: dict[Any, Any]) -> None:
     float_class = getattr(optimizer, "float_class", None)
     if float_class is None:
         return
+    if optimizer.releasing is not None:  # type: ignore[attr-defined]
+        optimizer.releasing.leave()  # type: ignore[attr-defined]
+        delattr(optimizer, "releasing")
     delattr(optimizer, "fixed_point")
     optimizer.__class__ = float_class
     Optimizer.__setstate__(optimizer, {})  # torch's way to hook the class's step for profiling

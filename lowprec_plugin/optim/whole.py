@@ -15,10 +15,12 @@ from lowprec_plugin.compat.compiling import eagerly
 from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, gradients_are_finite
 from lowprec_plugin.optim.generic import OwnStep
+from lowprec_plugin.optim.gradients import widen_gradients
 from lowprec_plugin.optim.laid_out import check_holds_no_memory
 from lowprec_plugin.optim.naming import names_in
 from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part
+from lowprec_plugin.tensor.gradient_hook import narrow_gradient
 from lowprec_plugin.tensor.opening import Opening, suspended
 
 
@@ -39,12 +41,14 @@ def step_whole(optimizer: Adopted, args: tuple[Any, ...], kwargs: dict[str, Any]
     """
     settings = optimizer.fixed_point
     own = OwnStep(optimizer, names_in(optimizer) if settings.counting else {})
+    params = [param for group in optimizer.param_groups for param in group["params"]]
     calls = 0
 
     def looked_at(loss: Any) -> Any:
         written = own.rounded or calls > 1  # by the second call at the latest, and to floats beside fixed-point
         try:
             if gradients_are_finite(optimizer):
+                widen_gradients(params)  # formulas may mix dtypes no more than torch does
                 return loss
         except NonFiniteGradientError:
             if not written:
@@ -78,6 +82,9 @@ def step_whole(optimizer: Adopted, args: tuple[Any, ...], kwargs: dict[str, Any]
     except _SkippedStepError as skipped:
         settings.skipped_steps += 1
         return skipped.loss
+    finally:
+        for param in params:
+            narrow_gradient(param)
     check_holds_no_memory(optimizer)
     _say_once(optimizer, own.opening)
     return result

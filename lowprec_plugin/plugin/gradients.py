@@ -11,25 +11,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowprec_plugin.comm import DDPState, FSDPState, ddp_hook, leave_out_of_ddp
 from lowprec_plugin.comm.fsdp import release
+from lowprec_plugin.comm.overlapped import end_exchange
 from lowprec_plugin.compat.ddp import registered_hook
-from lowprec_plugin.compat.lightning import comm_hook_of
+from lowprec_plugin.compat.lightning import comm_hook_of, is_fitting, overrides
 from lowprec_plugin.compat.lightnings import is_a
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plugin.strategies import trainer_of
+from lowprec_plugin.tensor.gradient_hook import leaves_ddp
 from lowprec_plugin.text.option_error import Option, OptionError
 
 
 def prepare_gradients(module: nn.Module, options: PluginOptions) -> None:
-    """Before DDP wraps ``module``: have it leave out the parameters whose gradients are codes.
+    """Before DDP wraps ``module``: have it leave out the parameters whose gradients are kept small, or not at all.
+
+    A fit before may have had them exchanged otherwise.
 
     Raises:
-        ValueError: if these gradients could not be exchanged.
+        ValueError: if these gradients could not be exchanged; or are to be released, and could not be.
     """
-    strategy = getattr(trainer_of(module), "strategy", None)
-    if options.gradient_word_length is None or not is_a(strategy, "strategies.DDPStrategy"):
+    end_exchange(module)
+    trainer = trainer_of(module)
+    if options.gradient_word_length == "release" and trainer is not None and is_fitting(trainer):
+        _check_release(trainer, module)
+    strategy = getattr(trainer, "strategy", None)
+    if not any(map(leaves_ddp, module.parameters())) or not is_a(strategy, "strategies.DDPStrategy"):
         return
-    asked = Option.given("gradient_word_length", options.gradient_word_length)
-    remedy = ", or leave gradients in floats, ", Option.given("gradient_word_length", None)
+    name = "gradient_word_length" if options.gradient_dtype is None else "gradient_dtype"
+    asked = Option.given(name, getattr(options, name))
+    remedy = ", or leave gradients in floats, ", Option.given(name, None)
     if options.comm_word_length is None:
         raise OptionError(
             asked, " under DDP travels in fixed-point: drop ", Option.given("comm_word_length", None), *remedy
@@ -37,6 +46,45 @@ def prepare_gradients(module: nn.Module, options: PluginOptions) -> None:
     if comm_hook_of(strategy) is not None:
         raise OptionError(asked, " travels by itself, and not through the strategy's ddp_comm_hook: drop that", *remedy)
     leave_out_of_ddp(module)
+
+
+def _check_release(trainer: Any, module: nn.Module) -> None:
+    """Refuse what needs the gradients that are not kept, or more than one backward pass to a step.
+
+    Raises:
+        ValueError: naming what, and what to use.
+    """
+    asked = Option.given("gradient_word_length", "release")
+    remedy = ": leave it out, or use ", Option.given("gradient_word_length", 8)
+    if not any(is_a(trainer.strategy, f"strategies.{name}Strategy") for name in ("SingleDevice", "DDP")):
+        raise OptionError(
+            asked, f" works on one device and under DDP, and not with {type(trainer.strategy).__name__}: use ",
+            Option.given("gradient_word_length", 8),
+        )  # fmt: skip
+    if not getattr(module, "automatic_optimization", True):
+        raise OptionError(
+            asked, " updates parameters in any backward pass, and under manual optimization several may belong to a "
+            "step, or pass through parameters of another optimizer: use automatic optimization, or ",
+            Option.given("gradient_word_length", 8),
+        )  # fmt: skip
+    schedulers = (each for each in trainer.callbacks if is_a(each, "callbacks.GradientAccumulationScheduler"))
+    most = max([trainer.accumulate_grad_batches, *(n for each in schedulers for n in each.scheduling.values())])
+    if most > 1:
+        raise OptionError(
+            Option.given("accumulate_grad_batches", most), " beside ", asked, ", which keeps no gradient to add to",
+            *remedy,
+        )  # fmt: skip
+    if trainer.gradient_clip_val:
+        raise OptionError(
+            Option.given("gradient_clip_val", trainer.gradient_clip_val), " beside ", asked,
+            ", which has updated parameters before there is anything to clip", *remedy,
+        )  # fmt: skip
+    if overrides(module, "configure_gradient_clipping"):
+        raise OptionError(
+            f"the configure_gradient_clipping of {type(module).__name__} would find no gradients beside ",
+            asked,
+            *remedy,
+        )
 
 
 def connect_wire(

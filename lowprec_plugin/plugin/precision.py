@@ -21,6 +21,7 @@ from lowprec_plugin.compat.bases import Precision, serve
 from lowprec_plugin.compat.lightning import BeforeUpdate, is_fitting
 from lowprec_plugin.compute_dtype import ComputeDtype
 from lowprec_plugin.optim import StepSettings, adopt, widen_
+from lowprec_plugin.optim.gradients import GradientDtype, GradientWordLength
 from lowprec_plugin.optim.options import PluginOptions, of_options
 from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.quantize import quantize_
@@ -76,6 +77,14 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         activation_word_length: bits of the activations that are kept for the backward pass; ``None``: floats.
         gradient_word_length: bits of a gradient from when autograd has it until the step, 16 or 8; ``None``: floats.
             Micro-batches are added up in it, and clipping reads it: see :mod:`lowprec_plugin.optim.gradients`.
+            ``"release"``: none is kept, for a large parameter is updated inside the backward pass. On one device or
+            under DDP, with automatic optimization, without accumulation, clipping and ``nonfinite="skip"``, and with no
+            ramp but one with a schedule: see :mod:`lowprec_plugin.optim.release`.
+        gradient_dtype: of a stored parameter's gradient, ``torch.bfloat16`` or ``torch.float16`` or their names as
+            text, to which it is rounded to nearest as soon as autograd has it; ``None``: the dtype that operations see.
+            The plain alternative to ``gradient_word_length``, which it takes the place of. bfloat16 has 8 significant
+            bits, and with accumulation every micro-batch's sum is rounded again; in float16 a gradient of 65,520 or
+            more is infinite, and refused, and one below 3e-8 is lost. Under DDP it takes the plugin's wire.
         nonfinite: on a NaN or infinite gradient ``"raise"``, or ``"skip"`` the step and count it.
         leave_float: once the Trainer is done (with a fit, and with a test or the like), turn the module's parameters
             and its optimizers' state into ordinary floats: see :func:`lowprec_plugin.optim.to_float_`.
@@ -105,7 +114,8 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         ramp: WordLengthRamp | None = None,
         emulation: Emulation | None = None,
         activation_word_length: int | None = None,
-        gradient_word_length: int | None = None,
+        gradient_word_length: GradientWordLength | None = None,
+        gradient_dtype: GradientDtype | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
         leave_float: bool = False,
         seed: int = 0,
@@ -164,6 +174,7 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
             dtype=self._computing.seen(module),
             seed=self.options.seed,
             gradient_word_length=self.options.gradient_word_length,
+            gradient_dtype=self.options.gradient_dtype,
         )
         hold_averages_(module, self.format, self.options, self._computing)
         prepare_gradients(module, self.options)
@@ -219,6 +230,14 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
 
     def before_update(self, module: Any, optimizer: Any) -> None:
         """Widen words if the ramp says so."""
+        if not self._releases:  # it came before the backward pass, in which the update has been made
+            self._ramp(module, optimizer)
+
+    @property
+    def _releases(self) -> bool:
+        return self.options.gradient_word_length == "release"
+
+    def _ramp(self, module: Any, optimizer: Any) -> None:
         if self.ramping is not None:
             wanted = self.ramping.before_update(module.trainer, optimizer, self.format.word_length)
             if wanted is not None:
@@ -241,8 +260,11 @@ class FixedPointPrecision(Resumes, BeforeUpdate, Precision):
         Raises:
             NonFiniteGradientError: if it is refused, with what was found out about it.
         """
+        if self._releases:
+            self._ramp(model, optimizer)
         step = partial(super().optimizer_step, optimizer, model, closure, **kwargs)
-        result = self._aftermath.after(step, model, optimizer, closure, lambda: self.skipped_steps)
+        again = None if self._releases else closure  # which would update parameters once more
+        result = self._aftermath.after(step, model, optimizer, again, lambda: self.skipped_steps)
         if self.ramping is not None:
             self.ramping.after_update(model.trainer, result)
         if self.wire is not None and not self._said_traffic and self.wire.step > 0:

@@ -29,7 +29,7 @@ class Row(NamedTuple):
     Attributes:
         group: ``"AdamW 0"`` for parameter group 0 of an AdamW, ``"no optimizer"``, or ``"buffers"``.
         weights, state: formats, as text.
-        gradients: their format, or dtype, as text.
+        gradients: their format, or dtype, as text; ``"released"`` where none is kept.
         elements: parameters; of sharded ones those in this rank's shards.
         nbytes, float32_nbytes: bytes of weights and (expected) state, and what float32 would take.
         update: how the group is updated, and on which backend.
@@ -82,15 +82,23 @@ def storage_of(tensor: Tensor) -> str:
 
 
 def gradients_of(param: Tensor) -> str:
-    """What the gradients of ``param`` are kept as: a format, or a dtype."""
+    """What the gradients of ``param`` are kept as: a format, or a dtype; or that they are released."""
     part = fixed_part(param)
+    if not param.requires_grad:
+        return "-"
     if part is None or part.gradient_word_length is None:
-        return _dtype(param) if param.requires_grad else "-"
+        return _dtype_name(param.dtype if part is None else part.gradient_dtype or part.dtype)
+    if part.gradient_word_length == "release":
+        return "released"
     return str(FixedPointFormat(part.gradient_word_length, block_size=part.format.block_size))
 
 
 def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return _dtype_name(tensor.dtype)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _name(optimizer: torch.optim.Optimizer) -> str:

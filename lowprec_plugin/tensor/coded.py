@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,8 +84,9 @@ class Coded(torch.Tensor):
     stream: int
     label: str
     whole_rows: int | None
-    gradient_word_length: int | None
     is_copy: bool
+    gradient_word_length: int | Literal["release"] | None
+    gradient_dtype: torch.dtype | None
     _codes: Tensor
     _low: Tensor | None
     _exponents: Tensor | None
@@ -121,11 +122,12 @@ class Coded(torch.Tensor):
         self.format, self.rounding, self.stream, self.label = format, rounding, stream, label
         if window_on is None:
             self._shared, self._offset = Shared(first_row, rows_in(codes)), 0
-            self.whole_rows, self.is_copy, self.gradient_word_length = None, False, None
+            self.whole_rows, self.is_copy = None, False
+            self.gradient_word_length = self.gradient_dtype = None
         else:
             self._shared, self._offset = window_on._shared, window_on._offset
             self.whole_rows, self.is_copy = window_on.whole_rows, window_on.is_copy
-            self.gradient_word_length = window_on.gradient_word_length
+            self.gradient_word_length, self.gradient_dtype = window_on.gradient_word_length, window_on.gradient_dtype
         return self
 
     # An explicit __init__, for torch.Tensor's takes no arguments of ours; it does nothing.
@@ -242,7 +244,7 @@ class Coded(torch.Tensor):
         result = type(self)(blocks, self.format, **options)
         result._shared.roundings = self._shared.roundings
         result.whole_rows, result.is_copy = self.whole_rows, self.is_copy
-        result.gradient_word_length = self.gradient_word_length
+        result.gradient_word_length, result.gradient_dtype = self.gradient_word_length, self.gradient_dtype
         return result
 
     def _window(self, geometry: tuple[Any, Any, Any] | None) -> Self:

@@ -52,7 +52,9 @@ class FixedPointTensor(Gathered, Direct, Flattened):
         whole_rows: how many rows the whole tensor has, if this is a shard of it that may be gathered; else ``None``.
         is_copy: whether it is an optimizer's copy of a parameter, such as slow weights, and so has the parameter's
             format whatever other state has.
-        gradient_word_length: bits of a parameter's gradient, once an optimizer has it; ``None``: floats.
+        gradient_word_length: bits of a parameter's gradient, once an optimizer has it; ``None``: floats;
+            ``"release"``: none is kept, for the optimizer uses it as soon as autograd has it.
+        gradient_dtype: of a parameter's gradient, once an optimizer has it; ``None``: the tensor's own.
     """
 
     @classmethod

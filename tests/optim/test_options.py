@@ -30,7 +30,8 @@ OTHERS: dict[str, Any] = {
     "word_length": 12, "fraction_length": 10, "state_word_length": 8, "state_fraction_length": 6, "comm_word_length": 8,
     "comm_error_feedback": True, "rounding": "nearest", "block_size": 64, "compute_dtype": torch.bfloat16,
     "keep_float": ("head.*",), "ramp": WordLengthRamp((16, 20)), "emulation": Emulation("<4,12>"),
-    "activation_word_length": 8, "nonfinite": "skip", "leave_float": True, "seed": 3,
+    "activation_word_length": 8, "gradient_word_length": 8, "gradient_dtype": torch.bfloat16,
+    "nonfinite": "skip", "leave_float": True, "seed": 3,
 }  # fmt: skip
 #: What it needs beside it.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ def test_the_plugin_takes_all_by_name_and_documents_each() -> None:
     parameters = inspect.signature(FixedPointPrecision).parameters
     assert parameters.keys() == by_name(PluginOptions).keys()
     assert list(parameters)[:2] == ["word_length", "fraction_length"]
-    assert [each.kind.name for each in parameters.values()] == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 14
+    assert [each.kind.name for each in parameters.values()] == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 16
     arguments = (inspect.getdoc(FixedPointPrecision) or "").partition("Args:")[2].partition("Raises:")[0]
     documented = re.findall(r"^    (\w+): ", arguments, re.M)
     assert documented == list(parameters)
@@ -98,11 +99,11 @@ def test_the_record_is_frozen_and_the_settings_of_a_step_are_not() -> None:
 def test_what_makes_a_variant_and_what_a_resumed_run_says() -> None:
     assert set(names(PluginOptions, VARIED)) == {
         "word_length", "fraction_length", "state_word_length", "state_fraction_length", "comm_word_length",
-        "comm_error_feedback", "rounding", "ramp", "seed",
+        "comm_error_feedback", "rounding", "ramp", "gradient_word_length", "gradient_dtype", "seed",
     }  # fmt: skip
     assert set(names(PluginOptions, RESUMED)) == {
         "seed", "rounding", "compute_dtype", "keep_float", "comm_word_length", "comm_error_feedback", "emulation",
-        "activation_word_length",
+        "activation_word_length", "gradient_word_length", "gradient_dtype",
     }  # fmt: skip
 
 
@@ -125,6 +126,12 @@ BAD = [
     ({"emulation": "<4,12>"}, "emulation='<4,12>' is not an Emulation: write Emulation('<4,12>')"),
     ({"emulation": Emulation(), "compute_dtype": "bfloat16"}, "compute_dtype='bfloat16' is other arithmetic"),
     ({"activation_word_length": 40}, "activation_word_length=40 is not supported"),
+    ({"gradient_word_length": "none"}, "gradient_word_length='none' is neither a number of bits nor \"release\""),
+    ({"gradient_dtype": torch.float32}, "gradient_dtype=torch.float32 is not one of bfloat16, float16"),
+    ({"gradient_dtype": "float16", "gradient_word_length": 8}, "gradient_dtype='float16' beside "
+     "gradient_word_length=8: a gradient is kept in one way; leave one out"),
+    ({"gradient_word_length": "release", "nonfinite": "skip"}, "nonfinite='skip' beside "
+     "gradient_word_length='release': a step cannot be skipped once a part of it is made"),
     ({"nonfinite": "go"}, "nonfinite='go' is not one of"),
     ({"leave_float": 1}, "leave_float=1 is of type int, not bool"),
     ({"seed": 1.5}, "seed=1.5 is not an integer"),

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowprec_plugin import FixedPointPrecision, FixedPointTensor, WordLengthRamp, memory
 from lowprec_plugin.compat.hooks import has_gradient_hook
-from lowprec_plugin.tensor.gradient_hook import to_codes
+from lowprec_plugin.tensor.gradient_hook import narrow_gradient
 from tests.comm import ranks
 from tests.plugin import test_distributed, users
 
@@ -129,7 +129,7 @@ def test_averages_are_codes_and_a_validation_changes_nothing(name: str, options:
             assert param.stream != module.get_parameter(each).stream
             assert param.gradient_word_length is None
         assert param.grad is None
-        assert not has_gradient_hook(param, to_codes)
+        assert not has_gradient_hook(param, narrow_gradient)
 
 
 @pytest.mark.parametrize("name", KEEPERS)
