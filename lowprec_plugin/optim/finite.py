@@ -16,6 +16,9 @@ from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
 from lowprec_plugin.tensor.gradient import FixedPointGradient
 
+#: The dtypes of gradients that updates read.
+_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class NonFiniteGradientError(ValueError):
     """A gradient is NaN or infinite: the step was refused and nothing was written."""
@@ -68,17 +71,21 @@ def first_nonfinite(params: Sequence[Any]) -> Tensor | None:
 
 
 def gradient_of(param: Tensor) -> Tensor | ops.StoredGradient:
-    """The gradient of what this rank holds of ``param``; of a fixed-point one as updates take it."""
+    """The gradient of what this rank holds of ``param``; of a fixed-point one as updates take it.
+
+    Floats have the parameter's shape, which its codes may have in another form.
+    """
     assert param.grad is not None
-    grad, part = local_part(param.grad), fixed_part(param)
+    grad = local_part(param.grad)
+    if grad.dtype in _TAKEN and not isinstance(grad, FixedPointTensor):
+        return grad
+    part = fixed_part(param)
     if part is None:
         return grad
     if isinstance(grad, FixedPointGradient) and grad.fits(part):
         return grad.stored
-    if isinstance(grad, FixedPointTensor):  # somebody assigned a parameter's copy, or changed the parameter
-        grad = grad.dequantize(torch.float32)
-    grad = grad.reshape(part._codes.shape)
-    return grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()
+    # Somebody assigned a parameter's copy, or changed the parameter, if it is fixed-point.
+    return grad.dequantize(torch.float32) if isinstance(grad, FixedPointTensor) else grad.float()
 
 
 def came_to_nan(group: dict[str, Any], param: Tensor | None, said: str) -> NonFiniteGradientError:

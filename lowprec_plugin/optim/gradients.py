@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowprec_plugin.formats import check_word_length, rows_of
 from lowprec_plugin.tensor.dtensor import fixed_part, in_place_of, local_part, stored_part
-from lowprec_plugin.tensor.gradient_hook import keep_floats, watch_gradient
+from lowprec_plugin.tensor.gradient_hook import Asked, keep_floats, watch_gradient
 from lowprec_plugin.text.option_error import Option, OptionError
 
 GradientWordLength = int | Literal["release"]
@@ -68,6 +68,7 @@ def keep_gradients(param: Tensor, word_length: GradientWordLength | None, dtype:
     vector = rows_of(param.shape)[1] == 1
     small = param.numel() < FEWEST or (vector and word_length != "release")
     part.gradient_word_length = None if small else word_length
+    Asked.release |= word_length == "release"
     part.gradient_dtype = None if dtype == part.dtype else dtype
     watch_gradient(param)
 

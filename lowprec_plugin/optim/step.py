@@ -35,8 +35,9 @@ from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.optim.release import Releasing, check_release, released
 from lowprec_plugin.optim.state import new_state, places, store_state, store_states
 from lowprec_plugin.optim.whole import step_whole
+from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import as_floats, fixed_part, place, stored_part
-from lowprec_plugin.tensor.gradient_hook import watch_gradient
+from lowprec_plugin.tensor.gradient_hook import Asked, watch_gradient
 
 
 class FixedPointStep(Adopted):
@@ -152,7 +153,8 @@ def _step_each(optimizer: FixedPointStep, closure: Callable[[], Any] | None = No
     with torch.no_grad():
         if optimizer.releasing is not None:
             optimizer.releasing.check_left()
-        update_in_backward(optimizer)  # also copies, which come without their hooks
+        if Asked.release:
+            update_in_backward(optimizer)  # also copies, which come without their hooks
         _update_each(optimizer)
     if optimizer.releasing is not None:
         optimizer.releasing.end()
@@ -228,7 +230,7 @@ def _fused_step(
     for indices in by_device.values():
         done = ops.update_(
             algorithm,
-            [gradient_of(params[i]) for i in indices],
+            [_in_form_of(parts[i], gradient_of(params[i])) for i in indices],
             [stores[i] for i in indices],
             [hypers[i] for i in indices],
             rounding=settings.rounding,
@@ -243,6 +245,11 @@ def _fused_step(
         if settings.counting:
             for i, counts in zip(indices, done.counts, strict=True):
                 settings.note(names[id(params[i])], counts)
+
+
+def _in_form_of(part: FixedPointTensor, gradient: Tensor | ops.StoredGradient) -> Tensor | ops.StoredGradient:
+    """``gradient`` in the shape of the codes of ``part``."""
+    return gradient.reshape(part._codes.shape) if isinstance(gradient, Tensor) else gradient
 
 
 def _stored_state(optimizer: FixedPointStep, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:

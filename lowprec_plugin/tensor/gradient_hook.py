@@ -25,6 +25,16 @@ def narrows_gradient(param: Tensor) -> bool:
     return part is not None and (isinstance(part.gradient_word_length, int) or part.gradient_dtype is not None)
 
 
+class Asked:
+    """What has been asked of any parameter in this process: who asks nothing does not look for it at each step.
+
+    Attributes:
+        release: to use its gradients in the backward pass.
+    """
+
+    release = False
+
+
 def releases_gradient(param: Tensor) -> bool:
     """Whether the gradients of ``param`` are to be used for its update in the backward pass, and not kept."""
     part = fixed_part(param)
