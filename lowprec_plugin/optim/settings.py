@@ -21,6 +21,7 @@ class StepSettings(StepOptions):
             3". Empty if that step was skipped or refused, or none was counted.
         tally: adds up what the coming step does, while an optimizer's own step is to be measured.
         said: whether it has been said what an optimizer's own step holds in floats.
+        looked_at_gradients: whether it has been seen that those are codes which are to be.
     """
 
     __setattr__ = object.__setattr__  # unlike the options of a plugin, they may change between steps
@@ -32,6 +33,7 @@ class StepSettings(StepOptions):
     counting: bool = False
     tally: Tally | None = None
     said: bool = False
+    looked_at_gradients: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -165,6 +165,8 @@ def _update_each(optimizer: FixedPointStep) -> None:
     if not gradients_are_finite(optimizer):
         optimizer.fixed_point.skipped_steps += 1
         return
+    if not optimizer.fixed_point.looked_at_gradients:
+        _say_what_stays_float(optimizer)
     names = names_in(optimizer) if optimizer.fixed_point.counting else {}
     for group in optimizer.param_groups:
         params = [param for param in group["params"] if param.grad is not None]
@@ -172,6 +174,22 @@ def _update_each(optimizer: FixedPointStep) -> None:
         floats = [param for param in params if fixed_part(param) is None]
         if floats:
             step_alone(optimizer, group, floats, names)
+
+
+def _say_what_stays_float(optimizer: FixedPointStep) -> None:
+    """Once, warn of gradients that were to be codes and are not."""
+    optimizer.fixed_point.looked_at_gradients = True
+    for param in params_of(optimizer):
+        grad, part = param.grad, fixed_part(param)
+        asked = part is not None and isinstance(part.gradient_word_length, int)
+        if asked and grad is not None and fixed_part(grad) is None and not grad.requires_grad:
+            warnings.warn(
+                f"the gradient of {described(param)} is in floats where codes were asked for (gradient_word_length). "
+                "DistributedDataParallel holds floats of every gradient that it exchanges: call "
+                "comm.leave_out_of_ddp(module) before wrapping the module, and make a comm.DDPState",
+                stacklevel=4,
+            )
+            return
 
 
 def _update(optimizer: Adopted, group: Group, params: list[Tensor], names: Mapping[int, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -168,6 +169,28 @@ def _refused(rank: int) -> Any:
 
 def test_a_module_that_ddp_holds_floats_for_is_refused() -> None:
     ranks.run(2, _refused)
+
+
+def _unprepared(rank: int, view: bool) -> Any:
+    torch.manual_seed(0)
+    net = Net()
+    optim.quantize_(net, "fixed16", gradient_word_length=8)
+    model = DistributedDataParallel(net, gradient_as_bucket_view=view, find_unused_parameters=True)
+    optimizer = optim.AdamW(net.parameters(), 1e-3)
+    backward(model, rank, 0, spare=True)
+    kinds = {type(param.grad) for param in net.parameters() if param.numel() >= 4096}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer.step()
+    return kinds, [str(each.message) for each in said], [stored_part(param).codes.clone() for param in net.parameters()]
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_ddp_that_was_not_prepared_trains_alike_and_it_is_said_where_floats_stay(view: bool) -> None:
+    (kinds, said, codes), (_, _, others) = ranks.run(2, _unprepared, view)
+    assert all(torch.equal(a, b) for a, b in zip(codes, others, strict=True))
+    assert kinds == {Tensor if view else FixedPointGradient}
+    assert any("leave_out_of_ddp" in each for each in said) == view
 
 
 def _twice(rank: int) -> Any:
