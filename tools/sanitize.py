@@ -38,8 +38,8 @@ THREAD = ["-fsanitize=thread", "-g1"]
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 TESTS = (
     "tests/arithmetic/test_native.py", "tests/arithmetic/test_wire.py", "tests/arithmetic/test_update.py",
-    "tests/arithmetic/test_update_counts.py", "tests/activations/test_packed.py",
-    "tests/tensor/test_tensor.py", "tests/tensor/test_integrity.py", "tests/optim",
+    "tests/arithmetic/test_update_counts.py", "tests/arithmetic/test_gradients.py", "tests/activations/test_packed.py",
+    "tests/tensor/test_tensor.py", "tests/tensor/test_gradient.py", "tests/tensor/test_integrity.py", "tests/optim",
 )  # fmt: skip
 # It counts the bytes of glibc's allocator, whose place AddressSanitizer takes.
 LEFT_OUT = "tests/activations/test_packed.py::test_a_transformer_holds_fewer_bytes_and_frees_them_as_it_goes"
