@@ -5,7 +5,7 @@ See :mod:`lowprec_plugin.tensor.gradient` for what they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -18,13 +18,21 @@ from lowprec_plugin.tensor.gradient_hook import watch_gradient
 FEWEST = 4096
 
 
+def stays_float(shape: Sequence[int]) -> bool:
+    """Whether a gradient of this shape is not worth codes: of fewer than ``FEWEST`` elements, or of a vector.
+
+    Every element of a vector would be a block.
+    """
+    rows, columns = rows_of(shape)
+    return columns == 1 or rows * columns < FEWEST
+
+
 def keep_in_codes(param: Tensor, word_length: int | None) -> None:
     """Have the gradients of a fixed-point parameter kept in ``word_length`` bits from now on; ``None``: as floats.
 
-    Those of fewer elements than ``FEWEST``, and of vectors, every element of which is a block, stay floats.
+    Those for which :func:`stays_float` holds stay floats.
     """
-    vector = rows_of(param.shape)[1] == 1
-    stored_part(param).gradient_word_length = None if vector or param.numel() < FEWEST else word_length
+    stored_part(param).gradient_word_length = None if stays_float(param.shape) else word_length
     watch_gradient(param)
 
 

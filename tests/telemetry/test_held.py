@@ -39,11 +39,11 @@ def test_predicted_float32_and_bf16_are_the_plans(model: str, optimizer: Any, bi
     chosen = OPTIMIZERS[optimizer](module.parameters(), state_word_length=bits[1])
     found = step(module, chosen)
     assert found.ours.total == predicted(module, [chosen], FixedPointFormat(bits[0]), keep_float)
-    assert found.ours.total == planned.ours.weights + planned.ours.state + planned.ours.gradients
+    assert found.ours.total == planned.ours.held
     for kinds, amounts in ((found.float32, planned.float32), (found.bf16_mixed, planned.others[1])):
         assert amounts.name in ("float32", "bf16 mixed")
         scalars = 4 * len(list(module.parameters()))  # that count steps; torch's own SGD has none
-        assert tuple(kinds) == pytest.approx((amounts.weights, amounts.state, amounts.gradients, 0), abs=scalars)
+        assert kinds == pytest.approx(amounts.kinds, abs=scalars)
 
 
 def test_state_with_one_radix_point_is_predicted() -> None:
