@@ -66,8 +66,8 @@ def test_every_tool_prints_the_same_shares(run: str) -> None:
         given["plugins"] = FixedPointPrecision(**options)
     planned = plan(Wide(), **options or {})
     Trainer(
-        accelerator="cpu", logger=[recorder], callbacks=[FixedPointMonitor(1), looks], max_epochs=1, log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **given,
+        accelerator="cpu", logger=[recorder], callbacks=[FixedPointMonitor(1), looks], max_epochs=1,
+        log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **given,
     ).fit(module, users.vectors())  # fmt: skip
     logged = recorder.ours[-1][1]
     monitor = {

@@ -159,7 +159,7 @@ def _record(order: Order, cli: LightningCLI, measures: Measures) -> RunRecord:
     if float32 and "float32" in kept:
         float32["activations"] = kept["float32"]
     if bf16 and "bf16" in kept:
-        bf16 |= {"activations": kept["bf16"], "weights": bf16["weights"] + kept["bf16 copies"]}
+        bf16["activations"] = kept["bf16"]
     return RunRecord(
         order.variant,
         order.seed,
