@@ -43,6 +43,20 @@ UNDER_WAY = 2
 _SMALLEST, _BUCKETS = 1 << 20, 8
 
 
+def cut(sizes: Sequence[int]) -> list[list[int]]:
+    """The places in ``sizes``, bytes of float gradients in the order of their exchange, by the bucket they wait in."""
+    limit = min(BUCKET, max(_SMALLEST, sum(sizes) // _BUCKETS))
+    buckets: list[list[int]] = [[]]
+    held = 0
+    for place, size in enumerate(sizes):
+        if buckets[-1] and held + size > limit:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(place)
+        held += size
+    return buckets
+
+
 def leave_out_of_ddp(module: nn.Module) -> list[str]:
     """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are kept small, or not.
 
@@ -226,17 +240,8 @@ class Overlapped:
 
     def _cut(self) -> list[list[str]]:
         """The parameters in the order of their exchange, in buckets."""
-        sizes = [4 * self._params[name].numel() for name in self._order]
-        limit = min(BUCKET, max(_SMALLEST, sum(sizes) // _BUCKETS))
-        buckets: list[list[str]] = [[]]
-        held = 0
-        for name, size in zip(self._order, sizes, strict=True):
-            if buckets[-1] and held + size > limit:
-                buckets.append([])
-                held = 0
-            buckets[-1].append(name)
-            held += size
-        return buckets
+        buckets = cut([4 * self._params[name].numel() for name in self._order])
+        return [[self._order[place] for place in bucket] for bucket in buckets]
 
     def _agree_on_order(self) -> None:
         """From the next step on, exchange in the order in which gradients came here on the first rank."""

@@ -14,17 +14,18 @@ from torch.distributed.fsdp import FSDPModule
 from lowprec_plugin.compat.sparse import tensors_in
 from lowprec_plugin.compat.trees import tree_leaves
 from lowprec_plugin.formats import check_kind
+from lowprec_plugin.memory.kinds import Kinds, as_table, float32_of
 from lowprec_plugin.tensor.dtensor import local_part
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes by kind. ``float32`` is what the same elements would take in float32.
+    """Bytes by kind. ``float32`` is what the same elements would take in float32; printed, it is a table of both.
 
     Attributes:
         elements: parameters, counted once where tied.
         weights, state, gradients, buffers: bytes held.
-        float32_weights, float32_state: bytes that weights and state would take.
+        float32_weights, float32_state, float32_gradients, float32_buffers: bytes that these would take.
     """
 
     elements: int
@@ -34,6 +35,31 @@ class MemoryReport:
     buffers: int
     float32_weights: int
     float32_state: int
+    float32_gradients: int
+    float32_buffers: int
+
+    @property
+    def held(self) -> Kinds:
+        """What is held, by kind."""
+        return Kinds(self.weights, self.state, self.gradients, buffers=self.buffers)
+
+    @property
+    def float32(self) -> Kinds:
+        """The same in float32."""
+        return Kinds(self.float32_weights, self.float32_state, self.float32_gradients, buffers=self.float32_buffers)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds."""
+        return self.held.total
+
+    @property
+    def float32_total(self) -> int:
+        """The same in float32."""
+        return self.float32.total
+
+    def __str__(self) -> str:
+        return as_table(self.held, self.float32)
 
     @property
     def per_parameter(self) -> float:
@@ -69,14 +95,17 @@ def report(module: nn.Module, optimizer: torch.optim.Optimizer | Iterable[torch.
     every = with_held(optimizers)
     leaves = [leaf for each in every for leaf in tree_leaves(dict(each.state)) if isinstance(leaf, Tensor)]
     state = [local_part(leaf) for leaf in leaves]
+    own, floats = gradients(module)
     return MemoryReport(
         elements=sum(param.numel() for param in params),
         weights=_bytes(params),
         state=_bytes(state),
-        gradients=gradients(module)[0],
+        gradients=own,
         buffers=_bytes(module.buffers()),
         float32_weights=4 * sum(param.numel() for param in params),
         float32_state=4 * sum(tensor.numel() for tensor in state),
+        float32_gradients=floats,
+        float32_buffers=float32_of(module.buffers()),
     )
 
 

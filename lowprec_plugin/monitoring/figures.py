@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lowprec_plugin.activations.packed import KeptBytes
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
-from lowprec_plugin.memory import report
+from lowprec_plugin.memory import Kinds, report, side_by_side
+from lowprec_plugin.memory.kinds import TOTAL
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
 from lowprec_plugin.telemetry.exponents import EXPONENTS
@@ -20,7 +21,7 @@ from lowprec_plugin.tensor.dtensor import fixed_part, local_part
 
 PREFIX = "lowprec/"
 GIB, MIB = 2**30, 2**20
-HELD = ("weights", "state", "gradients", "activations", "held", "float32", "bf16_mixed", "predicted")
+HELD = (*Kinds._fields, "held", "float32", "bf16_mixed", "predicted")
 #: What is not logged: less than anything that is.
 NOTHING = -math.inf
 
@@ -85,16 +86,31 @@ def _most(run: Watched, captured: Captured) -> dict[str, float]:
     more = (0, 0, 0) if beside is None else (beside.nbytes, beside.float32_nbytes, 2 * beside.elements)
     words = [part.format.word_length for param in run.module.parameters() if (part := fixed_part(param)) is not None]
     traffic = run.traffic
+    ours, float32, bf16_mixed = (of._replace(weights=of.weights + own) for of, own in zip(kinds, more, strict=True))
     return {
-        "weights": kinds.ours.weights + more[0], "state": kinds.ours.state,
-        "gradients": NOTHING if beside is not None else kinds.ours.gradients,
-        "activations": NOTHING if captured.kept is None else kinds.ours.activations,
-        "held": kinds.ours.total + more[0], "float32": kinds.float32.total + more[1],
-        "bf16_mixed": kinds.bf16_mixed.total + more[2], "predicted": _or_nothing(run.planned),
+        "weights": ours.weights, "state": ours.state, "gradients": NOTHING if beside is not None else ours.gradients,
+        "activations": NOTHING if captured.kept is None else ours.activations, "buffers": ours.buffers,
+        "held": ours.total, "float32": float32.total, "bf16_mixed": bf16_mixed.total,
+        "predicted": _or_nothing(run.planned),
         "peak": _or_nothing(captured.peak),
         "sent": _sum(traffic, "bytes_sent_per_step", "weight_bytes_sent_per_step"),
         "float32_sent": _sum(traffic, "float32_bytes_per_step", "float32_weight_bytes_per_step"),
+        **_shares(ours, float32, beside is not None),
         "word_length": max(words, default=NOTHING), "skipped_steps": run.skipped_steps,
+    }  # fmt: skip
+
+
+def _shares(ours: Kinds, float32: Kinds, unseen: bool) -> dict[str, float]:
+    """Shares of float32's bytes, as every tool counts them.
+
+    Args:
+        unseen: whether the gradients are an engine's own.
+    """
+    found = {name: part.share for name, part in side_by_side(ours, float32).items()}
+    return {
+        "weights_and_state_share": _or_nothing(found["weights and state"]),
+        "gradients_share": NOTHING if unseen else _or_nothing(found.get("gradients")),
+        "activations_share": _or_nothing(found.get("activations")), "held_share": _or_nothing(found[TOTAL]),
     }  # fmt: skip
 
 
@@ -123,6 +139,7 @@ def _over_processes(numbers: list[float], op: Any, device: torch.device) -> list
 
 def _scalars(most: Mapping[str, float], in_float: float, counts: UpdateCounts, exponents: Tensor) -> dict[str, float]:
     found = {f"{name}_gib": most[name] / GIB for name in HELD}
+    found |= {name: most[name] for name in most if name.endswith("_share")}
     found["saved_fraction"] = 1 - most["held"] / max(1.0, most["float32"])
     found["peak_gib"] = most["peak"] / GIB
     found |= {f"{name}_mib": most[name] / MIB for name in ("sent", "float32_sent")}

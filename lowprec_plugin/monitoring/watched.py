@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -35,6 +35,7 @@ class Watched:
         skipped_steps: so far.
         ramping: whether words are widened when updates are lost.
         adopted: ZeRO's engine, which holds a copy of the weights beside; ``None`` without ZeRO.
+        gradient_word_length: as the plugin was told to keep gradients.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Watched:
     skipped_steps: int = 0
     ramping: bool = False
     adopted: AdoptedEngine | None = None
+    gradient_word_length: int | Literal["release"] | None = None
 
     @property
     def fixed(self) -> list[FixedPointStep]:
@@ -65,10 +67,10 @@ class Watched:
 
     @property
     def planned(self) -> int | None:
-        """Bytes of weights, state and gradients; ``None`` where there is no plan."""
+        """Bytes of weights, state, gradients and buffers; ``None`` where there is no plan."""
         if self.adopted is not None:
             return None
-        return predicted(self.module, self.optimizers, self.format, self.keep_float)
+        return predicted(self.module, self.optimizers, self.format, self.keep_float, self.gradient_word_length)
 
 
 def watched(trainer: Trainer) -> Watched:
@@ -80,6 +82,7 @@ def watched(trainer: Trainer) -> Watched:
             {} if plugin.wire is None else plugin.wire.report(),
             None if plugin.inside is None or plugin.inside.kept is None else plugin.inside.kept.bytes,
             plugin.skipped_steps, plugin.ramping is not None,
+            gradient_word_length=plugin.options.gradient_word_length,
         )  # fmt: skip
     if isinstance(plugin, FixedPointDeepSpeedPrecision) and plugin.adopted is not None:
         adopted = plugin.adopted

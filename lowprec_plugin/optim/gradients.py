@@ -5,7 +5,7 @@ See :mod:`lowprec_plugin.tensor.gradient` for codes, and :mod:`lowprec_plugin.op
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -54,6 +54,15 @@ def check_gradients(
     return None, parsed
 
 
+def stays_float(shape: Sequence[int]) -> bool:
+    """Whether a gradient of this shape is not worth codes: of fewer than ``FEWEST`` elements, or of a vector.
+
+    Every element of a vector would be a block.
+    """
+    rows, columns = rows_of(shape)
+    return columns == 1 or rows * columns < FEWEST
+
+
 def keep_gradients(param: Tensor, word_length: GradientWordLength | None, dtype: torch.dtype | None = None) -> None:
     """Have the gradients of a fixed-point parameter kept otherwise from now on.
 
@@ -65,8 +74,7 @@ def keep_gradients(param: Tensor, word_length: GradientWordLength | None, dtype:
     """
     part = stored_part(param)
     keep_floats(param)
-    vector = rows_of(param.shape)[1] == 1
-    small = param.numel() < FEWEST or (vector and word_length != "release")
+    small = param.numel() < FEWEST if word_length == "release" else stays_float(param.shape)
     part.gradient_word_length = None if small else word_length
     Asked.release |= word_length == "release"
     part.gradient_dtype = None if dtype == part.dtype else dtype

@@ -5,11 +5,15 @@ A :class:`Storage` says what a tensor takes; what follows for a GPU is the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
 
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of, chunk_bytes
 from lowprec_plugin.comm.exchange import message_bytes
+from lowprec_plugin.comm.overlapped import UNDER_WAY, cut
+from lowprec_plugin.memory import Kinds
 from lowprec_plugin.plan.inventory import Inventory, Parameter
 from lowprec_plugin.tensor.dtensor import share_of
 
@@ -27,11 +31,13 @@ class Storage:
         source: where the figures are from.
         weights: of a parameter of which a GPU holds this shape.
         state: of its optimizer state.
-        gradient: of a number of its gradient.
+        gradient: of a number of its gradient, as the backward pass makes it.
         sent: of a number of a gradient that travels as a float.
         word_length: bits of a gradient that travels in fixed-point; ``None``: it travels as a float.
         feedback: whether what the wire's rounding lost is kept.
         gathered: of a parameter of this shape that has been gathered.
+        coded: of a gradient, or a shard of one, of this shape that is kept otherwise than the backward pass makes it,
+            which is 0 where it is used up at once; ``None``: kept so.
         copies: that operations make of these weights while they use them; whether they have been gathered for it.
     """
 
@@ -45,11 +51,17 @@ class Storage:
     feedback: bool
     gathered: Callable[[Parameter, Shape], float]
     copies: Callable[[Sequence[Parameter], bool], int]
+    coded: Callable[[Parameter, Shape], int | None] = lambda param, shape: None
+
+    def kept_gradient(self, param: Parameter, shape: Shape) -> int:
+        """Bytes of the gradient of ``param``, or of a shard of this shape, from the backward pass to the step."""
+        coded = self.coded(param, shape)
+        return self.gradient(param) * torch.Size(shape).numel() if coded is None else coded
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """Bytes on the GPU that holds most, at the moment when most is held, by kind; and bytes that it sends.
+    """Bytes on the GPU that holds most, by kind, what is there only while operations run; and bytes that it sends.
 
     Attributes:
         name: how the model is stored.
@@ -57,7 +69,8 @@ class Amounts:
         weights: parameters, or this GPU's shards of them.
         state: the optimizer's.
         gradients: of the parameters, or this GPU's shards of them.
-        working: copies of weights while operations use them, and what is gathered of them.
+        working: copies of weights while operations use them, what is gathered of them, and a gradient as the backward
+            pass makes it where it is kept otherwise.
         wire: buffers of what travels, and gradients that are not in shards yet.
         buffers: the module's.
         activations: as they were given.
@@ -77,9 +90,19 @@ class Amounts:
     sent_weights: int
 
     @property
+    def kinds(self) -> Kinds:
+        """What is counted as held."""
+        return Kinds(self.weights, self.state, self.gradients, self.activations, self.buffers)
+
+    @property
     def held(self) -> int:
-        """All kinds together."""
-        return self.weights + self.state + self.gradients + self.working + self.wire + self.buffers + self.activations
+        """The counted kinds together."""
+        return self.kinds.total
+
+    @property
+    def most(self) -> int:
+        """The same with all that can be there while operations run."""
+        return self.held + self.working + self.wire
 
     @property
     def sent(self) -> int:
@@ -94,17 +117,36 @@ def on_one(storage: Storage, inventory: Inventory, activations: int) -> Amounts:
         storage.name, storage.source,
         weights=round(sum(storage.weights(param, param.shape) for param in params)),
         state=round(sum(storage.state(param, param.shape) for param in trainable)),
-        gradients=sum(storage.gradient(param) * param.elements for param in trainable),
-        working=storage.copies(params, False), wire=0, buffers=inventory.buffers, activations=activations,
-        sent_gradients=0, sent_weights=0,
+        gradients=sum(storage.kept_gradient(param, param.shape) for param in trainable),
+        working=storage.copies(params, False) + _passing(storage, trainable), wire=0, buffers=inventory.buffers,
+        activations=activations, sent_gradients=0, sent_weights=0,
     )  # fmt: skip
 
 
+def _passing(storage: Storage, params: Iterable[Parameter]) -> int:
+    """Bytes of the largest gradient that is kept otherwise, as the backward pass makes it."""
+    coded = (param for param in params if storage.coded(param, param.shape) is not None)
+    return max((storage.gradient(param) * param.elements for param in coded), default=0)
+
+
 def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: int, bucket_view: bool) -> Amounts:
-    """``DistributedDataParallel``, whose buckets are a second copy of the gradients unless they are views of it."""
+    """``DistributedDataParallel``, whose buckets are a second copy of the gradients unless they are views of it.
+
+    It is told to leave out parameters whose gradients are codes, but for the smallest if it would have none. Their
+    floats wait in buckets of the wire's.
+    """
+    coded = [param for param in inventory.trainable if storage.coded(param, param.shape) is not None]
+    if coded and len(coded) == len(inventory.trainable):
+        rule, smallest = storage.coded, min(coded, key=lambda param: param.elements)
+        coded.remove(smallest)
+        storage = replace(storage, coded=lambda param, shape: None if param is smallest else rule(param, shape))
     alone = on_one(storage, inventory, activations)
-    buckets = list(_buckets(storage, inventory.trainable))
-    wire = 0 if bucket_view else alone.gradients
+    left = [param for param in inventory.trainable if param not in coded]
+    coming = [param.elements for param in reversed(coded)]
+    waiting = [[coming[place] for place in bucket] for bucket in cut([4 * size for size in coming])]
+    buckets = [*_buckets(storage, left), *(sizes for sizes in waiting if sizes)]
+    wire = 0 if bucket_view else sum(storage.gradient(param) * param.elements for param in left)
+    wire += 4 * sum(sorted(map(sum, waiting), reverse=True)[: UNDER_WAY + 1])
     if storage.word_length is None:
         elements = sum(param.elements for param in inventory.trainable)
         sent = round(2 * (ranks - 1) / ranks * storage.sent * elements)
@@ -176,7 +218,7 @@ def under_fsdp2(storage: Storage, inventory: Inventory, activations: int, ranks:
         storage.name, storage.source,
         weights=round(sum(storage.weights(param, shard(param)) for param in inventory.parameters)),
         state=round(sum(storage.state(param, shard(param)) for param in inventory.trainable)),
-        gradients=sum(storage.gradient(param) * numel(shard(param)) for param in inventory.trainable),
+        gradients=sum(storage.kept_gradient(param, shard(param)) for param in inventory.trainable),
         working=round(of_root + 2 * max(gathered.values(), default=0)) + storage.copies(inventory.parameters, True),
         wire=wire, buffers=inventory.buffers, activations=activations,
         sent_gradients=sent, sent_weights=round(sent_weights),

@@ -28,6 +28,8 @@ else:  # the command line shows and checks them
 Sharding = Literal["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 #: ZeRO's stages, from 1 on.
 ZEROS = ("zero1", "zero2", "zero3")
+#: ``gradient_word_length`` in the leanest settings, which are shown whatever is asked for.
+LEANEST: tuple[int | Literal["release"], ...] = (8, "release")
 SHARDINGS = ("none", "ddp", "fsdp2", *ZEROS)
 
 
@@ -60,7 +62,7 @@ class Plan:
         """For JSON: bytes, with the sums."""
 
         def amounts(each: Amounts) -> dict[str, Any]:
-            return asdict(each) | {"held": each.held, "sent": each.sent}
+            return asdict(each) | {"held": each.held, "most": each.most, "sent": each.sent}
 
         return asdict(self) | {"ours": amounts(self.ours), "others": [amounts(each) for each in self.others]}
 
@@ -75,6 +77,7 @@ def plan(
     state_fraction_length: int | None = None,
     comm_word_length: int | Literal["auto"] | None = "auto",
     comm_error_feedback: bool = False,
+    gradient_word_length: int | Literal["release"] | None = None,
     block_size: int = 256,
     compute_dtype: ComputeDtype | None = None,
     keep_float: str | Iterable[str] = (),
@@ -102,6 +105,8 @@ def plan(
         state_fraction_length: bits behind the radix point of all state; a radix point per block if not given.
         comm_word_length: bits of a gradient between GPUs: 4, 8, 12 or 16; "auto" is 16; none for floats.
         comm_error_feedback: keep what the rounding of gradients lost (ddp).
+        gradient_word_length: bits of a gradient from the backward pass to the step; floats if not given. Vectors' and
+            small ones stay floats.
         block_size: consecutive weights that share a radix point.
         compute_dtype: what operations see; float32 if not given, bfloat16 under ZeRO.
         keep_float: names or patterns of parameters that stay float.
@@ -159,8 +164,8 @@ def plan(
         stage = 1 + ZEROS.index(sharding)
         return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
-    ours = amounts(fixed_point(options, algorithm, itemsize), itemsize)
-    others = tuple(amounts(*each) for each in _others(options, algorithm, itemsize, zero))
+    ours = amounts(fixed_point(options, algorithm, itemsize, options.gradient_word_length), itemsize)
+    others = tuple(amounts(*each) for each in _others(options, algorithm, itemsize, sharding))
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
     said.append("the allocator's gaps and what CUDA and its libraries hold are not planned")
     said += inventory.assumptions if sharding == "fsdp2" or not isinstance(model, nn.Module) else ()
@@ -180,15 +185,22 @@ def _inventory(model: nn.Module | int, options: PluginOptions, units: Iterable[s
     return of_count(model, layers)
 
 
-def _others(options: PluginOptions, algorithm: Algorithm, itemsize: int, zero: bool) -> list[tuple[Storage, int]]:
-    """What to compare with, each with the bytes of a number that operations see."""
-    if zero:  # what differs is the engine's own dtype: masters and state are float32
+def _others(options: PluginOptions, algorithm: Algorithm, itemsize: int, sharding: str) -> list[tuple[Storage, int]]:
+    """What to compare with, each with the bytes of a number that operations see; the leanest of ours among it."""
+    if sharding in ZEROS:  # what differs is the engine's own dtype: masters and state are float32
         masters = replace(float32(algorithm), source="float32 masters and state beside the engine's own parameters")
         return [(replace(masters, name="float32"), 4), (replace(masters, name="bf16 mixed"), 2)]
-    found = [(storage, storage.sent) for storage in storages.others(algorithm)]
+    release = sharding in ("none", "ddp")  # FSDP2 reduces the gradients of a unit together
+    found = [(storage, storage.sent) for storage in storages.others(algorithm, sharding == "none")]
+    asked = options.gradient_word_length
     if itemsize == 4:
-        narrow = fixed_point(options, algorithm, 2)
+        narrow = fixed_point(options, algorithm, 2, asked)
         found.append((replace(narrow, name=f"{narrow.name}, bf16", source="compute_dtype=bfloat16"), 2))
+    lean = replace(options, state_word_length=8) if options.state_word_length is None else options
+    for gradients in LEANEST:
+        if (options, asked) != (lean, gradients) and (release or gradients != "release"):
+            source = f"state_word_length={lean.state_word_length}, gradient_word_length={gradients}"
+            found.append((replace(fixed_point(lean, algorithm, itemsize, gradients), source=source), itemsize))
     return found
 
 
@@ -215,6 +227,16 @@ def _check_sharded(options: PluginOptions, sharding: str) -> None:
             Option.given("sharding", sharding),
             ": leave it out",
         )
+    if options.gradient_word_length is not None and sharding in ZEROS:
+        raise OptionError(
+            Option.given("gradient_word_length", options.gradient_word_length),
+            ": gradients under ZeRO are the engine's own: leave it out",
+        )
+    if options.gradient_word_length == "release" and sharding not in ("none", "ddp"):
+        raise OptionError(
+            Option.given("gradient_word_length", "release"), " does not go together with ",
+            Option.given("sharding", sharding), ": use ", Option.given("gradient_word_length", 8),
+        )  # fmt: skip
     if options.state_fraction_length is not None and sharding in ZEROS:
         raise OptionError(
             Option.given("state_fraction_length", options.state_fraction_length),

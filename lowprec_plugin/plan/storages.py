@@ -8,8 +8,11 @@ which the weights take 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.gradients import stays_float
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
@@ -19,12 +22,15 @@ from lowprec_plugin.plan.inventory import Parameter
 STEP = 4
 
 
-def fixed_point(options: PluginOptions, algorithm: Algorithm, itemsize: int) -> Storage:
+def fixed_point(
+    options: PluginOptions, algorithm: Algorithm, itemsize: int, gradients: int | Literal["release"] | None = None
+) -> Storage:
     """This package's.
 
     Args:
         options: formats of the weights, of state and of gradients between GPUs.
         itemsize: bytes of a number of the compute dtype.
+        gradients: bits of gradients in codes; ``"release"``: each is used up at once; ``None``: floats.
     """
     format = options.format
     formats = [format_of_state(format, options, name) for name in algorithm.states]
@@ -44,15 +50,22 @@ def fixed_point(options: PluginOptions, algorithm: Algorithm, itemsize: int) -> 
     def gradient(param: Parameter) -> int:
         return kept_itemsize(param) if param.kept else itemsize
 
+    def coded(param: Parameter, shape: Shape) -> int | None:
+        if gradients is None or param.kept or stays_float(param.shape):
+            return None
+        return 0 if gradients == "release" else FixedPointFormat(gradients, block_size=format.block_size).nbytes(shape)
+
     def copies(params: Sequence[Parameter], gathered: bool) -> int:
         return max((itemsize * param.elements for param in params if not param.kept), default=0)
 
     bits = f"{format.word_length}"
     if options.state_word_length is not None:
         bits += f"/{options.state_word_length}"
+    if gradients is not None:
+        bits += ", gradients released" if gradients == "release" else f", {gradients}-bit gradients"
     return Storage(
         f"lowprec {bits}", "this package's formats", weights, state, gradient, itemsize, options.comm_bits,
-        options.comm_error_feedback, gathered=weights, copies=copies,
+        options.comm_error_feedback, gathered=weights, copies=copies, coded=coded,
     )  # fmt: skip
 
 
@@ -80,7 +93,7 @@ def bf16_mixed(algorithm: Algorithm) -> Storage:
     )  # fmt: skip
 
 
-def bf16(algorithm: Algorithm, name: str, source: str, weights: float, state: float) -> Storage:
+def bf16(algorithm: Algorithm, name: str, source: str, weights: float, state: float, released: bool = False) -> Storage:
     """Operations see bfloat16, and gradients are; a weight takes so many bytes, and its state so many."""
 
     def weight(param: Parameter, shape: Shape) -> float:
@@ -89,20 +102,27 @@ def bf16(algorithm: Algorithm, name: str, source: str, weights: float, state: fl
     return Storage(
         name, source, weight, lambda param, shape: state * _numel(shape), gradient=lambda param: 2, sent=2,
         word_length=None, feedback=False, gathered=lambda param, shape: 2 * _numel(shape),
-        copies=lambda params, gathered: 0,
+        copies=lambda params, gathered: 0, coded=lambda param, shape: 0 if released else None,
     )  # fmt: skip
 
 
-def others(algorithm: Algorithm) -> list[Storage]:
-    """What to compare with. The published figures are of Adam, and given for it alone."""
+def others(algorithm: Algorithm, release: bool) -> list[Storage]:
+    """What to compare with. The published figures are of Adam, and given for it alone.
+
+    Args:
+        release: whether gradients can be used up in the backward pass.
+    """
     found = [
         float32(algorithm),
         bf16_mixed(algorithm),
         bf16(algorithm, "bf16 + SR", "bfloat16 throughout (arXiv 2502.20566)", 2, 2 * len(algorithm.states)),
     ]
     if algorithm == ADAM:
+        flash = "5.1 bytes of weights, correction and moments (arXiv 2602.23349)"
+        found.append(bf16(algorithm, "FlashOptim", flash, 3, 2.1))
+        if release:
+            found.append(bf16(algorithm, "FlashOptim, released", f"{flash}, no gradients", 3, 2.1, released=True))
         found += [
-            bf16(algorithm, "FlashOptim", "5.1 bytes of weights, correction and moments (arXiv 2602.23349)", 3, 2.1),
             bf16(algorithm, "8-bit Adam", "4.03 bytes with bf16 stochastic rounding (torchao)", 2, 2.03),
         ]
     return found

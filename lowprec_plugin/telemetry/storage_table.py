@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.memory import bytes_of
+from lowprec_plugin.memory import Kinds, bytes_of, side_by_side
+from lowprec_plugin.memory.kinds import float32_of
 from lowprec_plugin.optim.fused import fused_update
 from lowprec_plugin.optim.plain import why_left
 from lowprec_plugin.optim.state import state_format
@@ -33,6 +34,7 @@ class Row(NamedTuple):
         elements: parameters; of sharded ones those in this rank's shards.
         nbytes, float32_nbytes: bytes of weights and (expected) state, and what float32 would take.
         update: how the group is updated, and on which backend.
+        gradient_nbytes, float32_gradient_nbytes: bytes of (expected) gradients, and what float32 would take.
     """
 
     group: str
@@ -43,6 +45,8 @@ class Row(NamedTuple):
     nbytes: int
     float32_nbytes: int
     update: str
+    gradient_nbytes: int = 0
+    float32_gradient_nbytes: int = 0
 
 
 def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()) -> list[Row]:
@@ -60,7 +64,18 @@ def describe(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer] = ()
     if buffers:
         nbytes = sum(map(bytes_of, buffers))
         dtypes = ", ".join(sorted({_dtype(buffer) for buffer in buffers}))
-        rows.append(Row("buffers", dtypes, "-", "-", sum(b.numel() for b in buffers), nbytes, nbytes, "kept in float"))
+        rows.append(
+            Row(
+                "buffers",
+                dtypes,
+                "-",
+                "-",
+                sum(b.numel() for b in buffers),
+                nbytes,
+                float32_of(buffers),
+                "kept in float",
+            )
+        )
     return rows
 
 
@@ -93,6 +108,38 @@ def gradients_of(param: Tensor) -> str:
     return str(FixedPointFormat(part.gradient_word_length, block_size=part.format.block_size))
 
 
+def _gradient_bytes(params: Sequence[Tensor]) -> tuple[int, int]:
+    """Bytes that the gradients of ``params`` will take, and in float32."""
+    held = floats = 0
+    for param in params:
+        if not param.requires_grad:
+            continue
+        part, own = fixed_part(param), local_part(param)
+        word_length = None if part is None else part.gradient_word_length
+        floats += 4 * own.numel()
+        if part is None or word_length is None:
+            dtype = own.dtype if part is None else part.gradient_dtype or own.dtype
+            held += own.numel() * dtype.itemsize
+        elif isinstance(word_length, int):  # else none is kept
+            held += FixedPointFormat(word_length, block_size=part.format.block_size).nbytes(part.codes.shape)
+    return held, floats
+
+
+def _made_state(
+    parts: Sequence[Tensor], params: Sequence[Tensor], optimizer: torch.optim.Optimizer, group: dict[str, object]
+) -> tuple[int, int]:
+    """Bytes of state, and of the same in float32; before the first step those that a known algorithm will make."""
+    named = [item for param in params for item in optimizer.state.get(param, {}).items()]
+    made = [local_part(value) for name, value in named if isinstance(value, Tensor) and name != "step"]
+    if made:
+        return sum(map(bytes_of, made)), float32_of(made)
+    own_class = optimizer.float_class if isinstance(optimizer, FixedPointStep) else type(optimizer)
+    update, _ = fused_update(own_class, group)
+    trained = [part for part, param in zip(parts, params, strict=True) if param.requires_grad]
+    states = 0 if update is None else len(update.algorithm(group).states)
+    return states * sum(map(bytes_of, trained)), states * float32_of(trained)
+
+
 def _dtype(tensor: Tensor) -> str:
     return _dtype_name(tensor.dtype)
 
@@ -116,18 +163,35 @@ def group_row(
     elements = sum(part.numel() for part in parts)
     nbytes = sum(map(bytes_of, parts))
     first = params[0]
-    row = Row(group_name, storage_of(first), "-", gradients_of(first), elements, nbytes, 4 * elements, "none")
+    row = Row(
+        group_name,
+        storage_of(first),
+        "-",
+        gradients_of(first),
+        elements,
+        nbytes,
+        4 * elements,
+        "none",
+        *_gradient_bytes(params),
+    )
     if optimizer is None:
         return row
     if fixed_part(first) is None or not isinstance(optimizer, FixedPointStep):
         how = "as they are" if why_left(first) else "in float"
-        return row._replace(state="float", update=f"{_name(optimizer)}'s own, {how}")
+        own, floats = _made_state(parts, params, optimizer, group)
+        return row._replace(
+            state="float", nbytes=nbytes + own, float32_nbytes=4 * elements + floats,
+            update=f"{_name(optimizer)}'s own, {how}",
+        )  # fmt: skip
     update, reason = fused_update(optimizer.float_class, group)
     backend = ops.backend_for(parts[0].device)
     if update is None:
         how = "one parameter at a time" if steps_each_by_itself(optimizer.float_class) else "its own step, on floats"
         format = state_format(optimizer, first, "")
-        return row._replace(state=str(format), update=f"{how} ({reason}), {backend} rounding")
+        own, floats = _made_state(parts, params, optimizer, group)
+        said = f"{how} ({reason}), {backend} rounding"
+        floats += 4 * elements
+        return row._replace(state=str(format), nbytes=nbytes + own, float32_nbytes=floats, update=said)
     names = update.algorithm(group).states
     formats = [state_format(optimizer, first, name) for name in names]
     shapes = [part.codes.shape for part in parts if isinstance(part, FixedPointTensor)]
@@ -147,10 +211,24 @@ def as_text(rows: Sequence[Row], kept: Mapping[str, str] = {}, wire: str = "") -
         sizes = [_size(row.nbytes), _size(row.float32_nbytes)]
         rows_of_text.append([row.group, row.weights, row.state, row.gradients, f"{row.elements:,}", *sizes, row.update])
     lines = columns(rows_of_text, texts=8)
+    parts = side_by_side(*_counted(rows)).values()
+    lines.append(f"of float32's bytes: {', '.join(f'{part.name} {part.text}' for part in parts)}")
     lines += _not_stored(kept)
     if wire:
         lines.append(f"gradients between processes: {wire}")
     return "\n".join(lines)
+
+
+def _counted(rows: Sequence[Row]) -> tuple[Kinds, Kinds]:
+    """What the rows say is held, weights and state in one, and in float32."""
+    buffers = [row for row in rows if row.group == "buffers"]
+    params = [row for row in rows if row.group != "buffers"]
+    return (
+        Kinds(sum(row.nbytes for row in params), 0, sum(row.gradient_nbytes for row in params),
+              buffers=sum(row.nbytes for row in buffers)),
+        Kinds(sum(row.float32_nbytes for row in params), 0, sum(row.float32_gradient_nbytes for row in params),
+              buffers=sum(row.float32_nbytes for row in buffers)),
+    )  # fmt: skip
 
 
 def _not_stored(kept: Mapping[str, str]) -> list[str]:

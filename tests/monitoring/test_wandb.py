@@ -28,9 +28,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 #: Of a run in one process, with activations in float.
 SCALARS = (
-    "weights_gib", "state_gib", "gradients_gib", "held_gib", "float32_gib", "bf16_mixed_gib", "predicted_gib",
-    "saved_fraction", "peak_gib", "word_length", "kept_in_float", "saturated", "lost", "unchanged", "noise_to_update",
-    "exponent_spread", "skipped_steps",
+    "weights_gib", "state_gib", "gradients_gib", "buffers_gib", "held_gib", "float32_gib", "bf16_mixed_gib",
+    "predicted_gib", "weights_and_state_share", "gradients_share", "held_share", "saved_fraction", "peak_gib",
+    "word_length", "kept_in_float", "saturated", "lost", "unchanged", "noise_to_update", "exponent_spread",
+    "skipped_steps",
 )  # fmt: skip
 
 
@@ -210,7 +211,10 @@ def test_without_layers_there_are_scalars_alone(home: Counting, tmp_path: Path) 
 def test_a_float_run_is_recorded_as_such(home: Counting, tmp_path: Path) -> None:
     fit(WandbLogger(save_dir=tmp_path))
     run = finished(tmp_path)
-    assert [row["weights"] for row in run.config["lowprec"]["table"]] == ["float32"]
+    (row,) = run.config["lowprec"]["table"]
+    assert row["weights"] == "float32"
+    assert row["nbytes"] == row["float32_nbytes"] == 3 * 4 * row["elements"]  # two moments beside the weights
+    assert row["gradient_nbytes"] == row["float32_gradient_nbytes"] == 4 * row["elements"]
     assert run.summary["memory saved"].startswith("0 GiB of ")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from lowprec_plugin import FixedPointFormat, memory, optim
 from lowprec_plugin.plan import Plan, plan
 from lowprec_plugin.telemetry.storage_table import describe
 from tests.algorithms import NAMED
-from tests.plan.models import MODELS, Odd, batch
+from tests.plan.models import MODELS, Odd, batch, small_transformer
 
 OPTIMIZERS: dict[str, Any] = {name: partial(ours, lr=1e-3, **options) for name, (ours, options) in NAMED.items()}
 #: Bits of weights, and of state.
@@ -132,12 +133,66 @@ def test_a_number_of_parameters() -> None:
     assert (planned.ours.weights + planned.ours.state) / planned.parameters == pytest.approx(4.012, abs=0.001)
     by_name = {each.name: (each.weights + each.state) / planned.parameters for each in planned.others}
     assert {name: round(value, 3) for name, value in by_name.items()} == {
-        "float32": 12, "bf16 mixed": 12, "bf16 + SR": 6, "FlashOptim": 5.1, "8-bit Adam": 4.03,
-        "lowprec 16/8, bf16": 4.012,
+        "float32": 12, "bf16 mixed": 12, "bf16 + SR": 6, "FlashOptim": 5.1, "FlashOptim, released": 5.1,
+        "8-bit Adam": 4.03, "lowprec 16/8, bf16": 4.012, "lowprec 16/8, 8-bit gradients": 4.012,
+        "lowprec 16/8, gradients released": 4.012,
     }  # fmt: skip
     assert "FlashOptim" not in {each.name for each in plan(1000, optimizer="lion").others}
     assert plan(1001, layers=3).parameters == 1001
     assert any("rows of 256" in said for said in planned.assumptions)
+
+
+def test_the_leanest_setting_of_seven_billion_is_below_every_rival() -> None:
+    planned = plan(7_000_000_000, state_word_length=8, gradient_word_length=8)
+    shares = {each.name: each.held / planned.float32.held for each in (planned.ours, *planned.others)}
+    assert planned.ours.most / planned.float32.most <= 0.33
+    assert shares[planned.ours.name] <= 0.33
+    rivals = {name: of for name, of in shares.items() if not name.startswith("lowprec")}
+    assert set(rivals) == {
+        "float32", "bf16 mixed", "bf16 + SR", "FlashOptim", "FlashOptim, released", "8-bit Adam",
+    }  # fmt: skip
+    assert shares[planned.ours.name] < min(rivals.values())
+    assert shares["lowprec 16/8, gradients released"] < 0.27
+    # They are shown whatever is asked for, and once.
+    for asked in ({}, {"state_word_length": 8}, {"gradient_word_length": 16}):
+        shown = plan(7_000_000_000, **asked)
+        assert {each.name for each in shown.others} >= {
+            "lowprec 16/8, 8-bit gradients", "lowprec 16/8, gradients released",
+        }  # fmt: skip
+    assert planned.ours.name not in {each.name for each in planned.others}
+
+
+@pytest.mark.parametrize("bits", [(16, None, 16), (16, 8, 8), (12, 8, 12)], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_in_codes(model: str, bits: tuple[int, int | None, int]) -> None:
+    module = MODELS[model]()
+    planned = plan(module, word_length=bits[0], state_word_length=bits[1], gradient_word_length=bits[2])
+    optim.quantize_(module, FixedPointFormat(bits[0]), gradient_word_length=bits[2])
+    report = measured(module, optim.AdamW(module.parameters(), state_word_length=bits[1]))
+    agrees(planned, report, share=0)
+    assert planned.ours.held == report.total
+    assert planned.float32.held == pytest.approx(report.float32_total, abs=4 * 100)
+    with pytest.raises(AssertionError):  # the control: gradients in float
+        agrees(plan(module, word_length=bits[0], state_word_length=bits[1]), report)
+
+
+def test_live_storages_are_those_planned() -> None:
+    """Whatever is alive after the backward pass: a float gradient would show."""
+    gc.collect()
+    before = memory.live_storages()
+    module = small_transformer()
+    planned = plan(module, state_word_length=8, gradient_word_length=8).ours
+    optim.quantize_(module, gradient_word_length=8)
+    optimizer = optim.AdamW(module.parameters(), state_word_length=8)
+    for last in (False, True):
+        module(batch(module)).square().mean().backward()
+        grads = [param.grad for param in module.parameters()]  # held in Python, where the walk sees them
+        if not last:
+            optimizer.step()
+            optimizer.zero_grad()
+    live = sum(nbytes for at, (nbytes, _) in memory.live_storages().items() if at not in before)
+    assert len(grads) == len(list(module.parameters()))
+    assert live == pytest.approx(planned.held, rel=0.02)
 
 
 def test_activations_are_those_that_were_given() -> None:
@@ -163,6 +218,8 @@ def test_activations_are_those_that_were_given() -> None:
             {"comm_error_feedback": True, "comm_word_length": None, "sharding": "ddp", "ranks": 2},
             "comm_error_feedback=True needs gradients in fixed-point",
         ),
+        ({"gradient_word_length": 8, "sharding": "zero1", "ranks": 2}, "gradients under ZeRO are the engine's own"),
+        ({"gradient_word_length": 80}, "gradient_word_length=80"),
         ({"activations": -5}, "activations=-5 bytes are less than 0"),
         ({"keep_float": ["nothing"]}, "keep_float='nothing' matches no parameter"),
         ({"units": ["nothing"]}, "units='nothing' matches no module"),

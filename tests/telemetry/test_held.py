@@ -39,11 +39,11 @@ def test_predicted_float32_and_bf16_are_the_plans(model: str, optimizer: Any, bi
     chosen = OPTIMIZERS[optimizer](module.parameters(), state_word_length=bits[1])
     found = step(module, chosen)
     assert found.ours.total == predicted(module, [chosen], FixedPointFormat(bits[0]), keep_float)
-    assert found.ours.total == planned.ours.weights + planned.ours.state + planned.ours.gradients
+    assert found.ours.total == planned.ours.held
     for kinds, amounts in ((found.float32, planned.float32), (found.bf16_mixed, planned.others[1])):
         assert amounts.name in ("float32", "bf16 mixed")
         scalars = 4 * len(list(module.parameters()))  # that count steps; torch's own SGD has none
-        assert tuple(kinds) == pytest.approx((amounts.weights, amounts.state, amounts.gradients, 0), abs=scalars)
+        assert kinds == pytest.approx(amounts.kinds, abs=scalars)
 
 
 def test_state_with_one_radix_point_is_predicted() -> None:
@@ -117,18 +117,19 @@ def test_activations_count_as_they_are_stored() -> None:
     assert found.ours.activations < 0.3 * found.float32.activations
 
 
-def _sharded(rank: int) -> tuple[Held, int | None]:
+def _sharded(rank: int, gradients: int | None) -> tuple[Held, int | None]:
     module = Shardable()
-    optim.quantize_(module, keep_float=KEPT)
+    optim.quantize_(module, keep_float=KEPT, gradient_word_length=gradients)
     for block in module.blocks:
         fully_shard(block)
     fully_shard(module)
     optimizer = optim.AdamW(module.parameters(), state_word_length=8)
-    return step(module, optimizer), predicted(module, [optimizer], FixedPointFormat(16), KEPT)
+    return step(module, optimizer), predicted(module, [optimizer], FixedPointFormat(16), KEPT, gradients)
 
 
-def test_of_shards_each_process_has_its_own_prediction() -> None:
-    found = ranks.run(3, _sharded)
+@pytest.mark.parametrize("gradients", [None, 8])
+def test_of_shards_each_process_has_its_own_prediction(gradients: int | None) -> None:
+    found = ranks.run(3, _sharded, gradients)
     for own, asked in found:
         assert asked == own.ours.total
     assert found[0][1] > found[2][1]  # rows that three processes do not share evenly

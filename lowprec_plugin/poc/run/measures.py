@@ -43,7 +43,6 @@ class Measures(Callback):
         self._gradients = (0, 0)
         self.examples = 0  # in a batch; 0: unknown
         self.activations = 0  # bytes that autograd saved for the first backward pass, without parameters
-        self.copies = 0  # bytes that it saved of copies of parameters, as autocast makes them
         self.parameters = 0  # numbers in all of them
         self.held: dict[str, int] = {}  # bytes by kind in this process; empty until the end
         self.float32: dict[str, int] = {}  # what float32 would take
@@ -78,7 +77,6 @@ class Measures(Callback):
             self._saved.__exit__()
             kept = watched(trainer).kept
             self.activations = sum(self._saved.rest.values()) + (0 if kept is None else kept.stored + kept.left)
-            self.copies = sum(self._saved.copies.values())
             self._saved = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -114,12 +112,9 @@ class Measures(Callback):
         run = watched(trainer)
         report = memory.report(run.module, run.optimizers)
         kinds = held(report, self._gradients)
-        self.held, self.float32 = (
-            {"weights": each.weights, "state": each.state, "gradients": each.gradients, "buffers": report.buffers}
-            for each in (kinds.ours, kinds.float32)
-        )
-        self.held["activations"] = self.activations
-        self.held["weights"] += self.copies
+        self.held = kinds.ours._replace(activations=self.activations)._asdict()
+        self.float32 = kinds.float32._asdict()
+        del self.float32["activations"]  # counted in a run of its own
         self.parameters = report.elements
         if trainer.world_size > 1:
             trainable = sum(param.numel() for param in pl_module.parameters() if param.requires_grad)
@@ -160,20 +155,18 @@ def deciles(numbers: Sequence[float]) -> dict[str, float]:
 
 
 class _Saved(saved_tensors_hooks):
-    """Bytes that autograd saves, by storage: ``copies`` of weights and the ``rest``; the weights themselves aside."""
+    """Bytes that autograd saves, by storage; weights aside, and copies of them, as autocast makes them."""
 
     def __init__(self, module: LightningModule) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
         floats = [param for param in module.parameters() if type(param) is nn.Parameter]
         self._own = {param.untyped_storage().data_ptr() for param in floats}
-        self.copies: dict[int, int] = {}
         self.rest: dict[int, int] = {}
 
     def _pack(self, tensor: Tensor) -> Tensor:
         with outside_overrides():
             if type(tensor) is Tensor:  # fixed-point weights are of another type
                 address = tensor.untyped_storage().data_ptr()
-                if address not in self._own:
-                    sizes = self.copies if is_weight(tensor) else self.rest
-                    sizes[address] = max(sizes.get(address, 0), tensor.nbytes)
+                if address not in self._own and not is_weight(tensor):
+                    self.rest[address] = max(self.rest.get(address, 0), tensor.nbytes)
         return tensor

@@ -38,8 +38,7 @@ class Rehearsed:
     tested: Sequence[str]  # metrics that the test logs
     has_test: bool
     steps: int | None  # of a whole run, estimated by Lightning if it can
-    activations: Mapping[str, int]  # bytes kept for the backward pass in "float32", and in "bf16" where that runs, with
-    # "bf16 copies": what autocast keeps of weights besides
+    activations: Mapping[str, int]  # bytes kept for the backward pass in "float32", and in "bf16" where that runs
     device: str
     left_out: Sequence[str]  # classes of callbacks and loggers that no run has, the module's own included
     no_bf16: str = ""  # why the module does not run in bf16, if it does not
@@ -71,7 +70,7 @@ def rehearsed(config: Config) -> Rehearsed:
     try:
         bf16 = Measures(1)
         rehearse(BF16.config(config, 0, None), [bf16])
-        activations |= {"bf16": bf16.activations, "bf16 copies": bf16.copies}
+        activations |= {"bf16": bf16.activations}
     except Exception as error:  # of the user's own code too: the runs in other formats do not need it
         no_bf16 = in_one_line(error)
     ending = [type(each).__name__ for each in cli.trainer.callbacks if is_left_out(each)]  # type: ignore[attr-defined]

@@ -27,8 +27,8 @@ FILE, RUN = "poc.json", "run.json"
 class RunRecord:
     """One run, as ``run.json`` holds it; bytes are those of one process.
 
-    The kinds of bytes held are weights (with autocast's copies), state, gradients, buffers, and the activations that
-    are kept for one backward pass.
+    The kinds of bytes held are those of :mod:`lowprec_plugin.memory.kinds`; activations are what is kept for one
+    backward pass.
     """
 
     variant: str

@@ -169,7 +169,7 @@ def _in_floats(held: dict[str, int], kept: Mapping[str, int]) -> tuple[dict[str,
     float32 = {**held, "activations": kept["float32"]}
     if "bf16" not in kept:
         return float32, {}
-    return float32, {**held, "activations": kept["bf16"], "weights": held["weights"] + kept["bf16 copies"]}
+    return float32, {**held, "activations": kept["bf16"]}
 
 
 def _not_finite(metrics: Mapping[str, float], metric: str, loss: Tensor | None) -> str:

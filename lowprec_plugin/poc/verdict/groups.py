@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from lowprec_plugin.memory import Kinds
 from lowprec_plugin.poc.run.study import RunRecord, Status
 from lowprec_plugin.poc.run.variants import FLOAT32, TWIN
 from lowprec_plugin.quality import Comparison, allowance, compare
 
 #: Of ``held``, in the order of the report.
-KINDS = ("weights", "state", "gradients", "activations", "buffers")
+KINDS = Kinds._fields
 
 
 @dataclass(frozen=True)
