@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.comm.exchange import Exchange, Gradient, is_plain
 from lowprec_plugin.comm.worker import Worker
 from lowprec_plugin.compat.autograd import at_end_of_backward, backward_pass
@@ -123,6 +124,7 @@ class Overlapped:
         self._buckets: list[_Bucket] = []
         self._next = 0
         self._over = True
+        self._side: torch.Stream | None = None  # of an accelerator
         end_exchange(model)
         for name, param in params.items():
             remove_gradient_hook(param, narrow_gradient)
@@ -197,12 +199,19 @@ class Overlapped:
             self._send(bucket)
         self._over = True
         for bucket in self._buckets:
-            assert bucket.future is not None
-            bucket.future.wait()
-        for (name, param), used in zip(self._params.items(), self._used.tolist(), strict=True):
+            if bucket.future is not None:
+                bucket.future.wait()
+        if self._side is not None:
+            torch.accelerator.current_stream(device).wait_stream(self._side)
+        # A device is waited for only where it is not known here that all are used.
+        flags = [1.0] * len(self._params) if len(came) == len(self._params) else self._used.tolist()
+        for (name, param), used in zip(self._params.items(), flags, strict=True):
             kept = self._codes.pop(name, None)
             if not used or kept is None:  # on no rank, and has no gradient; or has been used
                 continue
+            if self._side is not None:  # where it was made, and its memory would be used again too soon
+                for plane in kept._planes.planes if isinstance(kept, FixedPointGradient) else [kept]:
+                    plane.record_stream(torch.accelerator.current_stream(device))
             if not (releases_gradient(param) and use_gradient(param, kept)):
                 param.grad = kept
         self._buckets, self._codes = [], {}
@@ -236,7 +245,21 @@ class Overlapped:
                     codes[name] = mean
             return torch.zeros(0)
 
-        bucket.future = self._worker.submit(exchange)
+        device = self._used.device if flags else next(iter(values.values())).device
+        if accelerated(device):
+            self._on_stream(exchange, values, device)
+        else:
+            bucket.future = self._worker.submit(exchange)
+
+    def _on_stream(self, exchange: Callable[[], Tensor], values: Mapping[str, Tensor], device: torch.device) -> None:
+        """Queue it beside the backward pass. Nothing here waits."""
+        if self._side is None:
+            self._side = torch.Stream(device)
+        self._side.wait_stream(torch.accelerator.current_stream(device))
+        for each in values.values():
+            each.record_stream(self._side)
+        with self._side:
+            exchange()
 
     def _cut(self) -> list[list[str]]:
         """The parameters in the order of their exchange, in buckets."""
