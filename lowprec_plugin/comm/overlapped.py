@@ -154,9 +154,10 @@ class Overlapped:
         bucket = next(each for each in self._buckets if name in each.names)
         if name not in bucket.missing:
             raise RuntimeError(
-                f"the gradient of {name} came twice in one backward pass, as where a part of the network is computed "
-                "again with torch.utils.checkpoint's use_reentrant=True: set it False, or exchange gradients in floats "
-                "(gradient_word_length=None)"
+                f"the gradient of {name} came twice before a backward pass was over. Either a part of the network is "
+                "computed again with torch.utils.checkpoint's use_reentrant=True: set it False, or exchange gradients "
+                "in floats (gradient_word_length=None). Or an error ended the pass before this one, of which other "
+                "processes wait for the rest: start the processes again from a checkpoint"
             )
         self._note_pass()
         grad = param.grad

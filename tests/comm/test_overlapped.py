@@ -210,6 +210,26 @@ def test_a_gradient_that_comes_twice_is_refused() -> None:
     ranks.run(1, _twice)
 
 
+def _broken(rank: int) -> Any:
+    model, _ = make(16)
+
+    def fail(grad: Tensor) -> None:
+        raise ZeroDivisionError
+
+    hook = model.module.first.weight.register_hook(fail)  # type: ignore[union-attr]
+    with pytest.raises(ZeroDivisionError):
+        backward(model, rank, 0, spare=True)
+    hook.remove()
+    # By DDP, which has the small parameters, or by what exchanges the others: whichever sees a gradient first.
+    with pytest.raises(RuntimeError, match=r"mark a variable ready only once|start the processes again"):
+        model.module(torch.randn(8, 60)).sum().backward()
+    return None
+
+
+def test_a_pass_after_one_that_an_error_ended_is_refused() -> None:
+    ranks.run(1, _broken)
+
+
 def test_ddp_keeps_one_parameter_at_least() -> None:
     module = nn.Sequential(nn.Linear(64, 128, bias=False), nn.Linear(128, 128, bias=False))
     optim.quantize_(module, "fixed16", gradient_word_length=8)
