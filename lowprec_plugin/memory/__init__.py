@@ -1,4 +1,4 @@
-"""What a module and its optimizers hold, in bytes: now, by kind; and every storage that is alive."""
+"""What a module and its optimizers hold, in bytes: now, and over one step, by kind; and every storage that is alive."""
 
 from lowprec_plugin.memory.report import (
     MemoryReport,
@@ -10,14 +10,21 @@ from lowprec_plugin.memory.report import (
     report,
     with_held,
 )
+from lowprec_plugin.memory.timeline import Moment, Timeline
+from lowprec_plugin.memory.tracker import MemoryTracker, planes, timeline
 
 __all__ = [
     "MemoryReport",
+    "MemoryTracker",
+    "Moment",
+    "Timeline",
     "bytes_of",
     "gradients",
     "held_by",
     "live_storages",
     "optimizers_of",
+    "planes",
     "report",
+    "timeline",
     "with_held",
 ]
