@@ -52,6 +52,26 @@ def leave_out_of_ddp(module: nn.Module) -> list[str]:
     return list(coded)
 
 
+def floats_under_way(elements: Sequence[int]) -> int:
+    """Bytes of the float gradients that exist at a time, at most, of parameters in the order of their exchange."""
+    sizes = sorted((sum(4 * elements[at] for at in bucket) for bucket in _cut(elements)), reverse=True)
+    return sum(sizes[: UNDER_WAY + 1])
+
+
+def _cut(elements: Sequence[int]) -> list[list[int]]:
+    """The places of parameters of so many elements, in buckets."""
+    limit = min(BUCKET, max(_SMALLEST, 4 * sum(elements) // _BUCKETS))
+    buckets: list[list[int]] = [[]]
+    held = 0
+    for at, size in enumerate(elements):
+        if buckets[-1] and held + 4 * size > limit:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(at)
+        held += 4 * size
+    return buckets
+
+
 @dataclass
 class _Bucket:
     names: list[str]
@@ -103,9 +123,7 @@ class Overlapped:
     @property
     def float_bytes(self) -> int:
         """Bytes of the float gradients that exist at a time, at most."""
-        buckets = self._cut()
-        sizes = sorted((sum(4 * self._params[name].numel() for name in names) for names in buckets), reverse=True)
-        return sum(sizes[: UNDER_WAY + 1])
+        return floats_under_way([self._params[name].numel() for name in self._order])
 
     def _hook_of(self, name: str) -> Callable[[Tensor], None]:
         def take(param: Tensor) -> None:
@@ -206,17 +224,8 @@ class Overlapped:
 
     def _cut(self) -> list[list[str]]:
         """The parameters in the order of their exchange, in buckets."""
-        sizes = [4 * self._params[name].numel() for name in self._order]
-        limit = min(BUCKET, max(_SMALLEST, sum(sizes) // _BUCKETS))
-        buckets: list[list[str]] = [[]]
-        held = 0
-        for name, size in zip(self._order, sizes, strict=True):
-            if buckets[-1] and held + size > limit:
-                buckets.append([])
-                held = 0
-            buckets[-1].append(name)
-            held += size
-        return buckets
+        buckets = _cut([self._params[name].numel() for name in self._order])
+        return [[self._order[at] for at in bucket] for bucket in buckets]
 
     def _agree_on_order(self) -> None:
         """From the next step on, exchange in the order in which gradients came here on the first rank."""

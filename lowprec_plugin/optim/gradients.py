@@ -5,7 +5,8 @@ See :mod:`lowprec_plugin.tensor.gradient` for what they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -18,13 +19,20 @@ from lowprec_plugin.tensor.gradient_hook import watch_gradient
 FEWEST = 4096
 
 
-def keep_in_codes(param: Tensor, word_length: int | None) -> None:
-    """Have the gradients of a fixed-point parameter kept in ``word_length`` bits from now on; ``None``: as floats.
+def may_be_codes(shape: Sequence[int]) -> bool:
+    """Whether gradients of this shape become codes where that is wanted.
 
     Those of fewer elements than ``FEWEST``, and of vectors, every element of which is a block, stay floats.
     """
-    vector = rows_of(param.shape)[1] == 1
-    stored_part(param).gradient_word_length = None if vector or param.numel() < FEWEST else word_length
+    return rows_of(shape)[1] > 1 and math.prod(shape) >= FEWEST
+
+
+def keep_in_codes(param: Tensor, word_length: int | None) -> None:
+    """Have the gradients of a fixed-point parameter kept in ``word_length`` bits from now on, if they may be codes.
+
+    ``None``: as floats.
+    """
+    stored_part(param).gradient_word_length = word_length if may_be_codes(param.shape) else None
     watch_gradient(param)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of, chunk_bytes
 from lowprec_plugin.comm.exchange import message_bytes
+from lowprec_plugin.comm.overlapped import floats_under_way
 from lowprec_plugin.plan.inventory import Inventory, Parameter
 from lowprec_plugin.tensor.dtensor import share_of
 
@@ -27,12 +28,15 @@ class Storage:
         source: where the figures are from.
         weights: of a parameter of which a GPU holds this shape.
         state: of its optimizer state.
-        gradient: of a number of its gradient.
+        gradient: of a number of its gradient, as a float.
+        kept_gradient: of the gradient of a parameter of this shape, as it is kept until the step.
+        update: what an update allocates, of these parameters.
         sent: of a number of a gradient that travels as a float.
         word_length: bits of a gradient that travels in fixed-point; ``None``: it travels as a float.
         feedback: whether what the wire's rounding lost is kept.
         gathered: of a parameter of this shape that has been gathered.
         copies: that operations make of these weights while they use them; whether they have been gathered for it.
+        casts: whether all copies are there for as long as the step is.
     """
 
     name: str
@@ -40,11 +44,18 @@ class Storage:
     weights: Callable[[Parameter, Shape], float]
     state: Callable[[Parameter, Shape], float]
     gradient: Callable[[Parameter], int]
+    kept_gradient: Callable[[Parameter, Shape], float]
+    update: Callable[[Sequence[Parameter]], int]
     sent: int
     word_length: int | None
     feedback: bool
     gathered: Callable[[Parameter, Shape], float]
     copies: Callable[[Sequence[Parameter], bool], int]
+    casts: bool = False
+
+    def keeps_codes(self, param: Parameter) -> bool:
+        """Whether the gradient of ``param`` is kept otherwise than as a float."""
+        return self.kept_gradient(param, param.shape) != self.gradient(param) * param.elements
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Amounts:
         buffers: the module's.
         activations: as they were given.
         sent_gradients, sent_weights: in one step.
+        peak: bytes at the moment when most is held, with what operations make meanwhile. Of sharded models no moment is
+            looked for: it is all kinds together.
     """
 
     name: str
@@ -75,6 +88,7 @@ class Amounts:
     activations: int
     sent_gradients: int
     sent_weights: int
+    peak: int
 
     @property
     def held(self) -> int:
@@ -90,21 +104,44 @@ class Amounts:
 def on_one(storage: Storage, inventory: Inventory, activations: int) -> Amounts:
     """One GPU, which holds all and sends nothing."""
     params, trainable = inventory.parameters, inventory.trainable
+    weights = round(sum(storage.weights(param, param.shape) for param in params))
+    state = round(sum(storage.state(param, param.shape) for param in trainable))
+    gradients = round(sum(storage.kept_gradient(param, param.shape) for param in trainable))
+    working = storage.copies(params, False)
+    over = max(_backward(storage, inventory, activations), gradients + storage.update(trainable))
     return Amounts(
-        storage.name, storage.source,
-        weights=round(sum(storage.weights(param, param.shape) for param in params)),
-        state=round(sum(storage.state(param, param.shape) for param in trainable)),
-        gradients=sum(storage.gradient(param) * param.elements for param in trainable),
-        working=storage.copies(params, False), wire=0, buffers=inventory.buffers, activations=activations,
-        sent_gradients=0, sent_weights=0,
+        storage.name, storage.source, weights=weights, state=state, gradients=gradients, working=working, wire=0,
+        buffers=inventory.buffers, activations=activations, sent_gradients=0, sent_weights=0,
+        peak=weights + state + inventory.buffers + over,
     )  # fmt: skip
+
+
+def _backward(storage: Storage, inventory: Inventory, activations: int) -> int:
+    """The most over weights, state and buffers in a backward pass, which goes from the last parameter to the first.
+
+    Beside the gradients that it has left behind there are, of the parameter that it is at, the gradient as a float and
+    a copy that operations use. Activations are taken to be freed as parameters are passed.
+    """
+    most, kept, ahead, total = 0.0, 0.0, inventory.elements, max(1, inventory.elements)
+    every = storage.copies(inventory.parameters, False) if storage.casts else 0
+    for param in reversed(inventory.parameters):
+        gradient = storage.gradient(param) * param.elements if param.trainable else 0
+        copy = every or storage.copies([param], False)
+        most = max(most, kept + activations * ahead / total + copy + gradient)
+        kept += storage.kept_gradient(param, param.shape) if param.trainable else 0
+        ahead -= param.elements
+    return round(most)
 
 
 def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: int, bucket_view: bool) -> Amounts:
     """``DistributedDataParallel``, whose buckets are a second copy of the gradients unless they are views of it."""
     alone = on_one(storage, inventory, activations)
     buckets = list(_buckets(storage, inventory.trainable))
-    wire = 0 if bucket_view else alone.gradients
+    in_floats = [param for param in inventory.trainable if not storage.keeps_codes(param)]
+    in_codes = [param.elements for param in reversed(inventory.trainable) if storage.keeps_codes(param)]
+    floats = sum(storage.gradient(param) * param.elements for param in in_floats)
+    # What is kept in codes is in no bucket of the reducer's.
+    wire = floats_under_way(in_codes) + (0 if bucket_view else floats)
     if storage.word_length is None:
         elements = sum(param.elements for param in inventory.trainable)
         sent = round(2 * (ranks - 1) / ranks * storage.sent * elements)
@@ -117,7 +154,7 @@ def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: i
         if storage.feedback:
             sizes = [blocks_of(size) for bucket in buckets for size in bucket if size >= BLOCK]
             wire += sum(RESIDUAL.nbytes((blocks, BLOCK)) for blocks in sizes)
-    return _with(alone, wire=wire, sent_gradients=sent)
+    return with_changes(alone, wire=wire, sent_gradients=sent, peak=alone.peak + wire)
 
 
 def _buckets(storage: Storage, params: Sequence[Parameter]) -> Iterator[list[int]]:
@@ -172,15 +209,16 @@ def under_fsdp2(storage: Storage, inventory: Inventory, activations: int, ranks:
             sent += (ranks - 1) * message
             # The gradients, FSDP2's flat copy of them, what is sent and received, and two shares in float32.
             wire = max(wire, unsharded + ranks * (storage.sent * share + 2 * message) + 8 * share)
-    return Amounts(
+    amounts = Amounts(
         storage.name, storage.source,
         weights=round(sum(storage.weights(param, shard(param)) for param in inventory.parameters)),
         state=round(sum(storage.state(param, shard(param)) for param in inventory.trainable)),
-        gradients=sum(storage.gradient(param) * numel(shard(param)) for param in inventory.trainable),
+        gradients=round(sum(storage.kept_gradient(param, shard(param)) for param in inventory.trainable)),
         working=round(of_root + 2 * max(gathered.values(), default=0)) + storage.copies(inventory.parameters, True),
         wire=wire, buffers=inventory.buffers, activations=activations,
-        sent_gradients=sent, sent_weights=round(sent_weights),
+        sent_gradients=sent, sent_weights=round(sent_weights), peak=0,
     )  # fmt: skip
+    return with_changes(amounts, peak=amounts.held)
 
 
 def gathered_bytes(storage: Storage, params: Sequence[Parameter], ranks: int) -> float:
@@ -192,5 +230,6 @@ def gathered_bytes(storage: Storage, params: Sequence[Parameter], ranks: int) ->
     return total
 
 
-def _with(amounts: Amounts, **changes: int) -> Amounts:
+def with_changes(amounts: Amounts, **changes: int) -> Amounts:
+    """A copy with other bytes of some kinds."""
     return Amounts(**(vars(amounts) | changes))

@@ -15,8 +15,9 @@ from lowprec_plugin.formats import check_integer, check_kind
 from lowprec_plugin.optim.fused import named_algorithms
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plan import storages
-from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
+from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2, with_changes
 from lowprec_plugin.plan.inventory import Inventory, of_count, of_module
+from lowprec_plugin.plan.rehearsal import rehearse
 from lowprec_plugin.plan.storages import fixed_point, float32
 from lowprec_plugin.plan.zero import LIVE, PERSISTENT, under_zero
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -78,6 +79,7 @@ def plan(
     block_size: int = 256,
     compute_dtype: ComputeDtype | None = None,
     keep_float: str | Iterable[str] = (),
+    gradient_word_length: int | None = None,
     ranks: int = 1,
     sharding: Sharding = "none",
     rank: int = 0,
@@ -87,6 +89,7 @@ def plan(
     reduce_bucket_size: int = 500_000_000,
     persistent: int = PERSISTENT,
     activations: int = 0,
+    batch: Any = None,
 ) -> Plan:
     """Predict the bytes that each GPU holds and sends, without allocating a weight.
 
@@ -105,6 +108,7 @@ def plan(
         block_size: consecutive weights that share a radix point.
         compute_dtype: what operations see; float32 if not given, bfloat16 under ZeRO.
         keep_float: names or patterns of parameters that stay float.
+        gradient_word_length: bits of a gradient from when autograd has it until the step; floats if not given.
         ranks: GPUs, each with a process of its own.
         sharding: none (one GPU), ddp, fsdp2, zero1, zero2 or zero3.
         rank: fsdp2: of which GPU, counted from 0; the first holds the most.
@@ -114,7 +118,10 @@ def plan(
         bucket_view: ddp with gradient_as_bucket_view=True.
         reduce_bucket_size: ZeRO's, in elements.
         persistent: ZeRO's stage3_param_persistence_threshold, in elements.
-        activations: bytes that a run has been measured to hold for the backward pass. They are not predicted.
+        activations: bytes that a run has been measured to hold for the backward pass, as
+            :attr:`lowprec_plugin.memory.Timeline.activations` has them. They are not predicted from parameters alone.
+        batch: what the module is called with, a tensor or a tuple of arguments: a forward and a backward pass on the
+            meta device then say what activations there are, if they are not given, and what the peak is.
 
     Raises:
         ValueError: for a value outside its limits, or options that do not go together.
@@ -147,6 +154,12 @@ def plan(
     if zero and any(param.kept for param in inventory.parameters):
         raise OptionError("under ZeRO all master weights are in one flat partition: leave out ", Option("keep_float"))
     algorithm = algorithms[optimizer]
+    rehearsed = None
+    if batch is not None:
+        if not isinstance(model, nn.Module):
+            raise OptionError(Option("batch"), " is what a module is called with: give a module in place of a number")
+        rehearsed = rehearse(model, batch, options, {param.name for param in inventory.parameters if param.kept})
+        activations = activations or rehearsed.timeline.activations
 
     def amounts(storage: Storage, itemsize: int) -> Amounts:
         held = inventory if itemsize == 4 else replace(inventory, buffers=inventory.narrow_buffers)
@@ -160,8 +173,14 @@ def plan(
         return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
     ours = amounts(fixed_point(options, algorithm, itemsize), itemsize)
+    if rehearsed is not None and sharding in ("none", "ddp"):
+        stepping = ours.gradients + fixed_point(options, algorithm, itemsize).update(inventory.trainable)
+        over = max(rehearsed.over(activations), stepping) + ours.wire
+        ours = with_changes(ours, peak=ours.weights + ours.state + ours.buffers + over)
     others = tuple(amounts(*each) for each in _others(options, algorithm, itemsize, zero))
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
+    if sharding == "none":
+        said += _assumed_of_peak(batch is not None)
     said.append("the allocator's gaps and what CUDA and its libraries hold are not planned")
     said += inventory.assumptions if sharding == "fsdp2" or not isinstance(model, nn.Module) else ()
     said += _assumptions(sharding, bucket_view, itemsize, reduce_bucket_size)
@@ -215,11 +234,27 @@ def _check_sharded(options: PluginOptions, sharding: str) -> None:
             Option.given("sharding", sharding),
             ": leave it out",
         )
+    if options.gradient_word_length is not None and sharding in ZEROS:
+        raise OptionError(
+            Option.given("gradient_word_length", options.gradient_word_length),
+            ": gradients under ZeRO are the engine's own floats: leave it out",
+        )
     if options.state_fraction_length is not None and sharding in ZEROS:
         raise OptionError(
             Option.given("state_fraction_length", options.state_fraction_length),
             ": state under ZeRO has a radix point per block: leave it out",
         )
+
+
+def _assumed_of_peak(rehearsed: bool) -> list[str]:
+    said = ["peak: torch.optim updates one parameter at a time (foreach=True takes more)"]
+    if rehearsed:
+        return [*said, "activations: where they are not given, attention keeps its matrix of scores"]
+    return [
+        *said,
+        "peak: a parameter's float copy and float gradient are there at the same time, and activations are freed as "
+        "the backward pass passes parameters (a batch says when: plan(module, batch=...))",
+    ]
 
 
 def _assumptions(sharding: str, bucket_view: bool, itemsize: int, bucket: int) -> list[str]:

@@ -7,9 +7,11 @@ which the weights take 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
+from lowprec_plugin.formats import FixedPointFormat
+from lowprec_plugin.optim.gradients import may_be_codes
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
@@ -44,14 +46,23 @@ def fixed_point(options: PluginOptions, algorithm: Algorithm, itemsize: int) -> 
     def gradient(param: Parameter) -> int:
         return kept_itemsize(param) if param.kept else itemsize
 
+    def kept_gradient(param: Parameter, shape: Shape) -> int:
+        if param.kept or options.gradient_word_length is None or not may_be_codes(param.shape):
+            return gradient(param) * _numel(shape)
+        return FixedPointFormat(options.gradient_word_length, block_size=format.block_size).nbytes(shape)
+
     def copies(params: Sequence[Parameter], gathered: bool) -> int:
         return max((itemsize * param.elements for param in params if not param.kept), default=0)
 
+    update = _update(algorithm)
     bits = f"{format.word_length}"
     if options.state_word_length is not None:
         bits += f"/{options.state_word_length}"
+    if options.gradient_word_length is not None:
+        bits += f", gradients {options.gradient_word_length}"
     return Storage(
-        f"lowprec {bits}", "this package's formats", weights, state, gradient, itemsize, options.comm_bits,
+        f"lowprec {bits}", "this package's formats", weights, state, gradient, kept_gradient,
+        lambda params: update([param for param in params if param.kept]), itemsize, options.comm_bits,
         options.comm_error_feedback, gathered=weights, copies=copies,
     )  # fmt: skip
 
@@ -61,7 +72,8 @@ def float32(algorithm: Algorithm) -> Storage:
     return Storage(
         "float32", "4 bytes a number", lambda param, shape: 4 * _numel(shape),
         lambda param, shape: _float_state(algorithm, _numel(shape), 4),
-        gradient=lambda param: 4, sent=4, word_length=None, feedback=False,
+        gradient=lambda param: 4, kept_gradient=_floats(4), update=_update(algorithm), sent=4, word_length=None,
+        feedback=False,
         gathered=lambda param, shape: 4 * _numel(shape), copies=lambda params, gathered: 0,
     )  # fmt: skip
 
@@ -75,8 +87,9 @@ def bf16_mixed(algorithm: Algorithm) -> Storage:
     return Storage(
         "bf16 mixed", "float32 weights and state; matrices cast to bfloat16 for each step",
         lambda param, shape: 4 * _numel(shape), lambda param, shape: _float_state(algorithm, _numel(shape), 4),
-        gradient=lambda param: 4, sent=4, word_length=None, feedback=False,
-        gathered=lambda param, shape: 2 * _numel(shape), copies=casts,
+        gradient=lambda param: 4, kept_gradient=_floats(4), update=_update(algorithm), sent=4, word_length=None,
+        feedback=False,
+        gathered=lambda param, shape: 2 * _numel(shape), copies=casts, casts=True,
     )  # fmt: skip
 
 
@@ -87,9 +100,9 @@ def bf16(algorithm: Algorithm, name: str, source: str, weights: float, state: fl
         return (weights if param.trainable else 2) * _numel(shape)
 
     return Storage(
-        name, source, weight, lambda param, shape: state * _numel(shape), gradient=lambda param: 2, sent=2,
-        word_length=None, feedback=False, gathered=lambda param, shape: 2 * _numel(shape),
-        copies=lambda params, gathered: 0,
+        name, source, weight, lambda param, shape: state * _numel(shape), gradient=lambda param: 2,
+        kept_gradient=_floats(2), update=_update(algorithm, 2), sent=2, word_length=None, feedback=False,
+        gathered=lambda param, shape: 2 * _numel(shape), copies=lambda params, gathered: 0,
     )  # fmt: skip
 
 
@@ -106,6 +119,16 @@ def others(algorithm: Algorithm) -> list[Storage]:
             bf16(algorithm, "8-bit Adam", "4.03 bytes with bf16 stochastic rounding (torchao)", 2, 2.03),
         ]
     return found
+
+
+def _floats(itemsize: int) -> Callable[[Parameter, Shape], int]:
+    return lambda param, shape: itemsize * _numel(shape)
+
+
+def _update(algorithm: Algorithm, itemsize: int = 4) -> Callable[[Sequence[Parameter]], int]:
+    """What torch.optim's own step allocates, one parameter at a time: the root of a mean of squares, and a quotient."""
+    copies = 2 if algorithm.squared else 1 if algorithm.states else 0
+    return lambda params: max((copies * itemsize * param.elements for param in params), default=0)
 
 
 def _float_state(algorithm: Algorithm, elements: int, itemsize: int) -> int:

@@ -20,14 +20,15 @@ def as_text(plan: Plan) -> str:
     """Bytes by kind, what is sent, what it fits in, where the figures are from, and what was assumed."""
     every = [plan.ours, *plan.others]
     kinds = [kind for kind in KINDS if any(getattr(each, kind) for each in every)]
-    unit, name = _unit(max(each.held for each in every))
+    unit, name = _unit(max(max(each.held, each.peak) for each in every))
     where = "1 GPU" if plan.ranks == 1 else f"each of {plan.ranks} GPUs, {plan.sharding}"
-    header = [name, *kinds, "held", "of float32", "sent per step", "of float32"]
+    header = [name, *kinds, "held", "of float32", "peak", "of float32", "sent per step", "of float32"]
     rows = []
     for each in every:
         sent = [f"{each.sent / unit:.3f}", _share(each.sent, plan.float32.sent)] if plan.ranks > 1 else ["-", "-"]
         held = [f"{getattr(each, kind) / unit:.3f}" for kind in kinds] + [f"{each.held / unit:.3f}"]
-        rows.append([each.name, *held, _share(each.held, plan.float32.held), *sent])
+        peak = [f"{each.peak / unit:.3f}", _share(each.peak, plan.float32.peak)]
+        rows.append([each.name, *held, _share(each.held, plan.float32.held), *peak, *sent])
     lines = [f"{plan.parameters:,} parameters, {plan.optimizer}, {where}", *columns([header, *rows], texts=1), ""]
     lines += [f"{each.name}: {each.source}" for each in every]
     lines += ["", "what is left of a GPU's memory, in GiB", *_fits(every), ""]
@@ -39,7 +40,7 @@ def _fits(every: Sequence[Amounts]) -> list[str]:
     for size, cards in SIZES.items():
         if len(rows) > 1 and all(cell != "no" for cell in rows[-1]):
             break  # everything fits in the size before
-        left = [size - each.held / 2**30 for each in every]
+        left = [size - each.peak / 2**30 for each in every]
         rows.append([str(size), *(f"{each:.1f}" if each >= 0 else "no" for each in left), cards])
     return columns(rows, texts=1)
 

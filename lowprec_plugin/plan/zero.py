@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lowprec_plugin.arithmetic.reference.wire import blocks_of, chunk_bytes
 from lowprec_plugin.comm.exchange import message_bytes
-from lowprec_plugin.plan.amounts import Amounts, Storage
+from lowprec_plugin.plan.amounts import Amounts, Storage, with_changes
 from lowprec_plugin.plan.inventory import Inventory, Parameter
 
 #: DeepSpeed's defaults for stage 3, in elements: smaller parameters stay gathered, and at most so much of the others.
@@ -51,14 +51,15 @@ def under_zero(
     flat = Parameter("partition", (1, part))
     wire, sent = _wire(storage, list(_buckets(sizes, bucket)), ranks, stage, itemsize)
     copied = (itemsize + 4) * part  # this GPU's share, and during the step its float32 copy
-    return Amounts(
+    amounts = Amounts(
         storage.name, storage.source,
         weights=round(itemsize * own + storage.weights(flat, flat.shape)),
         state=round(storage.state(flat, flat.shape)),
         gradients=max(itemsize * total, copied) if stage == 1 else copied,
         working=working, wire=itemsize * bucket + wire, buffers=inventory.buffers, activations=activations,
-        sent_gradients=sent, sent_weights=round(sent_weights),
+        sent_gradients=sent, sent_weights=round(sent_weights), peak=0,
     )  # fmt: skip
+    return with_changes(amounts, peak=amounts.held)
 
 
 def _buckets(sizes: Sequence[int], limit: int) -> Sequence[list[int]]:
