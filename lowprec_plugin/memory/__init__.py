@@ -10,10 +10,11 @@ from lowprec_plugin.memory.report import (
     report,
     with_held,
 )
-from lowprec_plugin.memory.timeline import Moment, Timeline
+from lowprec_plugin.memory.timeline import KINDS, Moment, Timeline
 from lowprec_plugin.memory.tracker import MemoryTracker, planes, timeline
 
 __all__ = [
+    "KINDS",
     "MemoryReport",
     "MemoryTracker",
     "Moment",

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lowprec_plugin.activations.packed import KeptBytes
+from lowprec_plugin.compat.compiling import is_compiled
+from lowprec_plugin.compat.lightning import to_be_compiled_again
 from lowprec_plugin.deepspeed import AdoptedEngine, FixedPointDeepSpeedPrecision
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.step import FixedPointStep
@@ -62,6 +64,11 @@ class Watched:
     def beside(self) -> Row | None:
         """ZeRO's own copy of the weights."""
         return self.rows[-1] if self.adopted is not None and self.adopted.stage > 0 else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether some of it is compiled, and runs otherwise while its operations are looked at."""
+        return any(is_compiled(part) or to_be_compiled_again(part) for part in self.module.modules())
 
     @property
     def planned(self) -> int | None:

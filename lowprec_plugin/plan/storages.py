@@ -8,6 +8,7 @@ which the weights take 2.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
 from lowprec_plugin.formats import FixedPointFormat
@@ -114,10 +115,11 @@ def others(algorithm: Algorithm) -> list[Storage]:
         bf16(algorithm, "bf16 + SR", "bfloat16 throughout (arXiv 2502.20566)", 2, 2 * len(algorithm.states)),
     ]
     if algorithm == ADAM:
-        found += [
+        published = [
             bf16(algorithm, "FlashOptim", "5.1 bytes of weights, correction and moments (arXiv 2602.23349)", 3, 2.1),
             bf16(algorithm, "8-bit Adam", "4.03 bytes with bf16 stochastic rounding (torchao)", 2, 2.03),
         ]
+        found += [replace(each, update=lambda params: 0) for each in published]  # their steps are fused
     return found
 
 
