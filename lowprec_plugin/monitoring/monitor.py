@@ -32,9 +32,9 @@ class FixedPointMonitor(Callback):
         Trainer(plugins=FixedPointPrecision(), callbacks=[FixedPointMonitor()], logger=WandbLogger(project="mine"))
 
     Bytes held by weights, optimizer state and gradients, what float32 and bf16 mixed precision would hold of the same,
-    what was planned, the peak of memory and what it is for, bytes sent, and how much of the updates was clipped or lost: docs/monitor.md explains
-    each figure. A run without a fixed-point plugin may be watched too, to be compared with. Something that should worry
-    you is said once, in a warning.
+    what was planned, the peak of memory and what it is for, bytes sent, and how much of the updates was clipped or
+    lost: docs/monitor.md explains each figure. A run without a fixed-point plugin may be watched too, to be compared
+    with. Something that should worry you is said once, in a warning.
 
     Args:
         every_n_steps: steps between two looks, the first of which is at the first step. A look takes part of a step:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.imports import RequirementCache
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision
+from lowprec_plugin.memory import KINDS
 from lowprec_plugin.monitoring import panels
 from tests.monitoring.wandb_file import WandbRun, read
 from tests.plugin import users
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCALARS = (
     "weights_gib", "state_gib", "gradients_gib", "held_gib", "float32_gib", "bf16_mixed_gib", "predicted_gib",
     "saved_fraction", "peak_gib", "word_length", "kept_in_float", "saturated", "lost", "unchanged", "noise_to_update",
-    "exponent_spread", "skipped_steps",
+    "exponent_spread", "skipped_steps", *(f"peak_{kind}" for kind in KINDS),
 )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def test_within_a_twentieth(model: str, setting: Any) -> None:
         assert alone.activations == pytest.approx(timeline.activations, abs=64)
         assert alone.peak == pytest.approx(timeline.peak.total, rel=0.05)
     # From shapes alone it is a bound.
-    assert planned(MODELS[model](), setting, activations=timeline.activations).peak >= 0.95 * timeline.peak.total
+    bound = planned(MODELS[model](), setting, activations=timeline.activations).peak
+    assert 0.95 * timeline.peak.total <= bound <= 1.3 * timeline.peak.total
 
 
 def test_another_setting_is_noticed() -> None:
