@@ -17,7 +17,7 @@ from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plan import storages
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2, with_changes
 from lowprec_plugin.plan.inventory import Inventory, of_count, of_module
-from lowprec_plugin.plan.rehearsal import rehearse
+from lowprec_plugin.plan.rehearsal import Rehearsed, rehearse
 from lowprec_plugin.plan.storages import fixed_point, float32
 from lowprec_plugin.plan.zero import LIVE, PERSISTENT, under_zero
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -154,12 +154,14 @@ def plan(
     if zero and any(param.kept for param in inventory.parameters):
         raise OptionError("under ZeRO all master weights are in one flat partition: leave out ", Option("keep_float"))
     algorithm = algorithms[optimizer]
-    rehearsed = None
+    stored = in_float = None
     if batch is not None:
         if not isinstance(model, nn.Module):
             raise OptionError(Option("batch"), " is what a module is called with: give a module in place of a number")
-        rehearsed = rehearse(model, batch, options, {param.name for param in inventory.parameters if param.kept})
-        activations = activations or rehearsed.timeline.activations
+        kept = {param.name for param in inventory.parameters if param.kept}
+        stored = rehearse(model, batch, options, kept)
+        in_float = rehearse(model, batch, PluginOptions(), {param.name for param in inventory.parameters})
+        activations = activations or stored.timeline.activations
 
     def amounts(storage: Storage, itemsize: int) -> Amounts:
         held = inventory if itemsize == 4 else replace(inventory, buffers=inventory.narrow_buffers)
@@ -172,12 +174,16 @@ def plan(
         stage = 1 + ZEROS.index(sharding)
         return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
-    ours = amounts(fixed_point(options, algorithm, itemsize), itemsize)
-    if rehearsed is not None and sharding in ("none", "ddp"):
-        stepping = ours.gradients + fixed_point(options, algorithm, itemsize).update(inventory.trainable)
-        over = max(rehearsed.over(activations), stepping) + ours.wire
-        ours = with_changes(ours, peak=ours.weights + ours.state + ours.buffers + over)
-    others = tuple(amounts(*each) for each in _others(options, algorithm, itemsize, zero))
+    def rehearsed(found: Amounts, storage: Storage, passes: Rehearsed | None) -> Amounts:
+        if passes is None or sharding not in ("none", "ddp"):
+            return found
+        over = max(passes.over(activations), found.gradients + storage.update(inventory.trainable))
+        return with_changes(found, peak=found.weights + found.state + found.buffers + over + found.wire)
+
+    own = fixed_point(options, algorithm, itemsize)
+    ours = rehearsed(amounts(own, itemsize), own, stored)
+    baseline, *rest = _others(options, algorithm, itemsize, zero)
+    others = (rehearsed(amounts(*baseline), baseline[0], in_float), *(amounts(*each) for each in rest))
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
     if sharding == "none":
         said += _assumed_of_peak(batch is not None)

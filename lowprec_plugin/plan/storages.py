@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, LION, MOMENTUM, RMSPROP, SGD, Algorithm
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.gradients import may_be_codes
 from lowprec_plugin.optim.options import PluginOptions
@@ -18,6 +18,8 @@ from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
 from lowprec_plugin.plan.inventory import Parameter
 
+#: Tensors of a parameter's size that the float step makes: Adam's of the root of a mean of squares, and a quotient.
+COPIES = {ADAM: 2, RMSPROP: 1, LION: 1, SGD: 0, MOMENTUM: 0}
 #: Bytes of the float32 scalar that counts a parameter's steps.
 STEP = 4
 
@@ -128,8 +130,8 @@ def _floats(itemsize: int) -> Callable[[Parameter, Shape], int]:
 
 
 def _update(algorithm: Algorithm, itemsize: int = 4) -> Callable[[Sequence[Parameter]], int]:
-    """What torch.optim's own step allocates, one parameter at a time: the root of a mean of squares, and a quotient."""
-    copies = 2 if algorithm.squared else 1 if algorithm.states else 0
+    """What a step of torch.optim allocates, which goes from one parameter to the next."""
+    copies = COPIES.get(algorithm, max(COPIES.values()))
     return lambda params: max((copies * itemsize * param.elements for param in params), default=0)
 
 

@@ -12,6 +12,7 @@ from lowprec_plugin import memory, optim
 from lowprec_plugin.memory import Timeline
 from lowprec_plugin.plan import plan
 from lowprec_plugin.plan.amounts import Amounts
+from tests.algorithms import NAMED
 from tests.plan.models import MODELS, batch
 
 #: Bits of weights, of state and of gradients; the first is float32.
@@ -64,6 +65,22 @@ def test_within_a_twentieth(model: str, setting: Any) -> None:
     # From shapes alone it is a bound.
     bound = planned(MODELS[model](), setting, activations=timeline.activations).peak
     assert 0.95 * timeline.peak.total <= bound <= 1.3 * timeline.peak.total
+
+
+@pytest.mark.parametrize("optimizer", NAMED)
+def test_every_optimizer(optimizer: Any) -> None:
+    ours, options = NAMED[optimizer]
+    for model in ("digits", "mnist", "odd"):
+        module, coded = MODELS[model](), MODELS[model]()
+        trainable = [param for param in module.parameters() if param.requires_grad]
+        optim.quantize_(coded, gradient_word_length=8)
+        found = plan(
+            module, optimizer=optimizer, state_word_length=8, gradient_word_length=8, batch=batch(module)
+        )  # fmt: skip
+        in_float = measured(module, ours.float_class(trainable, lr=1e-3, **options)).peak.total
+        in_codes = measured(coded, ours(coded.parameters(), lr=1e-3, state_word_length=8, **options)).peak.total
+        assert found.float32.peak == pytest.approx(in_float, rel=0.05)
+        assert found.ours.peak == pytest.approx(in_codes, rel=0.05)
 
 
 def test_another_setting_is_noticed() -> None:
