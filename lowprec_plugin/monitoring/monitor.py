@@ -97,7 +97,7 @@ class FixedPointMonitor(Callback):
             return
         run = watched(trainer)
         self._kept_before = copy.copy(run.kept)
-        if not run.compiled:
+        if run.can_be_followed:
             self._tracker = MemoryTracker(run.module, run.optimizers)
             self._tracker.__enter__()
 

@@ -66,9 +66,13 @@ class Watched:
         return self.rows[-1] if self.adopted is not None and self.adopted.stage > 0 else None
 
     @property
-    def compiled(self) -> bool:
-        """Whether some of it is compiled, and runs otherwise while its operations are looked at."""
-        return any(is_compiled(part) or to_be_compiled_again(part) for part in self.module.modules())
+    def can_be_followed(self) -> bool:
+        """Whether its operations can be looked at: not where some of it is compiled, which would run otherwise then, nor
+        under DeepSpeed, whose engine holds what nobody here knows.
+        """
+        if any(is_compiled(part) or to_be_compiled_again(part) for part in self.module.modules()):
+            return False
+        return self.adopted is None and all(isinstance(each, Optimizer) for each in self.optimizers)
 
     @property
     def planned(self) -> int | None:
