@@ -67,8 +67,9 @@ class Watched:
 
     @property
     def can_be_followed(self) -> bool:
-        """Whether its operations can be looked at: not where some of it is compiled, which would run otherwise then, nor
-        under DeepSpeed, whose engine holds what nobody here knows.
+        """Whether its operations can be looked at.
+
+        Not where some of it is compiled, which would run otherwise then, nor under DeepSpeed, whose engine holds more.
         """
         if any(is_compiled(part) or to_be_compiled_again(part) for part in self.module.modules()):
             return False
