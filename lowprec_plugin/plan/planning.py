@@ -246,11 +246,9 @@ def _check_sharded(options: PluginOptions, sharding: str) -> None:
     """Refuse options that a run with this ``sharding`` does not have."""
     if options.comm_error_feedback and sharding != "ddp":
         raise OptionError(
-            Option.given("comm_error_feedback", True),
-            " is of DDP, not of ",
-            Option.given("sharding", sharding),
+            Option.given("comm_error_feedback", True), " is of DDP, not of ", Option.given("sharding", sharding),
             ": leave it out",
-        )
+        )  # fmt: skip
     if options.gradient_word_length is not None and sharding in ZEROS:
         raise OptionError(
             Option.given("gradient_word_length", options.gradient_word_length),
