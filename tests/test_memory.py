@@ -109,6 +109,32 @@ def test_peak_during_a_step_is_one_parameter_as_float(kind: str) -> None:
         assert peak <= 8 * largest
 
 
+@pytest.mark.parametrize(
+    ("state", "gradients", "limit"),
+    [(None, 16, 8.1), (8, 8, 5.1), (8, None, 8.1)],
+    ids=["16/16, 16", "16/8, 8", "floats"],
+)
+def test_peak_of_a_step_is_two_layers_as_floats(state: int | None, gradients: int | None, limit: float) -> None:
+    """Over what is held between the backward pass and the step, gradients included; activations aside."""
+    module = Transformer()
+    optim.quantize_(module, gradient_word_length=gradients)
+    optimizer = optim.AdamW(module.parameters(), 1e-3, state_word_length=state)
+    step(module, optimizer)
+    elements = sum(param.numel() for param in module.parameters())
+
+    def over() -> float:
+        """Bytes at the peak over those between."""
+        timeline = memory.timeline(module, optimizer, lambda: step(module, optimizer))
+        between = next(each for each in timeline.moments if each.phase == "step")
+        assert (between.weights + between.state + between.gradients) / elements <= limit
+        return max(each.total - each.activations for each in timeline.moments) - between.total
+
+    layers = sorted((4 * param.numel() for param in module.parameters()), reverse=True)
+    assert over() <= sum(layers[:2])
+    optimizer.register_step_pre_hook(lambda *_: [param.dequantize() for param in module.parameters()] and None)
+    assert over() > sum(layers[:2])  # the control: floats of all, for a moment
+
+
 def test_report_by_kind() -> None:
     module = nn.Sequential(nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512))
     optim.quantize_(module)

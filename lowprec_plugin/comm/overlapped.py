@@ -58,6 +58,12 @@ def cut(sizes: Sequence[int]) -> list[list[int]]:
     return buckets
 
 
+def floats_under_way(sizes: Sequence[int]) -> int:
+    """Bytes of the float gradients that exist at a time, at most, where gradients of such ``sizes`` are exchanged."""
+    waiting = sorted((sum(sizes[place] for place in bucket) for bucket in cut(sizes)), reverse=True)
+    return sum(waiting[: UNDER_WAY + 1])
+
+
 def leave_out_of_ddp(module: nn.Module) -> list[str]:
     """Have ``DistributedDataParallel(module)`` leave out the parameters whose gradients are kept small, or not.
 
@@ -133,9 +139,12 @@ class Overlapped:
     @property
     def float_bytes(self) -> int:
         """Bytes of the float gradients that exist at a time, at most."""
-        buckets = self._cut()
-        sizes = sorted((sum(4 * self._params[name].numel() for name in names) for names in buckets), reverse=True)
-        return sum(sizes[: UNDER_WAY + 1])
+        return floats_under_way(self._sizes)
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Bytes of the float gradients in the order of their exchange."""
+        return [4 * self._params[name].numel() for name in self._order]
 
     @torch.no_grad()
     def _take(self, name: str, param: Any) -> None:
@@ -264,7 +273,7 @@ class Overlapped:
 
     def _cut(self) -> list[list[str]]:
         """The parameters in the order of their exchange, in buckets."""
-        buckets = cut([4 * self._params[name].numel() for name in self._order])
+        buckets = cut(self._sizes)
         return [[self._order[place] for place in bucket] for bucket in buckets]
 
     def _agree_on_order(self) -> None:

@@ -1,4 +1,4 @@
-"""What a module and its optimizers hold, in bytes: now, by kind; and every storage that is alive."""
+"""What a module and its optimizers hold, in bytes: now, and over one step, by kind; and every storage that is alive."""
 
 from lowprec_plugin.memory.kinds import Kinds, Part, side_by_side
 from lowprec_plugin.memory.report import (
@@ -11,17 +11,24 @@ from lowprec_plugin.memory.report import (
     report,
     with_held,
 )
+from lowprec_plugin.memory.timeline import Moment, Timeline
+from lowprec_plugin.memory.tracker import MemoryTracker, planes, timeline
 
 __all__ = [
     "Kinds",
     "MemoryReport",
+    "MemoryTracker",
+    "Moment",
     "Part",
+    "Timeline",
     "bytes_of",
     "gradients",
     "held_by",
     "live_storages",
     "optimizers_of",
+    "planes",
     "report",
     "side_by_side",
+    "timeline",
     "with_held",
 ]

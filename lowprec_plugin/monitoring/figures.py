@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowprec_plugin.activations.packed import KeptBytes
+from lowprec_plugin.arithmetic.devices import counts_memory
 from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
-from lowprec_plugin.memory import Kinds, report, side_by_side
+from lowprec_plugin.memory import Kinds, Moment, report, side_by_side
 from lowprec_plugin.memory.kinds import TOTAL
+from lowprec_plugin.memory.timeline import KINDS
 from lowprec_plugin.monitoring.watched import Watched
 from lowprec_plugin.telemetry import block_exponents, counts_by_name, exponent_spread, held
 from lowprec_plugin.telemetry.exponents import EXPONENTS
@@ -32,7 +34,7 @@ class Captured(NamedTuple):
     Attributes:
         gradients: bytes of gradients when they took most, and what float32 would.
         kept: activations kept for the backward pass; ``None`` where they are not stored narrow.
-        peak: bytes of device or resident memory; ``None`` where nobody knows.
+        peak: most bytes of device memory so far, or resident memory; ``None`` where nobody knows.
     """
 
     gradients: tuple[int, int]
@@ -55,15 +57,16 @@ class StepFigures(NamedTuple):
     exponents: Tensor
 
 
-def figures(run: Watched, captured: Captured, device: torch.device) -> StepFigures:
+def figures(run: Watched, captured: Captured, at_peak: Moment | None, device: torch.device) -> StepFigures:
     """The figures of this step. Called by all processes alike.
 
     Bytes are those of the process that has most, and counts are summed over the processes.
 
     Args:
+        at_peak: when most was held in this step; ``None`` where that was not followed.
         device: where processes exchange numbers.
     """
-    most = _most(run, captured)
+    most = _most(run, captured, at_peak, device)
     largest = dict(zip(most, _over_processes(list(most.values()), dist.ReduceOp.MAX, device), strict=True))
     names = [name for name, _ in run.module.named_parameters()]
     own = counts_by_name(run.module, run.fixed)
@@ -79,7 +82,7 @@ def figures(run: Watched, captured: Captured, device: torch.device) -> StepFigur
     return StepFigures(scalars, counts, exponents)
 
 
-def _most(run: Watched, captured: Captured) -> dict[str, float]:
+def _most(run: Watched, captured: Captured, at_peak: Moment | None, device: torch.device) -> dict[str, float]:
     """Of this process, what the process with most is logged for; minus infinity where there is nothing to log."""
     now, beside = report(run.module, run.optimizers), run.beside
     kinds = held(now, captured.gradients, captured.kept)
@@ -92,7 +95,9 @@ def _most(run: Watched, captured: Captured) -> dict[str, float]:
         "activations": NOTHING if captured.kept is None else ours.activations, "buffers": ours.buffers,
         "held": ours.total, "float32": float32.total, "bf16_mixed": bf16_mixed.total,
         "predicted": _or_nothing(run.planned),
-        "peak": _or_nothing(captured.peak),
+        "peak": _or_nothing(captured.peak if at_peak is None or counts_memory(device) else at_peak.total),
+        "followed": NOTHING if at_peak is None else at_peak.total,
+        **{f"peak_{kind}": NOTHING if at_peak is None else at_peak.by_kind[kind] for kind in KINDS},
         "sent": _sum(traffic, "bytes_sent_per_step", "weight_bytes_sent_per_step"),
         "float32_sent": _sum(traffic, "float32_bytes_per_step", "float32_weight_bytes_per_step"),
         **_shares(ours, float32, beside is not None),
@@ -142,6 +147,8 @@ def _scalars(most: Mapping[str, float], in_float: float, counts: UpdateCounts, e
     found |= {name: most[name] for name in most if name.endswith("_share")}
     found["saved_fraction"] = 1 - most["held"] / max(1.0, most["float32"])
     found["peak_gib"] = most["peak"] / GIB
+    if most["followed"] != NOTHING:
+        found |= {f"peak_{kind}": most[f"peak_{kind}"] / max(1.0, most["followed"]) for kind in KINDS}
     found |= {f"{name}_mib": most[name] / MIB for name in ("sent", "float32_sent")}
     found |= {"word_length": most["word_length"], "kept_in_float": in_float}
     if counts.elements:

@@ -14,6 +14,7 @@ from lowprec_plugin.arithmetic.update_counts import UpdateCounts, total
 from lowprec_plugin.compat.bases import Callback
 from lowprec_plugin.compat.lightning import misconfiguration, step_of_logs
 from lowprec_plugin.formats import check_integer, check_kind
+from lowprec_plugin.memory import MemoryTracker, Moment
 from lowprec_plugin.monitoring import panels
 from lowprec_plugin.monitoring.figures import Captured, figures
 from lowprec_plugin.monitoring.watched import Watched, watched
@@ -31,9 +32,9 @@ class FixedPointMonitor(Callback):
         Trainer(plugins=FixedPointPrecision(), callbacks=[FixedPointMonitor()], logger=WandbLogger(project="mine"))
 
     Bytes held by weights, optimizer state and gradients, what float32 and bf16 mixed precision would hold of the same,
-    what was planned, peak memory, bytes sent, and how much of the updates was clipped or lost: docs/monitor.md explains
-    each figure. A run without a fixed-point plugin may be watched too, to be compared with. Something that should worry
-    you is said once, in a warning.
+    what was planned, the peak of memory and what it is for, bytes sent, and how much of the updates was clipped or
+    lost: docs/monitor.md explains each figure. A run without a fixed-point plugin may be watched too, to be compared
+    with. Something that should worry you is said once, in a warning.
 
     Args:
         every_n_steps: steps between two looks, the first of which is at the first step. A look takes part of a step:
@@ -60,6 +61,8 @@ class FixedPointMonitor(Callback):
         self._begun = False
         self._captured: Captured | None = None
         self._kept_before: KeptBytes | None = None
+        self._tracker: MemoryTracker | None = None  # while a batch is followed
+        self._at_peak: Moment | None = None
         self._feared: set[str] = set()  # causes that the look before this one found
         self._said: set[str] = set()
 
@@ -85,15 +88,21 @@ class FixedPointMonitor(Callback):
                 trainer, f"Cannot use `{type(self).__name__}` callback with `Trainer` that has no logger."
             )
         self._next, self._captured, self._feared, self._begun = step_of_logs(trainer), None, set(), False
+        self._at_peak = None
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Note what has been kept of activations, to tell what this step keeps; have updates in it counted."""
-        if step_of_logs(trainer) >= self._next:
-            run = watched(trainer)
-            self._kept_before = copy.copy(run.kept)
-            for optimizer in run.fixed:
-                if optimizer.releasing is not None:  # updates in the backward pass
-                    optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
+        """Note what has been kept of activations, to tell what this step keeps, and follow its memory."""
+        self._stop_following()
+        if step_of_logs(trainer) < self._next:
+            return
+        run = watched(trainer)
+        self._kept_before = copy.copy(run.kept)
+        for optimizer in run.fixed:
+            if optimizer.releasing is not None:  # updates in the backward pass
+                optimizer.fixed_point.counting, optimizer.fixed_point.counts = True, {}
+        if run.can_be_followed:
+            self._tracker = MemoryTracker(run.module, run.optimizers)
+            self._tracker.__enter__()
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Look at the gradients while there are some, and have the step counted."""
@@ -114,13 +123,14 @@ class FixedPointMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log the step, if it was one to look at."""
+        self._stop_following()
         if self._captured is None:
             return
         run, step = watched(trainer), step_of_logs(trainer)
-        found = figures(run, self._captured, trainer.strategy.root_device)
+        found = figures(run, self._captured, self._at_peak, trainer.strategy.root_device)
         for optimizer in run.fixed:
             optimizer.fixed_point.counting = False
-        self._captured, self._next = None, (step // self.every_n_steps + 1) * self.every_n_steps
+        self._captured, self._at_peak, self._next = None, None, (step // self.every_n_steps + 1) * self.every_n_steps
         for name, counts in found.counts.items():
             self._counts[name] = total([self._counts.get(name, UpdateCounts()), counts])
         self._run = run
@@ -144,8 +154,18 @@ class FixedPointMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remember the layers as they are."""
+        self._stop_following()
         self.layers()
         self._run = None
+
+    def _stop_following(self) -> None:
+        """Of the micro-batches of a step, the one that takes most is kept."""
+        if self._tracker is not None:
+            self._tracker.__exit__(None, None, None)
+            peak = self._tracker.timeline().peak
+            self._tracker = None
+            if self._at_peak is None or peak.total > self._at_peak.total:
+                self._at_peak = peak
 
     def _warn(self, run: Watched) -> None:
         """Say once what is amiss at two looks in a row, for a first step is like no other. A ramp sees to its own."""

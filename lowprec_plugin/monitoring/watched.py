@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lowprec_plugin.activations.packed import KeptBytes
+from lowprec_plugin.compat.compiling import is_compiled
+from lowprec_plugin.compat.lightning import to_be_compiled_again
 from lowprec_plugin.deepspeed import AdoptedEngine, FixedPointDeepSpeedPrecision
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.optim.step import FixedPointStep
@@ -64,6 +66,16 @@ class Watched:
     def beside(self) -> Row | None:
         """ZeRO's own copy of the weights."""
         return self.rows[-1] if self.adopted is not None and self.adopted.stage > 0 else None
+
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether its operations can be looked at.
+
+        Not where some of it is compiled, which would run otherwise then, nor under DeepSpeed, whose engine holds more.
+        """
+        if any(is_compiled(part) or to_be_compiled_again(part) for part in self.module.modules()):
+            return False
+        return self.adopted is None and all(isinstance(each, Optimizer) for each in self.optimizers)
 
     @property
     def planned(self) -> int | None:

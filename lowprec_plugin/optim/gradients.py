@@ -54,13 +54,15 @@ def check_gradients(
     return None, parsed
 
 
-def stays_float(shape: Sequence[int]) -> bool:
-    """Whether a gradient of this shape is not worth codes: of fewer than ``FEWEST`` elements, or of a vector.
+def stays_float(shape: Sequence[int], word_length: GradientWordLength | None) -> bool:
+    """Whether the gradient of a parameter of this shape is a float until the step where ``word_length`` is asked.
 
-    Every element of a vector would be a block.
+    One of fewer elements than ``FEWEST`` is; and in place of codes that of a vector, every element of which would be a
+    block.
     """
     rows, columns = rows_of(shape)
-    return columns == 1 or rows * columns < FEWEST
+    small = rows * columns < FEWEST or (columns == 1 and word_length != "release")
+    return word_length is None or small
 
 
 def keep_gradients(param: Tensor, word_length: GradientWordLength | None, dtype: torch.dtype | None = None) -> None:
@@ -68,14 +70,12 @@ def keep_gradients(param: Tensor, word_length: GradientWordLength | None, dtype:
 
     Args:
         word_length: bits of codes; ``"release"``: an optimizer that takes the parameter uses them at once; ``None``:
-            floats. Those of fewer elements than ``FEWEST`` stay floats until the step, and in place of codes those of
-            vectors, every element of which would be a block.
+            floats. Some are floats all the same, see :func:`stays_float`.
         dtype: of the floats; ``None``: the parameter's own.
     """
     part = stored_part(param)
     keep_floats(param)
-    small = param.numel() < FEWEST if word_length == "release" else stays_float(param.shape)
-    part.gradient_word_length = None if small else word_length
+    part.gradient_word_length = None if stays_float(param.shape, word_length) else word_length
     Asked.release |= word_length == "release"
     part.gradient_dtype = None if dtype == part.dtype else dtype
     watch_gradient(param)

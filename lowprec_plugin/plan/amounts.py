@@ -12,7 +12,7 @@ import torch
 
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of, chunk_bytes
 from lowprec_plugin.comm.exchange import message_bytes
-from lowprec_plugin.comm.overlapped import UNDER_WAY, cut
+from lowprec_plugin.comm.overlapped import cut, floats_under_way
 from lowprec_plugin.memory import Kinds
 from lowprec_plugin.plan.inventory import Inventory, Parameter
 from lowprec_plugin.tensor.dtensor import share_of
@@ -39,6 +39,8 @@ class Storage:
         coded: of a gradient, or a shard of one, of this shape that is kept otherwise than the backward pass makes it,
             which is 0 where it is used up at once; ``None``: kept so.
         copies: that operations make of these weights while they use them; whether they have been gathered for it.
+        update: what the optimizer's step makes while it updates these.
+        casts: whether all copies are there for as long as the step is.
     """
 
     name: str
@@ -51,7 +53,9 @@ class Storage:
     feedback: bool
     gathered: Callable[[Parameter, Shape], float]
     copies: Callable[[Sequence[Parameter], bool], int]
+    update: Callable[[Sequence[Parameter]], int]
     coded: Callable[[Parameter, Shape], int | None] = lambda param, shape: None
+    casts: bool = False
 
     def kept_gradient(self, param: Parameter, shape: Shape) -> int:
         """Bytes of the gradient of ``param``, or of a shard of this shape, from the backward pass to the step."""
@@ -70,11 +74,12 @@ class Amounts:
         state: the optimizer's.
         gradients: of the parameters, or this GPU's shards of them.
         working: copies of weights while operations use them, what is gathered of them, and a gradient as the backward
-            pass makes it where it is kept otherwise.
+            pass makes it where it is kept otherwise; or what the optimizer's step makes, where that is more.
         wire: buffers of what travels, and gradients that are not in shards yet.
         buffers: the module's.
         activations: as they were given.
         sent_gradients, sent_weights: in one step.
+        at_once: at the moment of a step when there is most; ``None`` where that is not looked for.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Amounts:
     activations: int
     sent_gradients: int
     sent_weights: int
+    at_once: int | None = None
 
     @property
     def kinds(self) -> Kinds:
@@ -100,9 +106,9 @@ class Amounts:
         return self.kinds.total
 
     @property
-    def most(self) -> int:
-        """The same with all that can be there while operations run."""
-        return self.held + self.working + self.wire
+    def peak(self) -> int:
+        """The most at a time: as it was looked for, or all that can be there, though hardly at the same time."""
+        return self.held + self.working + self.wire if self.at_once is None else self.at_once
 
     @property
     def sent(self) -> int:
@@ -113,13 +119,15 @@ class Amounts:
 def on_one(storage: Storage, inventory: Inventory, activations: int) -> Amounts:
     """One GPU, which holds all and sends nothing."""
     params, trainable = inventory.parameters, inventory.trainable
+    weights = round(sum(storage.weights(param, param.shape) for param in params))
+    state = round(sum(storage.state(param, param.shape) for param in trainable))
+    gradients = sum(storage.kept_gradient(param, param.shape) for param in trainable)
+    making, updating = storage.copies(params, False) + _passing(storage, trainable), storage.update(trainable)
+    most = weights + state + inventory.buffers
+    most += max(_backward(storage, inventory, activations), gradients + updating)
     return Amounts(
-        storage.name, storage.source,
-        weights=round(sum(storage.weights(param, param.shape) for param in params)),
-        state=round(sum(storage.state(param, param.shape) for param in trainable)),
-        gradients=sum(storage.kept_gradient(param, param.shape) for param in trainable),
-        working=storage.copies(params, False) + _passing(storage, trainable), wire=0, buffers=inventory.buffers,
-        activations=activations, sent_gradients=0, sent_weights=0,
+        storage.name, storage.source, weights=weights, state=state, gradients=gradients, working=max(making, updating),
+        wire=0, buffers=inventory.buffers, activations=activations, sent_gradients=0, sent_weights=0, at_once=most,
     )  # fmt: skip
 
 
@@ -127,6 +135,23 @@ def _passing(storage: Storage, params: Iterable[Parameter]) -> int:
     """Bytes of the largest gradient that is kept otherwise, as the backward pass makes it."""
     coded = (param for param in params if storage.coded(param, param.shape) is not None)
     return max((storage.gradient(param) * param.elements for param in coded), default=0)
+
+
+def _backward(storage: Storage, inventory: Inventory, activations: int) -> int:
+    """The most over weights, state and buffers in a backward pass, which goes from the last parameter to the first.
+
+    Beside the gradients that it has left behind there are, of the parameter that it is at, the gradient as a float and
+    a copy that operations use. Activations are taken to be freed as parameters are passed.
+    """
+    most, kept, ahead, total = 0.0, 0, inventory.elements, max(1, inventory.elements)
+    every = storage.copies(inventory.parameters, False) if storage.casts else 0
+    for param in reversed(inventory.parameters):
+        gradient = storage.gradient(param) * param.elements if param.trainable else 0
+        copy = every or storage.copies([param], False)
+        most = max(most, kept + activations * ahead / total + copy + gradient)
+        kept += storage.kept_gradient(param, param.shape) if param.trainable else 0
+        ahead -= param.elements
+    return round(most)
 
 
 def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: int, bucket_view: bool) -> Amounts:
@@ -143,10 +168,11 @@ def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: i
     alone = on_one(storage, inventory, activations)
     left = [param for param in inventory.trainable if param not in coded]
     coming = [param.elements for param in reversed(coded)]
-    waiting = [[coming[place] for place in bucket] for bucket in cut([4 * size for size in coming])]
-    buckets = [*_buckets(storage, left), *(sizes for sizes in waiting if sizes)]
-    wire = 0 if bucket_view else sum(storage.gradient(param) * param.elements for param in left)
-    wire += 4 * sum(sorted(map(sum, waiting), reverse=True)[: UNDER_WAY + 1])
+    sizes = [4 * size for size in coming]
+    waiting = [[coming[place] for place in bucket] for bucket in cut(sizes) if bucket]
+    buckets = [*_buckets(storage, left), *waiting]
+    wire = floats_under_way(sizes)
+    wire += 0 if bucket_view else sum(storage.gradient(param) * param.elements for param in left)
     if storage.word_length is None:
         elements = sum(param.elements for param in inventory.trainable)
         sent = round(2 * (ranks - 1) / ranks * storage.sent * elements)
@@ -159,7 +185,7 @@ def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: i
         if storage.feedback:
             sizes = [blocks_of(size) for bucket in buckets for size in bucket if size >= BLOCK]
             wire += sum(RESIDUAL.nbytes((blocks, BLOCK)) for blocks in sizes)
-    return _with(alone, wire=wire, sent_gradients=sent)
+    return replace(alone, wire=wire, sent_gradients=sent, at_once=alone.peak + wire)
 
 
 def _buckets(storage: Storage, params: Sequence[Parameter]) -> Iterator[list[int]]:
@@ -232,7 +258,3 @@ def gathered_bytes(storage: Storage, params: Sequence[Parameter], ranks: int) ->
         rows, *rest = param.shape
         total += storage.gathered(param, (ranks * share_of(rows, ranks, 0)[1], *rest))
     return total
-
-
-def _with(amounts: Amounts, **changes: int) -> Amounts:
-    return Amounts(**(vars(amounts) | changes))

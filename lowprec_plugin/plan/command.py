@@ -60,7 +60,7 @@ def run_plan(
         raise OptionError(Option.given("parameters", parameters), " is not a whole number")
     else:
         model = int(parameters)
-    planned = plan(model, activations=round(activations_gib * 2**30), **options)
+    planned = plan(model, activations=round(activations_gib * 2**30), batch=None, **options)
     print(as_text(planned))
     if json_file is not None:
         whole_text(json_file, json.dumps(planned.as_dict(), indent=1) + "\n")

@@ -17,6 +17,7 @@ from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.plan import storages
 from lowprec_plugin.plan.amounts import Amounts, Storage, on_one, under_ddp, under_fsdp2
 from lowprec_plugin.plan.inventory import Inventory, of_count, of_module
+from lowprec_plugin.plan.rehearsal import Rehearsed, rehearse
 from lowprec_plugin.plan.storages import fixed_point, float32
 from lowprec_plugin.plan.zero import LIVE, PERSISTENT, under_zero
 from lowprec_plugin.text.option_error import Option, OptionError
@@ -30,7 +31,9 @@ Sharding = Literal["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 ZEROS = ("zero1", "zero2", "zero3")
 #: ``gradient_word_length`` in the leanest settings, which are shown whatever is asked for.
 LEANEST: tuple[int | Literal["release"], ...] = (8, "release")
-SHARDINGS = ("none", "ddp", "fsdp2", *ZEROS)
+#: Those where each GPU holds the whole: gradients may be released, and the peak is looked for.
+UNSHARDED = ("none", "ddp")
+SHARDINGS = (*UNSHARDED, "fsdp2", *ZEROS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Plan:
         """For JSON: bytes, with the sums."""
 
         def amounts(each: Amounts) -> dict[str, Any]:
-            return asdict(each) | {"held": each.held, "most": each.most, "sent": each.sent}
+            return asdict(each) | {"held": each.held, "peak": each.peak, "sent": each.sent}
 
         return asdict(self) | {"ours": amounts(self.ours), "others": [amounts(each) for each in self.others]}
 
@@ -90,6 +93,7 @@ def plan(
     reduce_bucket_size: int = 500_000_000,
     persistent: int = PERSISTENT,
     activations: int = 0,
+    batch: Any = None,
 ) -> Plan:
     """Predict the bytes that each GPU holds and sends, without allocating a weight.
 
@@ -105,8 +109,8 @@ def plan(
         state_fraction_length: bits behind the radix point of all state; a radix point per block if not given.
         comm_word_length: bits of a gradient between GPUs: 4, 8, 12 or 16; "auto" is 16; none for floats.
         comm_error_feedback: keep what the rounding of gradients lost (ddp).
-        gradient_word_length: bits of a gradient from the backward pass to the step; floats if not given. Vectors' and
-            small ones stay floats.
+        gradient_word_length: bits of a gradient from the backward pass to the step, or "release": none is kept (none,
+            ddp); floats if not given. Vectors' and small ones stay floats.
         block_size: consecutive weights that share a radix point.
         compute_dtype: what operations see; float32 if not given, bfloat16 under ZeRO.
         keep_float: names or patterns of parameters that stay float.
@@ -119,7 +123,10 @@ def plan(
         bucket_view: ddp with gradient_as_bucket_view=True.
         reduce_bucket_size: ZeRO's, in elements.
         persistent: ZeRO's stage3_param_persistence_threshold, in elements.
-        activations: bytes that a run has been measured to hold for the backward pass. They are not predicted.
+        activations: bytes that a run has been measured to hold for the backward pass, as
+            :attr:`lowprec_plugin.memory.Timeline.activations` has them. They are not predicted from parameters alone.
+        batch: what the module is called with, a tensor or a tuple of arguments: a forward and a backward pass on the
+            meta device then say what activations there are, if they are not given, and what the peak is.
 
     Raises:
         ValueError: for a value outside its limits, or options that do not go together.
@@ -152,6 +159,14 @@ def plan(
     if zero and any(param.kept for param in inventory.parameters):
         raise OptionError("under ZeRO all master weights are in one flat partition: leave out ", Option("keep_float"))
     algorithm = algorithms[optimizer]
+    stored = in_float = None
+    if batch is not None:
+        if not isinstance(model, nn.Module):
+            raise OptionError(Option("batch"), " is what a module is called with: give a module in place of a number")
+        kept = {param.name for param in inventory.parameters if param.kept}
+        stored = rehearse(model, batch, options, kept)
+        in_float = rehearse(model, batch, PluginOptions(), {param.name for param in inventory.parameters})
+        activations = activations or stored.timeline.activations
 
     def amounts(storage: Storage, itemsize: int) -> Amounts:
         held = inventory if itemsize == 4 else replace(inventory, buffers=inventory.narrow_buffers)
@@ -164,9 +179,18 @@ def plan(
         stage = 1 + ZEROS.index(sharding)
         return under_zero(storage, held, activations, ranks, stage, itemsize, reduce_bucket_size, persistent)
 
-    ours = amounts(fixed_point(options, algorithm, itemsize, options.gradient_word_length), itemsize)
-    others = tuple(amounts(*each) for each in _others(options, algorithm, itemsize, sharding))
+    def rehearsed(found: Amounts, storage: Storage, passes: Rehearsed | None) -> Amounts:
+        if passes is None or sharding not in UNSHARDED:
+            return found
+        over = max(passes.over(activations), found.gradients + storage.update(inventory.trainable))
+        return replace(found, at_once=found.weights + found.state + found.buffers + over + found.wire)
+
+    own = fixed_point(options, algorithm, itemsize, options.gradient_word_length)
+    ours = rehearsed(amounts(own, itemsize), own, stored)
+    baseline, *rest = _others(options, algorithm, itemsize, sharding)
+    others = (rehearsed(amounts(*baseline), baseline[0], in_float), *(amounts(*each) for each in rest))
     said = [] if activations else ["activations are not planned: give what a run has been measured to hold"]
+    said += _assumed_of_peak(sharding, batch is not None)
     said.append("the allocator's gaps and what CUDA and its libraries hold are not planned")
     said += inventory.assumptions if sharding == "fsdp2" or not isinstance(model, nn.Module) else ()
     said += _assumptions(sharding, bucket_view, itemsize, reduce_bucket_size)
@@ -190,7 +214,7 @@ def _others(options: PluginOptions, algorithm: Algorithm, itemsize: int, shardin
     if sharding in ZEROS:  # what differs is the engine's own dtype: masters and state are float32
         masters = replace(float32(algorithm), source="float32 masters and state beside the engine's own parameters")
         return [(replace(masters, name="float32"), 4), (replace(masters, name="bf16 mixed"), 2)]
-    release = sharding in ("none", "ddp")  # FSDP2 reduces the gradients of a unit together
+    release = sharding in UNSHARDED  # FSDP2 reduces the gradients of a unit together
     found = [(storage, storage.sent) for storage in storages.others(algorithm, sharding == "none")]
     asked = options.gradient_word_length
     if itemsize == 4:
@@ -222,17 +246,15 @@ def _check_sharded(options: PluginOptions, sharding: str) -> None:
     """Refuse options that a run with this ``sharding`` does not have."""
     if options.comm_error_feedback and sharding != "ddp":
         raise OptionError(
-            Option.given("comm_error_feedback", True),
-            " is of DDP, not of ",
-            Option.given("sharding", sharding),
+            Option.given("comm_error_feedback", True), " is of DDP, not of ", Option.given("sharding", sharding),
             ": leave it out",
-        )
+        )  # fmt: skip
     if options.gradient_word_length is not None and sharding in ZEROS:
         raise OptionError(
             Option.given("gradient_word_length", options.gradient_word_length),
-            ": gradients under ZeRO are the engine's own: leave it out",
+            ": gradients under ZeRO are the engine's own floats: leave it out",
         )
-    if options.gradient_word_length == "release" and sharding not in ("none", "ddp"):
+    if options.gradient_word_length == "release" and sharding not in UNSHARDED:
         raise OptionError(
             Option.given("gradient_word_length", "release"), " does not go together with ",
             Option.given("sharding", sharding), ": use ", Option.given("gradient_word_length", 8),
@@ -242,6 +264,23 @@ def _check_sharded(options: PluginOptions, sharding: str) -> None:
             Option.given("state_fraction_length", options.state_fraction_length),
             ": state under ZeRO has a radix point per block: leave it out",
         )
+
+
+def _assumed_of_peak(sharding: str, rehearsed: bool) -> list[str]:
+    if sharding not in UNSHARDED:
+        return ["peak: all kinds together, though they need not be there at the same time"]
+    said = ["peak: torch.optim updates one parameter at a time (foreach=True takes more)"]
+    if rehearsed:
+        return [
+            *said,
+            "peak: a pass with the batch says what ours and float32 take, and shapes alone what the others do",
+            "activations: where they are not given, attention keeps its matrix of scores",
+        ]
+    return [
+        *said,
+        "peak: a parameter's float copy and float gradient are there at the same time, and activations are freed as "
+        "the backward pass passes parameters (a batch says when: plan(module, batch=...))",
+    ]
 
 
 def _assumptions(sharding: str, bucket_view: bool, itemsize: int, bucket: int) -> list[str]:

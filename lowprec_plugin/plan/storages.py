@@ -7,23 +7,25 @@ which the weights take 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from lowprec_plugin.arithmetic.formulas import ADAM, Algorithm
+from lowprec_plugin.arithmetic.formulas import ADAM, LION, MOMENTUM, RMSPROP, SGD, Algorithm
 from lowprec_plugin.formats import FixedPointFormat
-from lowprec_plugin.optim.gradients import stays_float
+from lowprec_plugin.optim.gradients import GradientWordLength, stays_float
 from lowprec_plugin.optim.options import PluginOptions
 from lowprec_plugin.optim.state import format_of_state
 from lowprec_plugin.plan.amounts import Shape, Storage
 from lowprec_plugin.plan.inventory import Parameter
 
+#: Tensors of a parameter's size that the float step makes: Adam's of the root of a mean of squares, and a quotient.
+COPIES = {ADAM: 2, RMSPROP: 1, LION: 1, SGD: 0, MOMENTUM: 0}
 #: Bytes of the float32 scalar that counts a parameter's steps.
 STEP = 4
 
 
 def fixed_point(
-    options: PluginOptions, algorithm: Algorithm, itemsize: int, gradients: int | Literal["release"] | None = None
+    options: PluginOptions, algorithm: Algorithm, itemsize: int, gradients: GradientWordLength | None = None
 ) -> Storage:
     """This package's.
 
@@ -51,13 +53,14 @@ def fixed_point(
         return kept_itemsize(param) if param.kept else itemsize
 
     def coded(param: Parameter, shape: Shape) -> int | None:
-        if gradients is None or param.kept or stays_float(param.shape):
+        if gradients is None or param.kept or stays_float(param.shape, gradients):
             return None
         return 0 if gradients == "release" else FixedPointFormat(gradients, block_size=format.block_size).nbytes(shape)
 
     def copies(params: Sequence[Parameter], gathered: bool) -> int:
         return max((itemsize * param.elements for param in params if not param.kept), default=0)
 
+    update = _update(algorithm)
     bits = f"{format.word_length}"
     if options.state_word_length is not None:
         bits += f"/{options.state_word_length}"
@@ -66,6 +69,7 @@ def fixed_point(
     return Storage(
         f"lowprec {bits}", "this package's formats", weights, state, gradient, itemsize, options.comm_bits,
         options.comm_error_feedback, gathered=weights, copies=copies, coded=coded,
+        update=lambda params: update([param for param in params if param.kept]),
     )  # fmt: skip
 
 
@@ -74,7 +78,7 @@ def float32(algorithm: Algorithm) -> Storage:
     return Storage(
         "float32", "4 bytes a number", lambda param, shape: 4 * _numel(shape),
         lambda param, shape: _float_state(algorithm, _numel(shape), 4),
-        gradient=lambda param: 4, sent=4, word_length=None, feedback=False,
+        gradient=lambda param: 4, sent=4, word_length=None, feedback=False, update=_update(algorithm),
         gathered=lambda param, shape: 4 * _numel(shape), copies=lambda params, gathered: 0,
     )  # fmt: skip
 
@@ -88,8 +92,8 @@ def bf16_mixed(algorithm: Algorithm) -> Storage:
     return Storage(
         "bf16 mixed", "float32 weights and state; matrices cast to bfloat16 for each step",
         lambda param, shape: 4 * _numel(shape), lambda param, shape: _float_state(algorithm, _numel(shape), 4),
-        gradient=lambda param: 4, sent=4, word_length=None, feedback=False,
-        gathered=lambda param, shape: 2 * _numel(shape), copies=casts,
+        gradient=lambda param: 4, sent=4, word_length=None, feedback=False, update=_update(algorithm),
+        gathered=lambda param, shape: 2 * _numel(shape), copies=casts, casts=True,
     )  # fmt: skip
 
 
@@ -102,7 +106,8 @@ def bf16(algorithm: Algorithm, name: str, source: str, weights: float, state: fl
     return Storage(
         name, source, weight, lambda param, shape: state * _numel(shape), gradient=lambda param: 2, sent=2,
         word_length=None, feedback=False, gathered=lambda param, shape: 2 * _numel(shape),
-        copies=lambda params, gathered: 0, coded=lambda param, shape: 0 if released else None,
+        copies=lambda params, gathered: 0, update=_update(algorithm, 2),
+        coded=lambda param, shape: 0 if released else None,
     )  # fmt: skip
 
 
@@ -119,13 +124,20 @@ def others(algorithm: Algorithm, release: bool) -> list[Storage]:
     ]
     if algorithm == ADAM:
         flash = "5.1 bytes of weights, correction and moments (arXiv 2602.23349)"
-        found.append(bf16(algorithm, "FlashOptim", flash, 3, 2.1))
+        published = [bf16(algorithm, "FlashOptim", flash, 3, 2.1)]
         if release:
-            found.append(bf16(algorithm, "FlashOptim, released", f"{flash}, no gradients", 3, 2.1, released=True))
-        found += [
+            published.append(bf16(algorithm, "FlashOptim, released", f"{flash}, no gradients", 3, 2.1, released=True))
+        published += [
             bf16(algorithm, "8-bit Adam", "4.03 bytes with bf16 stochastic rounding (torchao)", 2, 2.03),
         ]
+        found += [replace(each, update=lambda params: 0) for each in published]  # their steps are fused
     return found
+
+
+def _update(algorithm: Algorithm, itemsize: int = 4) -> Callable[[Sequence[Parameter]], int]:
+    """What a step of torch.optim allocates, which goes from one parameter to the next."""
+    copies = COPIES.get(algorithm, max(COPIES.values()))
+    return lambda params: max((copies * itemsize * param.elements for param in params), default=0)
 
 
 def _float_state(algorithm: Algorithm, elements: int, itemsize: int) -> int:

@@ -15,6 +15,8 @@ SIZES = {
     8: "", 12: "", 16: "NVIDIA T4", 24: "NVIDIA RTX 3090, RTX 4090", 32: "", 40: "NVIDIA A100", 48: "", 64: "",
     80: "NVIDIA A100, H100", 96: "", 128: "", 141: "NVIDIA H200", 192: "AMD MI300X",
 }  # fmt: skip
+#: What the most at a time is called.
+PEAK = "peak"
 KINDS = (*Kinds._fields, "working", "wire")
 
 
@@ -22,12 +24,12 @@ def as_text(plan: Plan) -> str:
     """Bytes by kind and as shares of float32's, what is sent, what it fits in, sources, and what was assumed."""
     every = [plan.ours, *plan.others]
     kinds = [kind for kind in KINDS if any(getattr(each, kind) for each in every)]
-    unit, name = _unit(max(each.most for each in every))
+    unit, name = _unit(max(each.peak for each in every))
     where = "1 GPU" if plan.ranks == 1 else f"each of {plan.ranks} GPUs, {plan.sharding}"
     sends = ["sent per step"] if plan.ranks > 1 else []
-    rows = [[name, *kinds, TOTAL, "at most", *sends]]
+    rows = [[name, *kinds, TOTAL, PEAK, *sends]]
     for each in every:
-        amounts = [*(getattr(each, kind) for kind in kinds), each.held, each.most, *([each.sent] if sends else [])]
+        amounts = [*(getattr(each, kind) for kind in kinds), each.held, each.peak, *([each.sent] if sends else [])]
         rows.append([each.name, *(f"{amount / unit:.3f}" for amount in amounts)])
     lines = [f"{plan.parameters:,} parameters, {plan.optimizer}, {where}", *columns(rows, texts=1), ""]
     lines += [*_shares(plan, every), ""]
@@ -40,7 +42,7 @@ def _shares(plan: Plan, every: Sequence[Amounts]) -> list[str]:
     rows = []
     for each in every:
         parts = list(side_by_side(each.kinds, plan.float32.kinds).values())
-        parts.append(Part("at most", each.most, plan.float32.most))
+        parts.append(Part(PEAK, each.peak, plan.float32.peak))
         if plan.ranks > 1:
             parts.append(Part("sent per step", each.sent, plan.float32.sent))
         rows.append([each.name, *(part.text for part in parts)])
@@ -52,7 +54,7 @@ def _fits(every: Sequence[Amounts]) -> list[str]:
     for size, cards in SIZES.items():
         if len(rows) > 1 and all(cell != "no" for cell in rows[-1]):
             break  # everything fits in the size before
-        left = [size - each.most / 2**30 for each in every]
+        left = [size - each.peak / 2**30 for each in every]
         rows.append([str(size), *(f"{each:.1f}" if each >= 0 else "no" for each in left), cards])
     return columns(rows, texts=1)
 

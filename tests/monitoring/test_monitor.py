@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision, WordLengthRamp, memory
+from lowprec_plugin.memory.timeline import KINDS
 from lowprec_plugin.monitoring import monitor as monitor_module
 from lowprec_plugin.monitoring.figures import GIB
 from lowprec_plugin.telemetry import Concern, LayerReport
@@ -126,6 +127,56 @@ def test_nothing_of_the_training_changes() -> None:
     torch.manual_seed(0)
     watched = trained(FixedPointMonitor(1, layers=True))
     assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [(users.Regressor, {}), (users.Regressor, {"accumulate_grad_batches": 2}), (users.Manual, {}), (users.GAN, {})],
+    ids=str,
+)
+def test_the_peak_is_that_of_a_step_by_kind(make: Any, given: Any) -> None:
+    recorder = fit(make(), FixedPointPrecision(), FixedPointMonitor(1), **given)
+    first, *_, line = [line for _, line in recorder.ours]
+    shares = {name: line[f"peak_{name}"] for name in KINDS}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["weights"] * line["peak_gib"] == pytest.approx(line["weights_gib"])
+    assert shares["state"] * line["peak_gib"] == pytest.approx(line["state_gib"], rel=0.02)
+    # All that is held, and next to it no more than a small network's activations and temporaries.
+    assert line["weights_gib"] + line["state_gib"] < line["peak_gib"] < 40_000 / GIB
+    assert first["peak_gib"] <= line["peak_gib"]
+
+
+def test_a_hidden_float_copy_raises_the_peak() -> None:
+    """The control."""
+
+    class Hoarding(users.Regressor):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.hidden = torch.zeros(1 << 16)
+            return super().training_step(batch, batch_idx)
+
+    honest, hoarding = (
+        fit(make(), FixedPointPrecision(), FixedPointMonitor(1)).ours[-1][1] for make in (users.Regressor, Hoarding)
+    )
+    assert (hoarding["peak_gib"] - honest["peak_gib"]) * GIB == pytest.approx(4 << 16, rel=0.01)
+    assert hoarding["held_gib"] == honest["held_gib"]
+
+
+def test_what_is_compiled_is_not_followed() -> None:
+    module = users.Regressor()
+    module.net.compile(backend="eager")
+    lines = [line for _, line in fit(module, FixedPointPrecision(), FixedPointMonitor(1)).ours]
+    assert all("peak_weights" not in line and line["peak_gib"] > 2**20 / GIB for line in lines)  # the whole process
+
+
+def test_an_exception_ends_the_look() -> None:
+    class Failing(users.Regressor):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            raise KeyError
+
+    monitor = FixedPointMonitor(1)
+    with pytest.raises(KeyError):
+        fit(Failing(), FixedPointPrecision(), monitor)
+    assert monitor._tracker is None
 
 
 class Clearing(users.Manual):

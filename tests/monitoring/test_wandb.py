@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.imports import RequirementCache
 
 from lowprec_plugin import FixedPointMonitor, FixedPointPrecision
+from lowprec_plugin.memory.timeline import KINDS
 from lowprec_plugin.monitoring import panels
 from tests.monitoring.wandb_file import WandbRun, read
 from tests.plugin import users
@@ -31,7 +32,7 @@ SCALARS = (
     "weights_gib", "state_gib", "gradients_gib", "buffers_gib", "held_gib", "float32_gib", "bf16_mixed_gib",
     "predicted_gib", "weights_and_state_share", "gradients_share", "held_share", "saved_fraction", "peak_gib",
     "word_length", "kept_in_float", "saturated", "lost", "unchanged", "noise_to_update", "exponent_spread",
-    "skipped_steps",
+    "skipped_steps", *(f"peak_{kind}" for kind in KINDS),
 )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_a_number_and_what_it_fits_in(capsys: pytest.CaptureFixture[str]) -> Non
     sixteen = re.search(r"^16 +(\S+) +(\S+)", printed, re.MULTILINE)
     assert sixteen is not None
     for each, cell in zip((planned.ours, planned.float32), sixteen.groups(), strict=True):
-        left = 16 - each.most / 2**30
+        left = 16 - each.peak / 2**30
         assert cell == (f"{left:.1f}" if left >= 0 else "no")
     assert run("--parameters=7e9", "--activations_gib=8") == 0
     assert "activations are not planned" not in capsys.readouterr().out

@@ -46,7 +46,7 @@ class RunRecord:
     float32: dict[str, int] = field(default_factory=dict)  # the same in float32
     bf16: dict[str, int] = field(default_factory=dict)  # the same in bf16 mixed precision
     parameters: int = 0  # numbers in all parameters
-    peak: int = 0  # most bytes of device memory of any process; on a CPU, of resident memory
+    peak: int = 0  # most bytes of any process: of device memory, on a CPU what MemoryTracker sees
     sent: float = 0.0  # bytes of gradients per step
     float32_sent: float = 0.0  # what float32 would send
     step_ms: dict[str, float] = field(default_factory=dict)  # of an optimizer step: median; first and last decile
