@@ -146,6 +146,25 @@ def test_the_peak_is_that_of_a_step_by_kind(make: Any, given: Any) -> None:
     assert first["peak_gib"] <= line["peak_gib"]
 
 
+def test_a_step_that_releases_gradients_is_followed_and_counted() -> None:
+    class Wide(users.Regressor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(12, 512), nn.Tanh(), nn.Linear(512, 512), nn.Linear(512, 1))
+
+    def last(bits: Any) -> dict[str, float]:
+        seed_everything(0, verbose=False)
+        plugin = FixedPointPrecision(gradient_word_length=bits)
+        return fit(Wide(), plugin, FixedPointMonitor(1), max_epochs=1).ours[-1][1]
+
+    released, kept = last("release"), last(None)
+    assert released["held_gib"] < 0.7 * kept["held_gib"]
+    assert released["peak_gib"] < kept["peak_gib"]
+    # At the worst moment there is one gradient as floats, beside that of the last layer, which is small.
+    assert released["peak_gradients"] * released["peak_gib"] * GIB == pytest.approx(4 * 512 * 512, rel=0.01)
+    assert released["lost"] == kept["lost"] > 0
+
+
 def test_a_hidden_float_copy_raises_the_peak() -> None:
     """The control."""
 
