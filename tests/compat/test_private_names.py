@@ -23,6 +23,7 @@ COMPAT = PACKAGE / "compat"
 DOCUMENTED = {
     "_replace": "collections.namedtuple",
     "_asdict": "collections.namedtuple",
+    "_fields": "collections.namedtuple",
     "_fields_": "ctypes.Structure",
 }
 #: Private names of other packages that stand outside of compat, as file and name, and why.
