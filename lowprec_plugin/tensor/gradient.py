@@ -18,11 +18,13 @@ from lowprec_plugin.arithmetic import ops
 from lowprec_plugin.arithmetic.blocks import Blocks, unwritten_blocks
 from lowprec_plugin.arithmetic.random_bits import key_of, substream
 from lowprec_plugin.compat.autograd import version_of
+from lowprec_plugin.compat.callers import distribute_tensor_calls
 from lowprec_plugin.compat.operators import unscale
 from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.tensor.coded import Coded, check_not_left
 from lowprec_plugin.tensor.integrity import Pickled, check_read
 from lowprec_plugin.tensor.opening import current
+from lowprec_plugin.tensor.operations import view
 from lowprec_plugin.tensor.rules import dispatch
 from lowprec_plugin.tensor.tensor import FixedPointTensor
 
@@ -259,6 +261,18 @@ def _add_(target: Any, other: Any, *, alpha: Any = 1) -> Any:
         return NotImplemented
     target._gather(other.detach(), fresh=False)
     return target
+
+
+@_rule(aten.slice.Tensor)
+def _slice(source: Any, *args: Any, **kwargs: Any) -> Any:
+    return view(aten.slice.Tensor, (source, *args), kwargs)
+
+
+@_rule(aten.split.Tensor, aten.split_with_sizes.default)
+def _split(source: Any, sizes: Any, dim: int = 0) -> Any:
+    """Windows on all of it, as slices are: rows that are a tensor of their own would take the factor as theirs."""
+    function = aten.split.Tensor if isinstance(sizes, int) else aten.split_with_sizes.default
+    return NotImplemented if distribute_tensor_calls() else view(function, (source, sizes, dim), {})
 
 
 @_rule(aten.clone.default)

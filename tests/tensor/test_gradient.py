@@ -81,6 +81,18 @@ def test_what_is_no_number_is_rounded() -> None:
     assert codes.factor is None
 
 
+@pytest.mark.parametrize(
+    "rows", [lambda g: g[:3], lambda g: g.narrow(0, 0, 3), lambda g: g.split(3)[0], lambda g: g.split([3, 37])[0]]
+)
+def test_rows_that_are_written_to_after_clipping_leave_the_others_clipped(rows: Callable[[Tensor], Tensor]) -> None:
+    codes, floats = gradient()
+    codes.mul_(0.25)
+    rows(codes).zero_()
+    wanted = floats * 0.25
+    wanted[:3] = 0
+    torch.testing.assert_close(codes.dequantize(), wanted, rtol=0, atol=1e-4)
+
+
 def test_dividing_by_zero_is_not_finite() -> None:
     codes, _ = gradient()
     codes.div_(0)
