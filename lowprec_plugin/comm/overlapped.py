@@ -1,4 +1,4 @@
-"""Gradients kept small, or not at all, under ``DistributedDataParallel``, which is told to leave their parameters out.
+"""Gradients kept small, or not at all, under ``DistributedDataParallel``, which ignores their parameters.
 
 Its reducer would hold a float for each of them for good. Here float gradients wait in a bucket until that is full, the
 means take their place, and those become what is kept at once, or are used at once where none is: of two buckets at a

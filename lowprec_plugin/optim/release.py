@@ -25,6 +25,7 @@ from lowprec_plugin.optim.adopted import Adopted
 from lowprec_plugin.optim.finite import NonFiniteGradientError, first_nonfinite
 from lowprec_plugin.optim.naming import described, names_in
 from lowprec_plugin.optim.options import StepOptions
+from lowprec_plugin.optim.params import params_of
 from lowprec_plugin.tensor.gradient_hook import is_exchanged_first, releases_gradient
 from lowprec_plugin.text.option_error import Option, OptionError
 
@@ -194,7 +195,7 @@ class Releasing:
         """Update parameters from now on, and have no other optimizer do so; note what comes of the others."""
         optimizer = self._optimizer()
         assert optimizer is not None
-        for param in (param for group in optimizer.param_groups for param in group["params"]):
+        for param in params_of(optimizer):
             hook: Callable[[Tensor], None] = self if releases_gradient(param) else self.note
             if param.is_floating_point() and hook not in (hooks := gradient_hooks(param)):  # an integer has no gradient
                 for other in hooks:
@@ -206,7 +207,7 @@ class Releasing:
         """The optimizer is one of floats again, and its parameters are."""
         optimizer = self._optimizer()
         assert optimizer is not None
-        for param in (param for group in optimizer.param_groups for param in group["params"]):
+        for param in params_of(optimizer):
             for hook in (self, self.note):
                 remove_gradient_hook(param, hook)
         for handle in self._handles:
@@ -229,12 +230,12 @@ def _others(param: Tensor, own: Releasing) -> Iterator[Adopted]:
 
 def released(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The parameters of ``optimizer`` whose gradients are to be released."""
-    return [param for group in optimizer.param_groups for param in group["params"] if releases_gradient(param)]
+    return [param for param in params_of(optimizer) if releases_gradient(param)]
 
 
 def _kept(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The other parameters of ``optimizer``."""
-    return [param for group in optimizer.param_groups for param in group["params"] if not releases_gradient(param)]
+    return [param for param in params_of(optimizer) if not releases_gradient(param)]
 
 
 def _state_of(grad: Tensor) -> tuple[int, int]:

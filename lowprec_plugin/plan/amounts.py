@@ -157,7 +157,7 @@ def _backward(storage: Storage, inventory: Inventory, activations: int) -> int:
 def under_ddp(storage: Storage, inventory: Inventory, activations: int, ranks: int, bucket_view: bool) -> Amounts:
     """``DistributedDataParallel``, whose buckets are a second copy of the gradients unless they are views of it.
 
-    It is told to leave out parameters whose gradients are codes, but for the smallest if it would have none. Their
+    It ignores the parameters whose gradients are codes, but for the smallest if it would have none. Their
     floats wait in buckets of the wire's.
     """
     coded = [param for param in inventory.trainable if storage.coded(param, param.shape) is not None]

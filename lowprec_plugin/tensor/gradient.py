@@ -245,7 +245,6 @@ def _unscale_(targets: list[Any], found: Tensor, inverse: Tensor) -> None:
         unscale(floats, found, inverse)
     for target in targets:
         if isinstance(target, FixedPointGradient):
-            assert target._exponents is not None
             bad = ops.first_nonfinite([target.stored]) is not None
             target._multiply(inverse)
             if bad:

@@ -95,6 +95,14 @@ def test_float_gradients_of_two_parameters_do_not_exist_together() -> None:
     assert all(number == 0 for number, _ in most.values())
 
 
+def give_as_floats(module: nn.Module, twin: nn.Module) -> None:
+    """The gradients of ``module`` to ``twin``, as the floats that they stand for."""
+    for param, same in zip(module.parameters(), twin.parameters(), strict=True):
+        assert param.grad is not None
+        fixed = isinstance(param.grad, FixedPointGradient)
+        same.grad = param.grad.dequantize() if fixed else param.grad.clone()
+
+
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_a_fused_step_is_that_by_the_floats_that_the_codes_stand_for(kind: Any, clip: float | None) -> None:
@@ -104,10 +112,7 @@ def test_a_fused_step_is_that_by_the_floats_that_the_codes_stand_for(kind: Any, 
         backward(module, seed)
         if clip is not None:
             nn.utils.clip_grad_norm_(module.parameters(), clip)
-        for param, same in zip(module.parameters(), twin.parameters(), strict=True):
-            assert param.grad is not None
-            fixed = isinstance(param.grad, FixedPointGradient)
-            same.grad = param.grad.dequantize() if fixed else param.grad.clone()
+        give_as_floats(module, twin)
         optimizer.step()
         other.step()
         assert alike(module, twin)
@@ -120,10 +125,7 @@ def test_an_optimizer_without_a_fused_step_reads_them_as_floats(make: Callable[.
     optimizer, other = (optim.adopt(make(each.parameters(), lr=1e-2)) for each in (module, twin))
     for seed in range(3):
         backward(module, seed)
-        for param, same in zip(module.parameters(), twin.parameters(), strict=True):
-            assert param.grad is not None
-            fixed = isinstance(param.grad, FixedPointGradient)
-            same.grad = param.grad.dequantize() if fixed else param.grad.clone()
+        give_as_floats(module, twin)
         optimizer.step()
         other.step()
         assert alike(module, twin)
