@@ -85,6 +85,20 @@ def loss_of(model, batch):
     return F.cross_entropy(model(batch[0]).float().flatten(0, 1), batch[1].flatten())
 
 
+def schedule_of(optimizer, steps):
+    """100 steps of warm-up, then a cosine to zero."""
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - 100)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [100])
+
+
+def validation_loss(model, data):
+    """The mean of 100 batches, the same for every model."""
+    with torch.no_grad():
+        fixed = torch.Generator().manual_seed(1)
+        return sum(loss_of(model, batch_of(data, fixed)).item() for _ in range(100)) / 100
+
+
 def train(variant, seed, steps, lr):
     torch.manual_seed(seed)
     model = Transformer()
@@ -99,9 +113,7 @@ def train(variant, seed, steps, lr):
         weights, state, rounding = how
         optim.quantize_(model, f"fixed{weights}", rounding=rounding, seed=seed)
         optimizer = optim.AdamW(model.parameters(), **options, state_word_length=state, rounding=rounding)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - 100)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [100])
+    schedule = schedule_of(optimizer, steps)
     training, validation = text()
     order, start = torch.Generator().manual_seed(seed), time.perf_counter()
     for step in range(steps):
@@ -113,12 +125,9 @@ def train(variant, seed, steps, lr):
         optimizer.step()
         schedule.step()
     seconds = time.perf_counter() - start
-    with torch.no_grad():
-        fixed = torch.Generator().manual_seed(1)
-        losses = [loss_of(model, batch_of(validation, fixed)).item() for _ in range(100)]
     held = memory.report(model, optimizer)
     return {
-        "variant": variant, "seed": seed, "steps": steps, "lr": lr, "val_loss": sum(losses) / len(losses),
+        "variant": variant, "seed": seed, "steps": steps, "lr": lr, "val_loss": validation_loss(model, validation),
         "bytes_per_parameter": held.per_parameter, "step_ms": 1e3 * seconds / steps, "parameters": held.elements,
         "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from bytes_transformer import Transformer, batch_of, loss_of, text
+from bytes_transformer import Transformer, batch_of, loss_of, schedule_of, text, validation_loss
 from torch import nn
 
 from lowprec_plugin import memory, optim
@@ -56,9 +56,7 @@ def train(variant, seed, steps, lr, clip):
         optimizer = optim.AdamW(model.parameters(), **options, state_word_length=8)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), **options)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - 100)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [100])
+    schedule = schedule_of(optimizer, steps)
     training, validation = text()
     order, start, bites, held = torch.Generator().manual_seed(seed), time.perf_counter(), 0, None
     for step in range(steps):
@@ -73,12 +71,9 @@ def train(variant, seed, steps, lr, clip):
         optimizer.zero_grad()
         schedule.step()
     seconds = time.perf_counter() - start
-    with torch.no_grad():
-        fixed = torch.Generator().manual_seed(1)
-        losses = [loss_of(model, batch_of(validation, fixed)).item() for _ in range(100)]
     return {
         "variant": variant, "seed": seed, "steps": steps, "lr": lr, "clip": clip, "clipped": bites / steps,
-        "val_loss": sum(losses) / len(losses),
+        "val_loss": validation_loss(model, validation),
         "bytes_per_parameter": held.per_parameter + held.gradients / held.elements,
         "step_ms": 1e3 * seconds / steps, "parameters": held.elements,
         "python": platform.python_version(), "torch": torch.__version__,

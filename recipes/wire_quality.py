@@ -85,9 +85,7 @@ class ByteModel(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps - 100)
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [100])
+        schedule = bytes_transformer.schedule_of(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -116,10 +114,7 @@ def train(task, variant, seed, root):
         result["accuracy"] = (logits.argmax(-1) == labels).float().mean().item()
     else:
         trainer.fit(module, DataLoader(loader, batch_size=None))
-        validation, fixed = bytes_transformer.text()[1], torch.Generator().manual_seed(1)
-        batches = [bytes_transformer.batch_of(validation, fixed) for _ in range(100)]
-        with torch.no_grad():
-            result["val_loss"] = sum(bytes_transformer.loss_of(module.network, each).item() for each in batches) / 100
+        result["val_loss"] = bytes_transformer.validation_loss(module.network, bytes_transformer.text()[1])
     sent = watch.sent and {key: watch.sent[key] for key in ("bytes_sent_per_step", "float32_bytes_per_step")}
     return result | {"sent": sent, "seconds": time.perf_counter() - start, "torch": torch.__version__}
 

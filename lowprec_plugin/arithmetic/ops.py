@@ -27,6 +27,8 @@ from lowprec_plugin.formats import FixedPointFormat
 from lowprec_plugin.text.option_error import Option, OptionError
 
 ROUNDINGS = ("stochastic", "nearest")
+#: Of gradients in floats that every backend reads as they are.
+GRADIENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_rounding(rounding: str) -> None:

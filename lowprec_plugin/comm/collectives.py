@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.arithmetic.reference.wire import Piece, blocks_of, chunk_bytes, chunk_of
-from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, gather, keys
+from lowprec_plugin.comm.exchange import Exchange, Gradient, gather, keys
 from lowprec_plugin.comm.exchange import reduce_scatter as exchange_reduce_scatter
 from lowprec_plugin.comm.handshake import agreement
 from lowprec_plugin.formats import check_integer, check_kind
@@ -204,7 +204,7 @@ def _check_floats(tensor: Tensor) -> None:
             f"a {type(tensor).__name__} is not floats in memory: give floats (dequantize()), or of shards those of "
             "this rank (to_local())"
         )
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in ops.GRADIENT_DTYPES:
         raise ValueError(
             f"only float32, bfloat16 and float16 tensors can travel in fixed-point, not {tensor.dtype}: convert it"
         )

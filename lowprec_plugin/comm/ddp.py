@@ -27,7 +27,7 @@ from lowprec_plugin.arithmetic.blocks import Blocks, empty_blocks
 from lowprec_plugin.arithmetic.devices import accelerated
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.arithmetic.reference.wire import BLOCK, RESIDUAL, blocks_of
-from lowprec_plugin.comm.exchange import DTYPES, Exchange, Gradient, Traffic, gather, is_plain, keys, total
+from lowprec_plugin.comm.exchange import Exchange, Gradient, Traffic, gather, is_plain, keys, total
 from lowprec_plugin.comm.group import own_group
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.comm.overlapped import Overlapped
@@ -298,7 +298,7 @@ def check_feedback(word_length: int | None, error_feedback: bool, prefix: str = 
 
 def _check_gradients(module: nn.Module, params: dict[str, nn.Parameter]) -> None:
     for name, param in params.items():
-        if param.dtype not in DTYPES:
+        if param.dtype not in ops.GRADIENT_DTYPES:
             raise ValueError(
                 f"the gradient of {name} is {param.dtype}, and only float32, bfloat16 and float16 can travel in "
                 "fixed-point: convert the parameter, freeze it, or send gradients as floats (no hook, or "

@@ -31,8 +31,6 @@ from lowprec_plugin.arithmetic.reference.wire import BLOCK, Chunk, Piece, blocks
 from lowprec_plugin.comm.worker import wait
 from lowprec_plugin.compat.renamed import all_gather_single
 
-#: Of numbers that can be rounded and read.
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Blocks of one part: a million numbers.
 PART = 4096
 _ALIGNMENT = 16

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from lowprec_plugin.arithmetic import ops, wire_ops
 from lowprec_plugin.arithmetic.random_bits import stream_of
 from lowprec_plugin.arithmetic.reference.wire import BLOCK
-from lowprec_plugin.comm.exchange import DTYPES, Exchange, Traffic, reduce_scatter
+from lowprec_plugin.comm.exchange import Exchange, Traffic, reduce_scatter
 from lowprec_plugin.comm.handshake import parameter_terms, shake_hands
 from lowprec_plugin.compat.fsdp import mixed_precision_of, reducers_of, state_of
 from lowprec_plugin.compat.renamed import all_gather_single, reduce_scatter_single
@@ -216,7 +216,7 @@ def _check_gradients(groups: dict[str, tuple[list[FSDPModule], list[DTensor]]]) 
         policy = mixed_precision_of(modules[0])
         for param in params:
             dtype = policy.reduce_dtype or policy.param_dtype or param.dtype
-            if param.requires_grad and dtype not in DTYPES:
+            if param.requires_grad and dtype not in ops.GRADIENT_DTYPES:
                 raise ValueError(
                     f"gradients of {name} are reduced in {dtype}, and only float32, bfloat16 and float16 can travel in "
                     "fixed-point: convert the module, say MixedPrecisionPolicy(reduce_dtype=torch.float32), or send "

@@ -16,9 +16,6 @@ from lowprec_plugin.tensor import FixedPointTensor
 from lowprec_plugin.tensor.dtensor import fixed_part, local_part, on_any_rank
 from lowprec_plugin.tensor.gradient import FixedPointGradient
 
-#: The dtypes of gradients that updates read.
-_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
-
 
 class NonFiniteGradientError(ValueError):
     """A gradient is NaN or infinite: the step was refused and nothing was written."""
@@ -77,7 +74,7 @@ def gradient_of(param: Tensor) -> Tensor | ops.StoredGradient:
     """
     assert param.grad is not None
     grad = local_part(param.grad)
-    if grad.dtype in _TAKEN and not isinstance(grad, FixedPointTensor):
+    if grad.dtype in ops.GRADIENT_DTYPES and not isinstance(grad, FixedPointTensor):
         return grad
     part = fixed_part(param)
     if part is None:

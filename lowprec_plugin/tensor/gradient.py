@@ -99,7 +99,7 @@ class FixedPointGradient(FixedPointTensor):
         check_not_left(self)
         key = key_of(substream(self.stream, "in place"), self.roundings)
         self.roundings += 1
-        grad = grad if grad.dtype in (torch.float32, torch.bfloat16, torch.float16) else grad.float()
+        grad = grad if grad.dtype in ops.GRADIENT_DTYPES else grad.float()
         ops.gather_(
             grad.reshape(self._codes.shape), self._planes, self.format, factor=self._shared.factor, fresh=fresh,
             rounding=self.rounding, key=key, first_row=self.first_row,
